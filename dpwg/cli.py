@@ -1,0 +1,414 @@
+"""The command line. Every verb prints for people, or one JSON value with `--json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0, or 2 after one clear line on bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        answer = options.run(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"dpwg: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(_plain(answer), indent=2, allow_nan=False))
+    elif answer is not None:
+        print(_table(answer))
+    return 0
+
+
+def _data(options: argparse.Namespace) -> Any:
+    from dpwg.data import RENDERED_SETS, open_records, render
+
+    answer = []
+    for name in options.sets or RENDERED_SETS:
+        for _ in _bar(render(name, count=options.count), f"rendering {name}"):
+            pass
+        records = open_records(name, count=options.count)
+        answer.append({"name": name, "records": len(records), "digest": records.digest})
+    return answer
+
+
+def _tokenizer(options: argparse.Namespace) -> Any:
+    import torch
+
+    from dpwg.checkpoint import checkpoint_root, load_tokenizer, save_tokenizer
+    from dpwg.config import TokenizerConfig
+    from dpwg.data import open_records
+    from dpwg.data.tensors import coarse_batches
+    from dpwg.evaluate import tokenizer_quality
+    from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
+
+    folder = options.out or checkpoint_root() / "tokenizer"
+    if options.evaluate:
+        return tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate)).to_json()
+    records = open_records(options.data, count=options.count)
+    torch.manual_seed(options.seed)
+    tokenizer = SpectralTokenizer(TokenizerConfig(codebook_sizes=tuple(options.codebook_sizes)))
+    size = tokenizer.config.coarse_size
+    images_NCHW = torch.cat(list(_bar(coarse_batches(records, size), "coarse images")))
+    settings = _settings(TokenizerTraining, options)
+    for report in _bar(train_tokenizer(tokenizer, images_NCHW, settings), "tokenizer"):
+        last = report
+    save_tokenizer(folder, tokenizer)
+    return {"folder": str(folder), "steps": last.steps, "seconds": last.seconds}
+
+
+def _pretrain(options: argparse.Namespace) -> Any:
+    import torch
+
+    from dpwg.checkpoint import Release, checkpoint_root, load_tokenizer, save_release
+    from dpwg.data import open_records
+    from dpwg.inputs import PUBLIC_INPUTS
+    from dpwg.model import WaveletGPT
+    from dpwg.pipeline import default_encoder
+    from dpwg.privacy.accounting import Ledger
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.training.pretrain import Pretraining, pretrain
+
+    tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_folder)
+    examples = _examples(open_records(options.data, count=options.count), tokenizer)
+    torch.manual_seed(options.seed)
+    model = WaveletGPT.for_tokenizer(tokenizer)
+    settings = _settings(Pretraining, options)
+    for report in _bar(pretrain(model, examples, settings, options.run_folder), "pretraining"):
+        last = report
+    card = PrivacyCard.from_ledger(
+        Ledger(),
+        delta=options.delta,
+        dataset="none: public data only",
+        records=0,
+        max_grad_norm=None,
+        public_inputs=PUBLIC_INPUTS,
+        target_epsilon=0.0,
+    )
+    release = Release(
+        model=model, tokenizer=tokenizer, card=card, text_encoder=default_encoder().digest
+    )
+    save_release(options.out, release, tokenizer_folder=tokenizer_folder)
+    return {"folder": str(options.out), "steps": last.steps, "seconds": last.seconds}
+
+
+def _finetune(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import Release, load_release, save_release
+    from dpwg.data import open_records
+    from dpwg.inputs import PUBLIC_INPUTS
+    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.training.finetune import Finetuning, PrivateTraining
+
+    base = load_release(options.base)
+    records = open_records(options.data, count=options.count)
+    sizes = {
+        "records": len(records),
+        "batch_size": options.batch,
+        "steps": options.steps,
+        "delta": options.delta,
+        "max_grad_norm": options.max_grad_norm,
+    }
+    private = math.isfinite(options.epsilon)
+    if private:
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=options.epsilon)
+    else:
+        plan = PrivacyPlan(**sizes, noise_multiplier=0.0)
+    training = PrivateTraining(
+        base.model.requires_grad_(True),
+        _examples(records, base.tokenizer),
+        plan,
+        _settings(Finetuning, options),
+        _new_or_resumed(options.run_folder, resume=options.resume),
+    )
+    with tqdm(total=plan.steps, desc=f"epsilon {options.epsilon:g}", unit="step") as bar:
+        for report in training.run():
+            bar.update(report.step - bar.n)
+            bar.set_postfix(loss=f"{report.loss:.3f} (private)", epsilon=f"{report.epsilon:.3f}")
+    card = PrivacyCard.from_ledger(
+        training.ledger,
+        delta=plan.delta,
+        dataset=records.name,
+        records=plan.records,
+        max_grad_norm=plan.max_grad_norm if private else None,
+        public_inputs=PUBLIC_INPUTS,
+        target_epsilon=options.epsilon if private else None,
+    )
+    release = Release(
+        model=base.model, tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
+    )
+    save_release(options.out, release, tokenizer_folder=options.tokenizer)
+    return {"folder": str(options.out), "epsilon": card.epsilon, "steps": card.steps}
+
+
+def _sample(options: argparse.Namespace) -> Any:
+    from PIL import Image
+
+    from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.spectra import bands_figure
+
+    if options.n < 1:
+        raise ValueError(f"Expected n={options.n} >= 1.")
+    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint)
+    result = pipeline(
+        [options.caption] * options.n,
+        seed=options.seed,
+        guidance=options.guidance,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        upsampler=options.upsampler,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
+        Image.fromarray(coarse).save(options.out / f"coarse-{index}.png")
+        Image.fromarray(image).save(options.out / f"image-{index}.png")
+    bands_figure(result.image[0] / 255.0, levels=len(result.bands) - 1).save(
+        options.out / "bands.png"
+    )
+    answer = {"checkpoint": options.checkpoint, **result.to_json()}
+    (options.out / "result.json").write_text(json.dumps(answer, indent=2) + "\n")
+    return answer
+
+
+def _list(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import checkpoint_names, describe
+
+    return [describe(name) for name in checkpoint_names()]
+
+
+def _account(options: argparse.Namespace) -> Any:
+    from dpwg.privacy.accounting import calibrate_noise, check_delta, epsilons
+
+    check_delta(options.delta, records=options.records)
+    question = {
+        "sampling_rate": options.batch / options.records,
+        "steps": options.steps,
+        "delta": options.delta,
+    }
+    noise = options.noise_multiplier
+    if noise is None:
+        noise = calibrate_noise(**question, target_epsilon=options.epsilon)
+    spent = epsilons(**question, noise_multiplier=noise)
+    return {
+        **question,
+        "records": options.records,
+        "batch": options.batch,
+        "noise_multiplier": noise,
+        "epsilon": spent.pld,
+        "epsilon_pld": spent.pld,
+        "epsilon_prv": spent.prv,
+        "epsilon_rdp": spent.rdp,
+    }
+
+
+def _bench(options: argparse.Namespace) -> Any:
+    from dpwg.bench import measure
+
+    return measure(options.checkpoint, micro_batch=options.micro_batch)
+
+
+def _evaluate(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import checkpoint_names, describe, load_release
+    from dpwg.data import open_records
+    from dpwg.evaluate import held_out_loss, sheet
+
+    names = options.checkpoints or checkpoint_names()
+    if options.sheet:
+        captions = options.captions.read_text().splitlines()
+        picture = sheet(names, captions, seed=options.seed, guidance=options.guidance)
+        picture.save(options.sheet)
+        return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
+    records = open_records(options.data, count=options.count)
+    rows = []
+    for name in names:
+        examples = _examples(records, load_release(name).tokenizer)
+        for _, loss in _bar(held_out_loss(name, examples), name):
+            last = loss
+        rows.append({"name": name, "epsilon": describe(name)["epsilon"], "loss": last})
+    answer = {"data": records.name, "records": len(records), "nats_per_code": rows}
+    if options.out:
+        options.out.write_text(json.dumps(answer, indent=2) + "\n")
+    return answer
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dpwg", description="Differentially private text-to-image generation."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print one JSON value")
+        command.set_defaults(run=run)
+        return command
+
+    data = verb("data", _data, "render the embedded data sets")
+    data.add_argument("sets", nargs="*", help="which ones; all by default")
+    data.add_argument("--count", type=int, help="only the first records")
+
+    tokenizer = verb("tokenizer", _tokenizer, "train the spectral tokenizer on public images")
+    _add_data(tokenizer, "public-train")
+    tokenizer.add_argument("--codebook-sizes", type=int, nargs="+", default=[1024, 1024, 1024])
+    tokenizer.add_argument("--steps", type=int, help="optimizer steps")
+    tokenizer.add_argument("--seed", type=int, default=0)
+    tokenizer.add_argument("--out", type=Path, help="folder; checkpoints/tokenizer by default")
+    tokenizer.add_argument("--evaluate", metavar="SET", help="measure PSNR on a set instead")
+
+    pretrain = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
+    _add_data(pretrain, "public-train")
+    pretrain.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
+    pretrain.add_argument("--steps", type=int)
+    pretrain.add_argument("--learning-rate", type=float)
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--delta", type=float, default=1e-5)
+    pretrain.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))
+    pretrain.add_argument("--out", type=Path, default=Path("checkpoints/faces/public"))
+
+    finetune = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
+    _add_data(finetune, "faces-train")
+    finetune.add_argument("--base", default="faces/public", help="checkpoint to start from")
+    finetune.add_argument("--epsilon", type=float, required=True, help="inf: without privacy")
+    finetune.add_argument("--delta", type=float, default=1e-5)
+    finetune.add_argument("--batch", type=int, default=1024, help="expected size of a batch")
+    finetune.add_argument("--steps", type=int, default=100)
+    finetune.add_argument("--max-grad-norm", type=float, default=1.0)
+    finetune.add_argument("--learning-rate", type=float)
+    finetune.add_argument("--warmup", type=int)
+    finetune.add_argument("--ema-decay", type=float)
+    finetune.add_argument("--lora-rank", type=int, help="0 trains every parameter")
+    finetune.add_argument("--micro-batch", type=int)
+    finetune.add_argument("--precision", choices=("bfloat16", "float32"))
+    finetune.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
+    finetune.add_argument("--run-folder", type=Path, required=True, help="private training state")
+    finetune.add_argument("--resume", action="store_true", help="go on with the run folder")
+    finetune.add_argument("--out", type=Path, required=True, help="release folder")
+
+    sample = verb("sample", _sample, "generate images of a caption")
+    sample.add_argument("--checkpoint", default="faces/eps-10")
+    sample.add_argument("--caption", required=True)
+    sample.add_argument("--n", type=int, default=1)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--guidance", type=float, default=2.0)
+    sample.add_argument("--temperature", type=float, default=1.0)
+    sample.add_argument("--top-k", type=int, default=0)
+    sample.add_argument("--top-p", type=float, default=1.0)
+    sample.add_argument("--upsampler", default="realesrgan-anime")
+    sample.add_argument("--out", type=Path, required=True)
+
+    verb("list", _list, "show every checkpoint with its privacy figures")
+
+    account = verb("account", _account, "answer with noise and epsilon, by PLD, PRV and RDP")
+    account.add_argument("--records", type=int, required=True)
+    account.add_argument("--batch", type=int, required=True)
+    account.add_argument("--steps", type=int, required=True)
+    account.add_argument("--delta", type=float, default=1e-5)
+    known = account.add_mutually_exclusive_group(required=True)
+    known.add_argument("--epsilon", type=float)
+    known.add_argument("--noise-multiplier", type=float)
+
+    bench = verb("bench", _bench, "measure training, sampling and start-up on this machine")
+    bench.add_argument("--checkpoint", default="faces/public")
+    bench.add_argument("--micro-batch", type=int, default=64)
+
+    evaluate = verb("evaluate", _evaluate, "measure checkpoints on held-out records")
+    evaluate.add_argument("checkpoints", nargs="*", help="all by default")
+    _add_data(evaluate, "faces-test")
+    evaluate.add_argument("--out", type=Path, help="write the answer to this file")
+    evaluate.add_argument("--sheet", type=Path, help="draw captions by checkpoints instead")
+    evaluate.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--guidance", type=float, default=2.0)
+    return parser
+
+
+def _add_data(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--data", default=default, help="a rendered set, or a folder of images")
+    command.add_argument("--count", type=int, help="only the first records of a rendered set")
+
+
+def _settings(kind: type[T], options: argparse.Namespace) -> T:
+    """The settings of a run: defaults, but for what the command line gave."""
+    given = vars(options)
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{n: v for n, v in given.items() if n in known and v is not None})
+
+
+def _new_or_resumed(folder: Path, *, resume: bool) -> Path:
+    if (folder / "latest").exists() and not resume:
+        raise ValueError(
+            f"{folder} holds a run already; pass --resume to go on with it, or another folder."
+        )
+    if resume and not (folder / "latest").exists():
+        raise ValueError(f"Expected a run to resume in {folder}, found none.")
+    return folder
+
+
+def _examples(records: Any, tokenizer: Any) -> Any:
+    """The set's training examples, with a bar while they are encoded."""
+    from dpwg.data.cache import cache_root
+    from dpwg.pipeline import default_encoder
+    from dpwg.training.examples import prepare_examples
+
+    with tqdm(total=2 * len(records), desc=f"encoding {records.name}", unit="") as bar:
+        return prepare_examples(
+            records,
+            default_encoder(),
+            tokenizer,
+            cache_root() / "encoded",
+            progress=lambda stage, done, total: bar.update(
+                done + (total if stage == "images" else 0) - bar.n
+            ),
+        )
+
+
+def _bar(reports: Iterable[T], title: str) -> Iterator[T]:
+    """The same reports, with a progress bar on standard error."""
+    with tqdm(desc=title, unit="") as bar:
+        for report in reports:
+            if hasattr(report, "steps"):
+                bar.total = report.steps
+                bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
+            step = getattr(report, "step", report[0] if isinstance(report, tuple) else report)
+            bar.update(step - bar.n if isinstance(step, int) else 1)
+            yield report
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: numbers that JSON does not know become null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _table(answer: Any) -> str:
+    """A list of dicts as columns, one dict as lines."""
+    if isinstance(answer, dict):
+        return "\n".join(f"{name}: {_cell(value)}" for name, value in answer.items())
+    if not answer:
+        return "none"
+    rows = [list(answer[0]), *([_cell(v) for v in row.values()] for row in answer)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""Settings of every trained part: frozen, validated once, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all settings: plain JSON values, unknown names refused."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{cls.__name__} has no {unknown}; it knows {sorted(known)}.")
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(Config):
+    """The spectral tokenizer.
+
+    Scale 0 is the LL band of `coarse_size / 2**levels` pixels a side, scale s the three details
+    that lead from there to the next size. Every scale is cut into `grid` x `grid` positions, a position
+    into `split` x `split` patches, and each patch is one code from the scale's codebook.
+    """
+
+    coarse_size: int = 32
+    levels: int = 2
+    grid: int = 4
+    split: int = 2
+    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024)
+    width: int = 256
+    heads: int = 4
+    encoder_blocks: int = 2
+    decoder_blocks: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.codebook_sizes) != self.levels + 1:
+            raise ValueError(
+                f"Expected {self.levels + 1} codebook_sizes, found {len(self.codebook_sizes)}; "
+                "give one for LL and one for each level of details."
+            )
+        cells = self.grid * self.split
+        if self.coarse_size % (cells << self.levels):
+            raise ValueError(
+                f"Expected coarse_size={self.coarse_size} to be a multiple of "
+                f"grid * split * 2**levels = {cells << self.levels}."
+            )
+
+    @property
+    def scales(self) -> int:
+        return self.levels + 1
+
+    @property
+    def positions(self) -> int:
+        """Positions of one scale."""
+        return self.grid**2
+
+    @property
+    def codes(self) -> int:
+        """Codes of one position."""
+        return self.split**2
+
+    @property
+    def tokens(self) -> int:
+        """Codes of a whole image."""
+        return self.scales * self.positions * self.codes
+
+    @property
+    def code_widths(self) -> tuple[int, ...]:
+        """The number of wavelet coefficients that a code of each scale stands for."""
+        sides = [self.band_size(scale) // (self.grid * self.split) for scale in range(self.scales)]
+        return tuple(3 * side**2 * (3 if scale else 1) for scale, side in enumerate(sides))
+
+    def band_size(self, scale: int) -> int:
+        """The side of a scale's bands in coefficients."""
+        return self.coarse_size >> (self.levels - max(scale - 1, 0))
+
+    def image_size(self, scale: int) -> int:
+        """The side of the image that scales 0..scale decode to."""
+        return self.coarse_size >> (self.levels - scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """WaveletGPT. The code sizes are its tokenizer's, the text sizes its text encoder's."""
+
+    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024)
+    code_widths: tuple[int, ...] = (3, 9, 36)
+    positions: int = 16
+    codes: int = 4
+    text_width: int = 384
+    text_tokens: int = 40
+    width: int = 256
+    blocks: int = 6
+    heads: int = 4
+    code_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+        if len(self.codebook_sizes) != len(self.code_widths):
+            raise ValueError(
+                f"Expected as many code_widths as codebook_sizes={self.codebook_sizes}, found "
+                f"{self.code_widths}."
+            )
+
+    @property
+    def scales(self) -> int:
+        return len(self.codebook_sizes)
+
+    @property
+    def length(self) -> int:
+        """Positions of an image."""
+        return self.scales * self.positions
+
+    @property
+    def tokens(self) -> int:
+        """Codes of an image."""
+        return self.length * self.codes

@@ -1,0 +1,112 @@
+"""Measurements on held-out records, for the tables and the sheet in the documentation.
+
+Held-out records are not training records, so nothing here touches the privacy budget; it must not
+be used to choose among private checkpoints all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+
+from dpwg.checkpoint import load_release
+from dpwg.data.records import Records
+from dpwg.data.tensors import coarse_batches
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.examples import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerQuality:
+    """PSNR in dB of each partial decode against the matching coarse image, and codebook use."""
+
+    images: int
+    tokens: int
+    psnr: dict[str, float]
+    codes_used: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "codes_used": list(self.codes_used)}
+
+
+def tokenizer_quality(tokenizer: SpectralTokenizer, records: Records) -> TokenizerQuality:
+    """Measure a tokenizer on all images of a set: the mean squared error over the set, as PSNR."""
+    config = tokenizer.config
+    errors = [0.0] * config.scales
+    used = [torch.zeros(size, dtype=torch.bool) for size in config.codebook_sizes]
+    for batch in coarse_batches(records, config.coarse_size):
+        image_BCHW = batch.float() / 255
+        codes = tokenizer.encode(image_BCHW)
+        for scale in range(config.scales):
+            target = F.avg_pool2d(image_BCHW, 1 << (config.levels - scale))
+            decoded = tokenizer.decode(codes[: scale + 1])
+            errors[scale] += float((decoded - target).square().mean((1, 2, 3)).sum())
+            used[scale][codes[scale].flatten()] = True
+    sizes = [config.image_size(scale) for scale in range(config.scales)]
+    return TokenizerQuality(
+        images=len(records),
+        tokens=config.tokens,
+        psnr={
+            f"{size}x{size}": -10 * math.log10(error / len(records))
+            for size, error in zip(sizes, errors, strict=True)
+        },
+        codes_used=tuple(int(seen.sum()) for seen in used),
+    )
+
+
+@torch.no_grad()
+def held_out_loss(
+    checkpoint: str, examples: Examples, *, batch: int = 64
+) -> Iterator[tuple[int, float]]:
+    """Nats per code of a checkpoint on a set; yields (records done, mean so far)."""
+    model = load_release(checkpoint).model.bfloat16()
+    total = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, len(examples), batch):
+        chosen_B = torch.arange(start, min(start + batch, len(examples)))
+        part = examples.batch(chosen_B, caption_dropout=0.0, generator=generator)
+        total += float(
+            model.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes).sum()
+        )
+        yield start + len(chosen_B), total / (start + len(chosen_B))
+
+
+def sheet(
+    checkpoints: Sequence[str], captions: Sequence[str], *, seed: int, guidance: float
+) -> Image.Image:
+    """A picture of captions (rows) by checkpoints (columns), all from one seed."""
+    cell, margin, left, top = 128, 8, 330, 40
+    width = left + len(checkpoints) * (cell + margin)
+    height = top + len(captions) * (cell + margin)
+    picture = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
+    for column, name in enumerate(checkpoints):
+        pipeline = DPWaveletPipeline.from_pretrained(name)
+        x = left + column * (cell + margin)
+        draw.text((x, 12), name.rpartition("/")[2], "black", font)
+        result = pipeline(captions, seed=[seed] * len(captions), guidance=guidance)
+        for row, image in enumerate(result.image):
+            picture.paste(Image.fromarray(np.asarray(image)), (x, top + row * (cell + margin)))
+    for row, caption in enumerate(captions):
+        lines = _wrapped(caption, font, left - 2 * margin)
+        draw.multiline_text((margin, top + row * (cell + margin)), lines, "black", font)
+    return picture
+
+
+def _wrapped(text: str, font: Any, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

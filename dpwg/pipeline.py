@@ -1,0 +1,153 @@
+"""Captions to images: text, tokens scale by scale, coarse image, full image."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpwg.checkpoint import Release, load_release, save_release
+from dpwg.privacy.card import PrivacyCard
+from dpwg.sampling import Sampling, sample
+from dpwg.text import TextEncoder
+from dpwg.upsample import Upsampler, get_upsampler
+from dpwg.wavelet import haar_pyramid
+
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """What a viewer needs. Images are uint8 (B, H, W, 3).
+
+    `partials` holds the image of each scale, coarse to fine, the last being `coarse`. `bands` is
+    the Haar pyramid of `image` as `wavelet.haar_pyramid` orders it, down to the coarsest scale:
+    its first `len(partials)` entries are what the privately trained model decided. `seconds` has the
+    times of `text`, `tokens`, `upsampling` and `total`.
+    """
+
+    coarse: np.ndarray
+    image: np.ndarray
+    bands: list[Tensor]
+    partials: list[np.ndarray]
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    card: PrivacyCard
+    seconds: dict[str, float]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first image."""
+        return self.seeds[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a result file says of the images."""
+        return {
+            "caption": self.captions[0],
+            "captions": list(self.captions),
+            "seed": self.seed,
+            "seeds": list(self.seeds),
+            "epsilon": self.card.epsilon,
+            "delta": self.card.delta,
+            "coarse_size": self.coarse.shape[1],
+            "image_size": self.image.shape[1],
+            "seconds": self.seconds,
+        }
+
+
+class DPWaveletPipeline:
+    """A release, its text encoder and an upsampler, ready to generate."""
+
+    def __init__(self, release: Release, encoder: TextEncoder) -> None:
+        if encoder.digest != release.text_encoder:
+            raise ValueError(
+                f"Expected the text encoder {release.text_encoder[:12]}..., found {encoder.name} "
+                f"{encoder.digest[:12]}...; use the encoder that the checkpoint was trained with."
+            )
+        self.release, self.encoder = release, encoder
+        self._model = copy.deepcopy(release.model).double()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> Self:
+        """Load a checkpoint by name, such as "faces/eps-10", or from a release folder."""
+        return cls(load_release(name_or_path), default_encoder())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a self-contained release folder: weights, tokenizer, configuration, card."""
+        save_release(Path(folder), self.release)
+
+    def __call__(
+        self,
+        captions: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        guidance: float = Sampling.guidance,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        upsampler: str | Upsampler = "realesrgan-anime",
+        on_scale: Callable[[np.ndarray], None] | None = None,
+    ) -> GenerationResult:
+        """One image a caption. Image i of an integer seed has seed + i; or give a seed for each.
+
+        `on_scale` is called with the partial images, uint8 (B, h, w, 3), as each scale is finished.
+        """
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        seeds = _seeds(seed, len(captions))
+        settings = Sampling(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        upsample = get_upsampler(upsampler) if isinstance(upsampler, str) else upsampler
+        clock = [time.perf_counter()]
+        text, empty = self.encoder.encode(captions), self.encoder.encode([""])
+        clock.append(time.perf_counter())
+        partials: list[np.ndarray] = []
+
+        def decode(codes: list[Tensor]) -> None:
+            partials.append(to_uint8(self.release.tokenizer.decode(codes)))
+            if on_scale is not None:
+                on_scale(partials[-1])
+
+        sample(self._model, text, empty, seeds, settings, on_scale=decode)
+        clock.append(time.perf_counter())
+        coarse_BCHW = torch.from_numpy(partials[-1]).permute(0, 3, 1, 2).float() / 255
+        image_BCHW = upsample(coarse_BCHW)
+        clock.append(time.perf_counter())
+        levels = (image_BCHW.shape[-1] // partials[0].shape[1]).bit_length() - 1
+        names = ("text", "tokens", "upsampling")
+        seconds = {n: b - a for n, a, b in zip(names, clock, clock[1:], strict=True)}
+        return GenerationResult(
+            coarse=partials[-1],
+            image=to_uint8(image_BCHW),
+            bands=haar_pyramid(image_BCHW, levels),
+            partials=partials,
+            captions=captions,
+            seeds=seeds,
+            card=self.release.card,
+            seconds={**seconds, "total": clock[-1] - clock[0]},
+        )
+
+
+@functools.cache
+def default_encoder() -> TextEncoder:
+    """The embedded text encoder, loaded once a process."""
+    return TextEncoder.minilm()
+
+
+def to_uint8(image_BCHW: Tensor) -> np.ndarray:
+    """Images in [0, 1] as uint8 (B, H, W, 3)."""
+    scaled = (image_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
+    seeds = tuple(range(seed, seed + count)) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) != count or not all(0 <= s <= MAX_SEED for s in seeds):
+        raise ValueError(f"Expected seed={seed} to give {count} seeds in [0, {MAX_SEED}].")
+    return seeds

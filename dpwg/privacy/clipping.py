@@ -1,0 +1,331 @@
+"""Clipped gradient sums with per-record norms, from one backward pass.
+
+Book-keeping (Bu et al. 2022, arXiv 2210.00038): the forward pass keeps each layer's input a, one
+backward pass gives the gradient g of each layer's output. The norm of every record's gradient
+follows from a and g, and so does the sum of the clipped gradients; no gradient of a single record
+is ever formed where a cheaper way exists. Sensitivity: adding or removing one record moves the sum
+by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
+
+This file knows layers, not models: Linear, LayerNorm and Embedding. A trainable parameter that
+belongs to anything else is refused by name. Norms and sums are float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+ROUNDING = 2**-8
+"""Twice the relative error of rounding to bfloat16: the margin for what is rounded once."""
+FLOAT32_SUM_ERROR = 1e-5
+"""The relative error of a float32 sum of some thousands of products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedBatch:
+    """What one micro-batch added to the sums. All of it is as private as the records.
+
+    `norms_B` are the gradient norms before clipping, `losses_B` the records' losses; `refused`
+    counts records whose gradient was not finite and which therefore contributed zero.
+    """
+
+    losses_B: Tensor
+    norms_B: Tensor
+    refused: int
+
+
+class ClippedSums:
+    """Sums of clipped per-record gradients over the micro-batches of one logical batch.
+
+    `sums` maps the names of the trainable parameters to float32 tensors. The model's parameters are
+    frozen for autograd from here on: their gradients come from this class alone.
+    """
+
+    def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
+        if not max_grad_norm > 0:
+            raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
+        self.max_grad_norm = max_grad_norm
+        self._layers = _trainable_layers(model)
+        self.sums: dict[str, Tensor] = {}
+        for name, layer in self._layers.items():
+            for own, parameter in layer.named_parameters(recurse=False):
+                self.sums[_parameter_name(name, own)] = torch.zeros_like(parameter, dtype=torch.float32)
+                parameter.requires_grad_(False)
+
+    def zero(self) -> None:
+        """Begin a new logical batch."""
+        for total in self.sums.values():
+            total.zero_()
+
+    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
+        """Add one micro-batch: `losses()` runs the model and returns one loss a record, (B,).
+
+        Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
+        and records. Per-record gradients must not mix, so the model must not compute over the batch.
+        """
+        with _capture(self._layers) as calls, torch.enable_grad():
+            losses_B = losses()
+        for call in calls:
+            call.check_unchanged()
+        outputs = [call.output for call in calls]
+        gradients = torch.autograd.grad(losses_B.sum(), outputs, allow_unused=True)
+        B = len(losses_B)
+        bfloat16 = all(output.dtype == torch.bfloat16 for output in outputs)
+        bound = self.max_grad_norm * (1 - ROUNDING if bfloat16 else 1)
+        with torch.no_grad(), _float32_products(bfloat16_inputs=bfloat16):
+            by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
+            for call, gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    pair = _by_record(call.name, call.input, gradient, B)
+                    by_layer.setdefault(call.name, []).append(pair)
+            rules = {
+                name: _RULES[type(self._layers[name])](self._layers[name], *_joined(pairs))
+                for name, pairs in by_layer.items()
+            }
+            squares_B = torch.zeros(B, device=losses_B.device)
+            for rule in rules.values():
+                squares_B += rule.squared_norms()
+            norms_B = squares_B.sqrt()
+            finite_B = norms_B.isfinite()
+            scale_B = (bound / norms_B.clamp(min=1e-30)).clamp(max=1.0)
+            scale_B = torch.where(finite_B, scale_B, 0.0)
+            if weights_B is not None:
+                scale_B = scale_B * weights_B
+            for name, rule in rules.items():
+                rule.add_to(self.sums, name, scale_B)
+        real_B = torch.ones_like(finite_B) if weights_B is None else weights_B > 0
+        return ClippedBatch(
+            losses_B=losses_B.detach(),
+            norms_B=norms_B,
+            refused=int((real_B & ~finite_B).sum()),
+        )
+
+
+@dataclass(kw_only=True)
+class _Call:
+    name: str
+    input: Tensor
+    output: Tensor
+    versions: tuple[int, int]
+
+    def check_unchanged(self) -> None:
+        if (self.input._version, self.output._version) != self.versions:
+            raise ValueError(
+                f"Expected the input and output of {self.name!r} to stay as they were, but the "
+                "model changed one in place; use the operation that returns a new tensor."
+            )
+
+
+class _Rule(Protocol):
+    """How one layer's parameters get their norms and sums from its input and output gradient."""
+
+    def __init__(self, layer: Any, a: Tensor, g: Tensor) -> None: ...
+
+    def squared_norms(self) -> Tensor:
+        """Each record's squared gradient norm, float32 (B,), never too small by rounding."""
+        ...
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        """Add the records' gradients times their scale; a scale of 0 drops even inf and NaN."""
+        ...
+
+
+class _LinearRule:
+    """Weight gradient g^T a of a record; its norm from Gram matrices where they are smaller.
+
+    |g^T a|^2 is the sum over pairs of positions of (a a^T)(g g^T). In bfloat16 the products are
+    exact but the two Gram matrices are rounded, in float32 the sums are; what positions that nearly
+    cancel could hide behind that is added to the norm.
+    """
+
+    def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
+        self.a_BTI, self.g_BTO = a_BTI, g_BTO
+        self.has_bias = layer.bias is not None
+        T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
+        self.per_record_BOI = (
+            g_BTO.float().transpose(1, 2) @ a_BTI.float()
+            if inputs * outputs < T * (inputs + outputs)
+            else None
+        )
+
+    def squared_norms(self) -> Tensor:
+        if self.per_record_BOI is not None:
+            squares_B = self.per_record_BOI.square().sum((1, 2))
+            bias_BO = self.g_BTO.float().sum(1)
+            return squares_B + bias_BO.square().sum(1) if self.has_bias else squares_B
+        inputs_BTT = (self.a_BTI @ self.a_BTI.transpose(1, 2)).float()
+        outputs_BTT = (self.g_BTO @ self.g_BTO.transpose(1, 2)).float()
+        if self.has_bias:
+            inputs_BTT += 1
+        products_BTT = inputs_BTT * outputs_BTT
+        hidden = 2 * ROUNDING if self.g_BTO.dtype == torch.bfloat16 else FLOAT32_SUM_ERROR
+        return products_BTT.sum((1, 2)) + hidden * products_BTT.abs().sum((1, 2))
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        zero_B = scale_B == 0
+        if self.per_record_BOI is not None:
+            finite = _zero_where(self.per_record_BOI, zero_B)
+            sums[_parameter_name(name, "weight")] += torch.tensordot(scale_B, finite, dims=1)
+            if self.has_bias:
+                sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(self.g_BTO.float().sum(1), zero_B)
+            return
+        scaled = (_zero_where(self.g_BTO, zero_B) * scale_B[:, None, None]).flatten(0, 1)
+        inputs = _zero_where(self.a_BTI, zero_B).flatten(0, 1).float()
+        sums[_parameter_name(name, "weight")].addmm_(scaled.T, inputs)
+        if self.has_bias:
+            sums[_parameter_name(name, "bias")] += scaled.sum(0)
+
+
+class _LayerNormRule:
+    """Weight gradient: g times the normalized input, summed over positions; bias: g summed."""
+
+    def __init__(self, layer: nn.LayerNorm, a_BTC: Tensor, g_BTC: Tensor) -> None:
+        normal_BTC = F.layer_norm(a_BTC.float(), list(layer.normalized_shape), eps=layer.eps)
+        g_BTC = g_BTC.float()
+        self.gradients = {"weight": (g_BTC * normal_BTC).sum(1)}
+        if layer.bias is not None:
+            self.gradients["bias"] = g_BTC.sum(1)
+
+    def squared_norms(self) -> Tensor:
+        return torch.stack([g_BC.square().sum(1) for g_BC in self.gradients.values()]).sum(0)
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        for own, gradient_BC in self.gradients.items():
+            sums[_parameter_name(name, own)] += scale_B @ _zero_where(gradient_BC, scale_B == 0)
+
+
+class _EmbeddingRule:
+    """Gradient rows g, added up by index; the same index twice in a record adds before the norm."""
+
+    def __init__(self, layer: nn.Embedding, ids_BT: Tensor, g_BTC: Tensor) -> None:
+        self.ids_BT, self.g_BTC = ids_BT.squeeze(-1), g_BTC.float()
+
+    def squared_norms(self) -> Tensor:
+        same_BTT = self.ids_BT[:, :, None] == self.ids_BT[:, None, :]
+        return ((self.g_BTC @ self.g_BTC.transpose(1, 2)) * same_BTT).sum((1, 2))
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        scaled = _zero_where(self.g_BTC, scale_B == 0) * scale_B[:, None, None]
+        sums[_parameter_name(name, "weight")].index_add_(0, self.ids_BT.flatten(), scaled.flatten(0, 1))
+
+
+_RULES: dict[type[nn.Module], type[_Rule]] = {
+    nn.Linear: _LinearRule,
+    nn.LayerNorm: _LayerNormRule,
+    nn.Embedding: _EmbeddingRule,
+}
+
+
+def _parameter_name(layer: str, own: str) -> str:
+    return f"{layer}.{own}" if layer else own
+
+
+def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that hold trainable parameters, by name; anything unsupported is refused."""
+    layers: dict[str, nn.Module] = {}
+    owners: dict[int, str] = {}
+    for name, module in model.named_modules():
+        own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if not own:
+            continue
+        if type(module) not in _RULES:
+            raise ValueError(
+                f"Expected the trainable parameters {sorted(own)} of {name or 'the model'!r} to "
+                f"belong to Linear, LayerNorm or Embedding, found {type(module).__name__}; freeze "
+                "them or build the layer from those."
+            )
+        if len(own) < len(list(module.parameters(recurse=False))):
+            raise ValueError(f"Expected all parameters of {name!r} trainable or none; freeze both.")
+        if isinstance(module, nn.Embedding) and (
+            module.padding_idx is not None or module.max_norm is not None
+        ):
+            raise ValueError(f"Expected no padding_idx and no max_norm in {name!r}; remove them.")
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+            raise ValueError(f"Expected {name!r} to normalize one dimension; flatten the others.")
+        for parameter in own.values():
+            if id(parameter) in owners:
+                raise ValueError(
+                    f"{name!r} shares a parameter with {owners[id(parameter)]!r}; untie them."
+                )
+            owners[id(parameter)] = name
+        layers[name] = module
+    if not layers:
+        raise ValueError("Expected a model with trainable parameters, found none.")
+    return layers
+
+
+@contextmanager
+def _capture(layers: dict[str, nn.Module]) -> Iterator[list[_Call]]:
+    """Keep the input and the output of every call of the layers."""
+    calls: list[_Call] = []
+    handles: list[RemovableHandle] = []
+
+    def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output
+            if not output.requires_grad:  # nothing trainable before: the graph begins here
+                output = output.detach().requires_grad_()
+            kept = inputs[0].detach()
+            versions = (kept._version, output._version)
+            calls.append(_Call(name=name, input=kept, output=output, versions=versions))
+            return output
+
+        return keep
+
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_hook(keeper(name)))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_record(name: str, a: Tensor, g: Tensor, B: int) -> tuple[Tensor, Tensor]:
+    """A call's input and output gradient as (B, T, features)."""
+    if a.shape[0] != B or g.shape[0] != B:
+        raise ValueError(
+            f"Expected dimension 0 of {name!r} to be the {B} records, found {tuple(a.shape)}; "
+            "keep the batch dimension apart and expand what is the same for all records."
+        )
+    if not a.is_floating_point():
+        a = a.unsqueeze(-1)
+    return a.reshape(B, -1, a.shape[-1]), g.reshape(B, -1, g.shape[-1])
+
+
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Several calls of a layer are more positions of the same record."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([a for a, _ in pairs], dim=1), torch.cat([g for _, g in pairs], dim=1)
+
+
+def _zero_where(x_B: Tensor, zero_B: Tensor) -> Tensor:
+    """x with whole records replaced by zero, so that 0 * inf cannot make NaN."""
+    if not zero_B.any():
+        return x_B
+    return x_B.masked_fill(zero_B.view(-1, *[1] * (x_B.ndim - 1)), 0.0)
+
+
+@contextmanager
+def _float32_products(*, bfloat16_inputs: bool) -> Iterator[None]:
+    """Let oneDNN multiply float32 tensors that hold bfloat16 values with bfloat16 instructions.
+
+    Products and sums stay float32. Only the scaled gradients are then rounded on their way in, by
+    2**-9 of each value at most; `ROUNDING` keeps the clipped norm below its bound all the same.
+    """
+    flags: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = flags.fp32_precision
+    flags.fp32_precision = "bf16" if bfloat16_inputs else before
+    try:
+        yield
+    finally:
+        flags.fp32_precision = before

@@ -1,0 +1,1 @@
+"""Training: the tokenizer and WaveletGPT on public data, then WaveletGPT privately."""

@@ -1,0 +1,143 @@
+"""Training examples as tensors: every caption encoded and every coarse image tokenized once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dpwg.data.records import Records
+from dpwg.data.tensors import coarse_batches
+from dpwg.text import TextEncoder
+from dpwg.tokenizer import SpectralTokenizer
+
+CHUNK = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What WaveletGPT trains on: caption states and mask, and the codes of every scale."""
+
+    states_BLD: Tensor
+    mask_BL: Tensor
+    codes: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.mask_BL)
+
+
+class Examples:
+    """All records of a set, one example a record.
+
+    A record with several captions has all of them in the caption tensors, and each visit draws one.
+    """
+
+    def __init__(self, captions: dict[str, Tensor], codes: dict[str, Tensor]) -> None:
+        self._states_CLD, self._mask_CL = captions["states"], captions["mask"]
+        self._count_N = captions["count"]
+        self._first_N = self._count_N.cumsum(0) - self._count_N
+        self._empty_states_LD, self._empty_mask_L = captions["empty_states"], captions["empty_mask"]
+        self._codes = [codes[name] for name in sorted(codes)]
+        if len(self._count_N) != len(self._codes[0]):
+            raise ValueError(
+                f"Expected captions of {len(self._codes[0])} records, found {len(self._count_N)}; "
+                "encode captions and images of the same set."
+            )
+
+    def __len__(self) -> int:
+        return len(self._count_N)
+
+    def batch(
+        self, indices_B: Tensor, *, caption_dropout: float, generator: torch.Generator
+    ) -> Batch:
+        """The examples at these indices, each with one of its captions, or by chance with none."""
+        draw_B = torch.rand(len(indices_B), generator=generator)
+        row_B = self._first_N[indices_B] + (draw_B * self._count_N[indices_B]).long()
+        states_BLD, mask_BL = self._states_CLD[row_B], self._mask_CL[row_B]
+        dropped_B = torch.rand(len(indices_B), generator=generator) < caption_dropout
+        states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
+        codes = [scale_NPK[indices_B].long() for scale_NPK in self._codes]
+        return Batch(states_BLD=states_BLD, mask_BL=mask_BL, codes=codes)
+
+
+def prepare_examples(
+    records: Records,
+    encoder: TextEncoder,
+    tokenizer: SpectralTokenizer,
+    cache: Path,
+    *,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Examples:
+    """Encode a set's captions and images, or open what an earlier call left in `cache`.
+
+    Files are named by the digests of the set, the encoder and the tokenizer. Those of a private set
+    are private. `progress` is called with the stage, and the records done and in all.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    stem = f"{records.name}-{records.digest[:12]}"
+    captions = cache / f"{stem}-captions-{encoder.digest[:12]}.safetensors"
+    codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}.safetensors"
+    if not captions.exists():
+        for done in encode_captions(records, encoder, captions):
+            progress("captions", done, len(records))
+    if not codes.exists():
+        for done in encode_images(records, tokenizer, codes):
+            progress("images", done, len(records))
+    return Examples(load_file(captions), load_file(codes))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:
+    """Write the caption tensors of a set to `path`, bfloat16; yields how many records are done."""
+    states, masks, counts = [], [], []
+    for start in range(0, len(records), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(records)))
+        captions = [records[index].captions for index in chunk]
+        counts += [len(own) for own in captions]
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = encoder.encode([caption for own in captions for caption in own])
+        states.append(encoded.states_BLD.bfloat16())
+        masks.append(encoded.mask_BL)
+        yield chunk.stop
+    empty = encoder.encode([""])
+    tensors = {
+        "states": torch.cat(states),
+        "mask": torch.cat(masks),
+        "count": torch.tensor(counts),
+        "empty_states": empty.states_BLD[0].bfloat16(),
+        "empty_mask": empty.mask_BL[0],
+    }
+    _save(tensors, path)
+
+
+def encode_images(records: Records, tokenizer: SpectralTokenizer, path: Path) -> Iterator[int]:
+    """Write the codes of a set's images to `path`, int16; yields how many records are done."""
+    codes: list[list[Tensor]] = [[] for _ in range(tokenizer.config.scales)]
+    done = 0
+    for image_BCHW in coarse_batches(records, tokenizer.config.coarse_size):
+        with torch.autocast("cpu", torch.bfloat16):
+            indices = tokenizer.encode(image_BCHW.float() / 255)
+        for scale, index_BPK in zip(codes, indices, strict=True):
+            scale.append(index_BPK.to(torch.int16))
+        done += len(image_BCHW)
+        yield done
+    _save({f"codes_{scale}": torch.cat(parts) for scale, parts in enumerate(codes)}, path)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.rename(path)

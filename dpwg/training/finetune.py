@@ -1,0 +1,175 @@
+"""Private fine-tuning: the only room where model, data and privacy meet.
+
+Guarantee. Let D and D' be two sets of records that differ by one record, added or removed. For
+every set of outcomes S, P[weights(D) in S] <= exp(epsilon) P[weights(D') in S] + delta, with
+epsilon = `ledger.epsilons(delta).pld`, because
+
+1. each step draws every record independently with probability `plan.sampling_rate`;
+2. the step sums the records' gradients, each clipped to L2 norm `plan.max_grad_norm` over all
+   trainable parameters together (`privacy.clipping`); nothing else is computed from the records;
+3. to that sum goes Gaussian noise of standard deviation noise_multiplier * max_grad_norm in every
+   coordinate, fresh from the operating system's entropy, once a step and in an empty step too;
+4. it is divided by the expected batch size, a public number; Adam and the average of the iterates
+   see the noised sum only;
+5. the ledger records the step with the rate and the noise that were used, and is saved together
+   with the weights that the step made.
+
+The weights are covered, and what follows from them. Losses and gradient norms in `Progress` and
+everything in the run's folder are not: they are for the owner of the data.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpwg.lora import add_lora, merge_lora
+from dpwg.model import WaveletGPT
+from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
+from dpwg.training.examples import Examples
+from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.state import load_state, save_state
+from dpwg.training.weights import Optimization, Weights
+
+LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter", "logits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning(Optimization):
+    """Settings of private fine-tuning, none of them chosen by looking at private results.
+
+    `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once;
+    it has no effect on the result.
+    """
+
+    warmup: int = 10
+    caption_dropout: float = 0.1
+    lora_rank: int = 0
+    micro_batch: int = 64
+    save_every: int = 5
+
+
+class PrivateTraining:
+    """One run of DP-SGD on `model`, which ends with averaged weights.
+
+    `plan.records` must be the number of examples. A plan without noise trains without clipping
+    too, and has no guarantee. With a `folder`, state is saved there and an earlier run of the same
+    plan and settings goes on; the folder is private. Tests alone pass a `generator`.
+    """
+
+    def __init__(
+        self,
+        model: WaveletGPT,
+        examples: Examples,
+        plan: PrivacyPlan,
+        settings: Finetuning,
+        folder: Path | None = None,
+        *,
+        generator: np.random.Generator | None = None,
+    ) -> None:
+        if plan.records != len(examples):
+            raise ValueError(
+                f"Expected plan.records={plan.records} to be the {len(examples)} examples; the "
+                "sampling rate of the accounting would not be the one that is used."
+            )
+        self.plan, self.settings, self.ledger = plan, settings, Ledger()
+        self._model, self._examples, self._folder = model, examples, folder
+        self._generator = generator or system_generator()
+        if settings.lora_rank:
+            add_lora(model, settings.lora_rank, LORA_LAYERS)
+        self._weights = Weights(model, settings)
+        bound = plan.max_grad_norm if plan.noise_multiplier else math.inf
+        self._clipped = ClippedSums(self._weights.worker, max_grad_norm=bound)
+        self._run = {"plan": _plan_json(plan), "settings": settings.to_json()}
+        if folder and (saved := load_state(folder)):
+            self._resume(*saved)
+
+    def _resume(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        for name, now in self._run.items():
+            if values[name] != now:
+                raise ValueError(
+                    f"Expected the {name} of the run in {self._folder} to be {now}, found "
+                    f"{values[name]}; resume with that, or take another folder."
+                )
+        self._weights.load(tensors)
+        self.ledger = Ledger.from_json(values["ledger"])
+
+    def run(self) -> Iterator[Progress]:
+        """Take the remaining steps of the plan, one report a step."""
+        plan, started, examples = self.plan, time.monotonic(), 0
+        while self._weights.steps < plan.steps:
+            chosen = poisson_sample(plan.records, plan.sampling_rate, self._generator)
+            loss, norm = self._sum_clipped(chosen)
+            add_gaussian_noise(
+                self._clipped.sums,
+                standard_deviation=plan.noise_multiplier * plan.max_grad_norm,
+                generator=self._generator,
+            )
+            self.ledger.record_step(
+                sampling_rate=plan.sampling_rate, noise_multiplier=plan.noise_multiplier
+            )
+            gradients = {
+                name: total / plan.batch_size for name, total in self._clipped.sums.items()
+            }
+            factor = warmup_cosine(self._weights.steps, plan.steps, self.settings.warmup)
+            self._weights.step(gradients, factor=factor)
+            done, examples = self._weights.steps, examples + len(chosen)
+            if self._folder and (done % self.settings.save_every == 0 or done == plan.steps):
+                values = {**self._run, "ledger": self.ledger.to_json()}
+                save_state(self._folder, done, self._weights.state(), values)
+            yield Progress(
+                step=done,
+                steps=plan.steps,
+                examples=examples,
+                seconds=time.monotonic() - started,
+                loss=loss,
+                gradient_norm=norm,
+                epsilon=self.ledger.pld_epsilon(plan.delta),
+            )
+        self._weights.finish()
+        if self.settings.lora_rank:
+            merge_lora(self._model)
+
+    def _sum_clipped(self, chosen_N: Tensor) -> tuple[float, float]:
+        """Sum one logical batch; returns the mean loss and norm, which are private."""
+        self._clipped.zero()
+        size = self.settings.micro_batch
+        loss = norm = 0.0
+        torch_generator = torch.Generator().manual_seed(
+            int(self._generator.integers(2**63, dtype=np.int64))
+        )
+        worker = self._weights.worker
+        for part_B in chosen_N.split(size) if len(chosen_N) else ():
+            weights_B = torch.zeros(size)
+            weights_B[: len(part_B)] = 1
+            padded_B = torch.cat((part_B, part_B[:1].expand(size - len(part_B))))
+            batch = self._examples.batch(
+                padded_B,
+                caption_dropout=self.settings.caption_dropout,
+                generator=torch_generator,
+            )
+            added = self._clipped.add(
+                functools.partial(
+                    worker.negative_log_likelihood, batch.states_BLD, batch.mask_BL, batch.codes
+                ),
+                weights_B,
+            )
+            loss += float(added.losses_B @ weights_B)
+            norm += float(added.norms_B @ weights_B)
+        count = max(1, len(chosen_N))
+        return loss / count, norm / count
+
+
+def _plan_json(plan: PrivacyPlan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}

@@ -1,0 +1,77 @@
+"""Training WaveletGPT on public examples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dpwg.model import WaveletGPT
+from dpwg.training.examples import Examples
+from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.state import load_state, save_state
+from dpwg.training.weights import Optimization, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Optimization):
+    """Settings of public pretraining."""
+
+    steps: int = 6000
+    batch: int = 64
+    warmup: int = 200
+    weight_decay: float = 0.05
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
+    caption_dropout: float = 0.1
+    report_every: int = 20
+    save_every: int = 500
+    seed: int = 0
+
+
+def pretrain(
+    model: WaveletGPT, examples: Examples, settings: Pretraining, folder: Path
+) -> Iterator[Progress]:
+    """Train in place; the model ends with averaged weights. Resumes from `folder` if it can."""
+    weights = Weights(model, settings)
+    if saved := load_state(folder):
+        weights.load(saved[0])
+    generator = torch.Generator().manual_seed(settings.seed + weights.steps)
+    losses: list[float] = []
+    started, first = time.monotonic(), weights.steps
+    while weights.steps < settings.steps:
+        chosen_B = torch.randint(len(examples), (settings.batch,), generator=generator)
+        batch = examples.batch(
+            chosen_B, caption_dropout=settings.caption_dropout, generator=generator
+        )
+        worker = weights.worker
+        loss = worker.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).mean()
+        worker.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = {
+            name: torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+            for name, p in worker.named_parameters()
+        }
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        for gradient in gradients.values():
+            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
+        weights.step(
+            gradients, factor=warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        )
+        losses.append(loss.item())
+        last = weights.steps == settings.steps
+        if weights.steps % settings.save_every == 0 or last:
+            save_state(folder, weights.steps, weights.state(), {"settings": settings.to_json()})
+        if weights.steps % settings.report_every == 0 or last:
+            yield Progress(
+                step=weights.steps,
+                steps=settings.steps,
+                examples=(weights.steps - first) * settings.batch,
+                seconds=time.monotonic() - started,
+                loss=sum(losses) / len(losses),
+            )
+            losses.clear()
+    weights.finish()

@@ -1,0 +1,31 @@
+"""What a training run reports while it runs, and how it paces its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report. `loss` is the mean over the examples since the last one.
+
+    In private training `loss` and `gradient_norm` are themselves private: show them to the owner
+    of the data, never publish them. `epsilon` is what the ledger has spent so far.
+    """
+
+    step: int
+    steps: int
+    examples: int
+    seconds: float
+    loss: float
+    gradient_norm: float | None = None
+    epsilon: float | None = None
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
+    """The factor of the learning rate at a step: linear up, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

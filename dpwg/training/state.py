@@ -1,0 +1,48 @@
+"""Training state on disk: whole or not there, never half-written. It is private; see `finetune`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Write the state of a step, then make it the latest; older ones are removed.
+
+    The latest state is named by the file `latest`, replaced in one operation, so that a run killed
+    at any moment resumes from the state before or from this one.
+    """
+    state = folder / f"step-{step:06d}"
+    partial = folder / f"partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, partial / "tensors.safetensors"
+    )
+    (partial / "values.json").write_text(json.dumps(values, indent=1))
+    for file in partial.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    shutil.rmtree(state, ignore_errors=True)
+    partial.rename(state)
+    pointer = folder / f"latest-{os.getpid()}"
+    pointer.write_text(state.name)
+    pointer.replace(folder / "latest")
+    for other in folder.glob("step-*"):
+        if other != state:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The latest state of a run, or None where none was saved."""
+    if not (folder / "latest").exists():
+        return None
+    state = folder / (folder / "latest").read_text()
+    values: dict[str, Any] = json.loads((state / "values.json").read_text())
+    return load_file(state / "tensors.safetensors"), values

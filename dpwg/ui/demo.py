@@ -1,0 +1,79 @@
+"""The whole app: its pages in one frame, and how they are served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from dpwg.ui.generate import build_generate
+
+HEADING = """# DP-Wavelet
+Pictures from a caption, coarse to fine. Only the **coarse picture** comes from a model that was
+trained on sensitive pictures, within the privacy promise of its checkpoint; every finer detail is
+invented by a **public model** that never saw them."""
+QUEUE_SIZE = 32
+KEPT_SECONDS = 3600
+
+THEME = gr.themes.Default(
+    primary_hue="teal",
+    secondary_hue="teal",
+    neutral_hue="slate",
+    font=("system-ui", "sans-serif"),
+    font_mono=("ui-monospace", "monospace"),
+).set(
+    body_text_color_subdued="*neutral_600",
+    block_info_text_color="*neutral_600",
+    block_radius="*radius_lg",
+)
+CSS = """
+.gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
+.heading h1 { margin-bottom: 4px; }
+.heading p { margin: 0; color: var(--body-text-color-subdued); }
+.heading strong { color: var(--body-text-color); }
+.prompt > button { align-self: stretch; }
+#examples .gallery { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 6px; }
+#examples .gallery-item { flex: none; max-width: 260px; }
+#examples .gallery-item div { white-space: nowrap !important; overflow: hidden;
+  text-overflow: ellipsis; }
+.page { display: grid !important; grid-template: "settings results" auto "settings extras" 1fr
+  / minmax(280px, 3fr) 10fr; }
+.settings { grid-area: settings; }
+.results { grid-area: results; }
+.extras { grid-area: extras; }
+.promise { padding: 10px 12px !important; background: var(--block-background-fill); }
+.promise .prose, .promise p { margin: 0; padding: 0; }
+.title .md { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: baseline;
+  justify-content: space-between; }
+.title h3, .title p { margin: 0; }
+.title em { font-style: normal; color: var(--primary-700); }
+.dark .title em { color: var(--primary-400); }
+.pictures, .pictures .gallery-container, .pictures .grid-wrap { height: auto !important;
+  max-height: none !important; }
+.pictures { aspect-ratio: 1; }
+.pictures .grid-wrap { padding: 0; }
+.status p { color: var(--body-text-color-subdued); }
+#bands:not(:has(img)) { display: none; }
+.card h1 { display: none; }
+.card h2 { font-size: var(--text-lg); }
+footer .divider:last-child { display: none; }
+@media (max-width: 767px) {
+  .page { grid-template: "results" "settings" "extras" / minmax(0, 1fr); }
+}
+"""
+
+
+def build_demo() -> gr.Blocks:
+    """The app, not yet served. Loads no model."""
+    with gr.Blocks(
+        title="DP-Wavelet", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+    ) as demo:
+        gr.Markdown(HEADING, elem_classes="heading")
+        build_generate()
+    return demo
+
+
+def serve(**options: Any) -> None:
+    """Build the app and serve it; `options` are those of `gr.Blocks.launch`."""
+    demo = build_demo().queue(max_size=QUEUE_SIZE)
+    demo.launch(theme=THEME, css=CSS, footer_links=["api"], **options)

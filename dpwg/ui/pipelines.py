@@ -1,0 +1,68 @@
+"""Pipelines for the pages: loaded once each, and run so that every finished scale can be shown."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any
+
+import numpy as np
+
+from dpwg.checkpoint import checkpoint_names, find_checkpoint
+from dpwg.pipeline import DPWaveletPipeline, GenerationResult
+from dpwg.upsample import get_upsampler
+
+_loading = Lock()
+
+load_upsampler = functools.cache(get_upsampler)
+
+
+def load_pipeline(name: str) -> DPWaveletPipeline:
+    """The pipeline of a named checkpoint, loaded by its first use. Paths are refused."""
+    if name not in (names := checkpoint_names()):
+        raise ValueError(f"Expected checkpoint={name!r} in {names}.")
+    with _loading:
+        return _load(find_checkpoint(name))
+
+
+def stream(
+    pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any
+) -> Iterator[np.ndarray | GenerationResult]:
+    """The partial images of each scale as it is finished, uint8 (B, h, w, 3), then the result.
+
+    `settings` are the pipeline's own. It runs in a thread, which stops at its next scale when the
+    iterator is closed. Its errors are raised here.
+    """
+    finished: SimpleQueue[np.ndarray | GenerationResult | Exception] = SimpleQueue()
+    closed = Event()
+
+    def on_scale(partial: np.ndarray) -> None:
+        if closed.is_set():
+            raise InterruptedError("Nobody is looking any more.")
+        finished.put(partial)
+
+    def run() -> None:
+        try:
+            finished.put(pipe(captions, on_scale=on_scale, **settings))
+        except Exception as error:
+            finished.put(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            item = finished.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+            if isinstance(item, GenerationResult):
+                return
+    finally:
+        closed.set()
+
+
+@functools.cache
+def _load(folder: Path) -> DPWaveletPipeline:
+    return DPWaveletPipeline.from_pretrained(folder)

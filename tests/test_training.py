@@ -1,0 +1,488 @@
+"""Weights, examples, pretraining, and private runs: resumed, counted, noised."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dpwg.data.records import Record
+from dpwg.pipeline import default_encoder
+from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.text import TextEncoder
+from dpwg.training.examples import Examples, prepare_examples
+from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.progress import warmup_cosine
+from dpwg.training.state import load_state, save_state
+from dpwg.training.weights import Optimization, Weights
+
+RECORDS = 12
+PLAN = PrivacyPlan(
+    records=RECORDS, batch_size=6, steps=4, delta=1e-3, noise_multiplier=2.0, max_grad_norm=0.1
+)
+EXACT = Finetuning(precision="float32", caption_dropout=0.0, micro_batch=4, save_every=1, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def make_examples(make_inputs) -> Callable[..., Examples]:
+    def make(captions: tuple[int, ...] = (1,) * RECORDS) -> Examples:
+        inputs, texts = make_inputs(len(captions)), make_inputs(sum(captions), seed=1)
+        tensors = {
+            "states": texts.states_BLD,
+            "mask": texts.mask_BL,
+            "count": torch.tensor(captions),
+            "empty_states": torch.full((5, 8), 9.0),
+            "empty_mask": torch.arange(5) < 2,
+        }
+        codes = {f"codes_{s}": c.to(torch.int16) for s, c in enumerate(inputs.codes)}
+        return Examples(tensors, codes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def examples(make_examples) -> Examples:
+    return make_examples()
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def flat(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+def random_gradients(weights: Weights, seed: int) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(p.shape, generator=random) for n, p in weights.parameters.items()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_go_on_from_their_state_as_if_never_stopped(make_model, precision) -> None:
+    settings = Optimization(precision=precision, weight_decay=0.1)
+    whole = Weights(make_model(), settings)
+    for step in range(3):
+        whole.step(random_gradients(whole, step), factor=0.5)
+    state = {name: tensor.clone() for name, tensor in whole.state().items()}
+    resumed = Weights(make_model(seed=1), settings)
+    resumed.load(state)
+    for step in range(3, 6):
+        for weights in (whole, resumed):
+            weights.step(random_gradients(weights, step), factor=1.0)
+    assert resumed.steps == whole.steps == 6
+    assert torch.equal(flat(resumed.worker), flat(whole.worker))
+    for name, tensor in whole.state().items():
+        assert torch.equal(resumed.state()[name], tensor), name
+    assert torch.equal(flat(resumed.finish()), flat(whole.finish()))
+
+
+def test_the_worker_follows_and_the_model_ends_with_the_average(make_model) -> None:
+    weights = Weights(make_model(), Optimization(ema_decay=0.5))
+    seen = [flat(weights.model)]
+    for step in range(4):
+        weights.step(random_gradients(weights, step), factor=1.0)
+        seen.append(flat(weights.model))
+        assert torch.equal(flat(weights.worker), seen[-1].bfloat16())
+    average = seen[0]
+    for step, parameters in enumerate(seen[1:], start=1):
+        average = average.lerp(parameters, 1 - min(0.5, step / (step + 9)))
+    torch.testing.assert_close(flat(weights.finish()), average)
+
+
+def test_weights_of_another_model_are_refused(make_model) -> None:
+    weights = Weights(make_model(), Optimization())
+    other = {n: t for n, t in weights.state().items() if n != "parameter/norm.bias"}
+    with pytest.raises(ValueError, match="resume with the settings"):
+        weights.load(other)
+
+
+@pytest.mark.parametrize("change", [{"precision": "float16"}, {"ema_decay": 1.0}, {"momentum": 1}])
+def test_settings_out_of_range_are_refused(change: dict) -> None:
+    with pytest.raises((ValueError, TypeError), match=next(iter(change))):
+        Optimization(**change)
+
+
+def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
+    factors = [warmup_cosine(step, 20, 4) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == sorted(factors[4:], reverse=True)
+    assert factors[20] == pytest.approx(0.05)
+
+
+def test_a_state_replaces_the_one_before_and_survives_a_half_written_one(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+    for step in (1, 2):
+        save_state(tmp_path, step, {"a": torch.full((2,), float(step))}, {"step": step})
+    (tmp_path / "step-000003").mkdir()
+    (tmp_path / "partial-1").mkdir()
+    tensors, values = load_state(tmp_path) or ({}, {})
+    assert (tensors["a"].tolist(), values) == ([2.0, 2.0], {"step": 2})
+    save_state(tmp_path, 3, {"a": torch.ones(2)}, {"step": 3})
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000003"]
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ""}
+
+
+def test_each_visit_draws_one_of_the_captions_of_its_record(make_examples, make_inputs) -> None:
+    counts = (1, 3, 2)
+    examples, texts = make_examples(counts), make_inputs(6, seed=1)
+    owned = ([0], [1, 2, 3], [4, 5])
+    indices_B = torch.arange(3).repeat(400)
+    random = torch.Generator().manual_seed(0)
+    batch = examples.batch(indices_B, caption_dropout=0.0, generator=random)
+    rows = torch.cdist(batch.states_BLD.flatten(1), texts.states_BLD.flatten(1)).argmin(1)
+    assert torch.equal(batch.states_BLD, texts.states_BLD[rows])
+    assert torch.equal(batch.mask_BL, texts.mask_BL[rows])
+    for record, own in enumerate(owned):
+        drawn = torch.bincount(rows[indices_B == record], minlength=6)
+        assert drawn.nonzero().flatten().tolist() == own
+        assert drawn.max() - drawn[own].min() < 100
+
+
+def test_a_batch_holds_the_codes_of_its_records(examples, make_inputs) -> None:
+    indices_B, inputs = torch.tensor([7, 0, 7]), make_inputs(RECORDS)
+    batch = examples.batch(indices_B, caption_dropout=0.0, generator=torch.Generator())
+    assert len(batch) == 3
+    for own, every in zip(batch.codes, inputs.codes, strict=True):
+        assert own.dtype == torch.int64
+        assert torch.equal(own, every[indices_B])
+
+
+@pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.3, 0.25, 0.35), (1.0, 1, 1)])
+def test_captions_are_dropped_at_their_rate(examples, dropout, low, high) -> None:
+    random = torch.Generator().manual_seed(0)
+    indices_B = torch.arange(RECORDS).repeat(200)
+    batch = examples.batch(indices_B, caption_dropout=dropout, generator=random)
+    empty_B = (batch.states_BLD == 9).flatten(1).all(1)
+    assert low <= empty_B.float().mean() <= high
+    assert (batch.mask_BL[empty_B] == (torch.arange(5) < 2)).all()
+
+
+def test_drawing_batches_leaves_the_examples_unchanged(examples) -> None:
+    everyone = torch.arange(RECORDS)
+    before = examples.batch(everyone, caption_dropout=0.0, generator=torch.Generator())
+    examples.batch(everyone, caption_dropout=1.0, generator=torch.Generator())
+    after = examples.batch(everyone, caption_dropout=0.0, generator=torch.Generator())
+    assert torch.equal(before.states_BLD, after.states_BLD)
+
+
+def test_a_record_without_captions_is_refused(make_examples) -> None:
+    with pytest.raises(ValueError, match="caption"):
+        make_examples((1, 0, 2))
+
+
+def test_captions_of_another_set_are_refused(make_inputs) -> None:
+    texts, inputs = make_inputs(4), make_inputs(5)
+    tensors = {
+        "states": texts.states_BLD,
+        "mask": texts.mask_BL,
+        "count": torch.ones(4, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.ones(5, dtype=torch.bool),
+    }
+    with pytest.raises(ValueError, match="captions of 5 records, found 4"):
+        Examples(tensors, {f"codes_{s}": c for s, c in enumerate(inputs.codes)})
+
+
+class Listed(list[Record]):
+    name = "listed"
+    digest = "0" * 64
+
+
+@pytest.fixture
+def records(images_BCHW) -> Listed:
+    listed = Listed()
+    for index, image_CHW in enumerate((images_BCHW[:5] * 255).round().to(torch.uint8)):
+        file = io.BytesIO()
+        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, "PNG")
+        captions = tuple(f"image {index} said {times}" for times in range(1 + index % 2))
+        listed.append(Record(image_bytes=file.getvalue(), captions=captions))
+    return listed
+
+
+def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
+    tmp_path: Path, make_tokenizer, images_BCHW, records
+) -> None:
+    tokenizer, encoder = make_tokenizer(), default_encoder()
+    tokenizer.initialise_from(images_BCHW, rounds=2)
+    stages: list[tuple[str, int, int]] = []
+    examples = prepare_examples(
+        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
+    )
+    assert stages == [("captions", 5, 5), ("images", 5, 5)]
+    everyone, random = torch.arange(5), torch.Generator()
+    batch = examples.batch(everyone, caption_dropout=0.0, generator=random)
+    pixels = (images_BCHW[:5] * 255).round() / 255
+    for own, expected in zip(batch.codes, tokenizer.encode(pixels), strict=True):
+        assert own.shape == expected.shape
+        assert (own == expected).float().mean() > 0.9  # encoded in bfloat16
+    for index in (0, 2, 4):
+        alone = encoder.encode(records[index].captions)
+        assert torch.equal(batch.mask_BL[index], alone.mask_BL[0])
+        difference = batch.states_BLD[index].float() - alone.states_BLD[0]
+        assert difference.norm() < 0.05 * alone.states_BLD.norm()
+    empty = examples.batch(everyone, caption_dropout=1.0, generator=random)
+    expected_L = encoder.encode([""]).mask_BL[0]
+    assert all(torch.equal(mask_L, expected_L) for mask_L in empty.mask_BL)
+    stages.clear()
+    again = prepare_examples(
+        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
+    )
+    assert (len(again), stages) == (5, [])
+    tokenizer.initialise_from(images_BCHW, seed=1, rounds=2)
+    prepare_examples(
+        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
+    )
+    assert stages == [("images", 5, 5)]
+
+
+def test_examples_of_another_caption_length_are_encoded_again(
+    tmp_path: Path, make_tokenizer, records
+) -> None:
+    short = TextEncoder.minilm(max_tokens=8)
+    lengths = []
+    for encoder in (short, default_encoder()):
+        examples = prepare_examples(records, encoder, make_tokenizer(), tmp_path)
+        batch = examples.batch(
+            torch.arange(5), caption_dropout=0.0, generator=torch.Generator()
+        )
+        lengths.append(batch.mask_BL.shape[1])
+    assert lengths == [8, default_encoder().max_tokens]
+
+
+PRETRAINING = Pretraining(
+    steps=40, batch=12, warmup=4, learning_rate=5e-3, ema_decay=0.7, report_every=10, save_every=15
+)
+
+
+def test_pretraining_lowers_the_loss_and_reports(make_model, examples, tmp_path: Path) -> None:
+    model = make_model()
+    reports = list(pretrain(model, examples, PRETRAINING, tmp_path))
+    assert [report.step for report in reports] == [10, 20, 30, 40]
+    assert [report.examples for report in reports] == [120, 240, 360, 480]
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    everyone = examples.batch(torch.arange(12), caption_dropout=0.0, generator=torch.Generator())
+    with torch.no_grad():
+        loss_B = model.negative_log_likelihood(
+            everyone.states_BLD, everyone.mask_BL, everyone.codes
+        )
+    assert loss_B.mean() < reports[1].loss
+
+
+def test_pretraining_resumes_from_its_last_state(make_model, examples, tmp_path: Path) -> None:
+    for report in pretrain(make_model(), examples, PRETRAINING, tmp_path):
+        if report.step == 20:
+            break
+    reports = list(pretrain(make_model(), examples, PRETRAINING, tmp_path))
+    assert [report.step for report in reports] == [20, 30, 40]
+    assert reports[-1].examples == 25 * 12
+    finished = make_model()
+    assert list(pretrain(finished, examples, PRETRAINING, tmp_path)) == []
+    again = make_model()
+    list(pretrain(again, examples, PRETRAINING, tmp_path))
+    assert torch.equal(flat(finished), flat(again))
+    assert not torch.equal(flat(finished), flat(make_model()))
+
+
+def private(make_model, examples, plan=PLAN, settings=EXACT, folder=None, seed=0):
+    model = make_model()
+    training = PrivateTraining(
+        model, examples, plan, settings, folder, generator=generator(seed)
+    )
+    return model, training
+
+
+def test_the_ledger_counts_every_step_and_its_epsilon_is_reported(make_model, examples) -> None:
+    _, training = private(make_model, examples)
+    reports = []
+    for report in training.run():
+        reports.append(report)
+        assert training.ledger.steps == report.step == len(reports)
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    epsilons = [report.epsilon for report in reports]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == training.ledger.pld_epsilon(PLAN.delta) == PLAN.epsilons().pld
+    assert training.ledger.to_json() == [
+        {"sampling_rate": 0.5, "noise_multiplier": 2.0, "steps": 4}
+    ]
+    assert list(training.run()) == []
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("save_every", [1, 3])
+def test_a_run_interrupted_at_any_step_ends_with_the_uninterrupted_ledger(
+    make_model, examples, tmp_path: Path, stop: int, save_every: int
+) -> None:
+    settings = dataclasses.replace(EXACT, save_every=save_every)
+    _, interrupted = private(make_model, examples, settings=settings, folder=tmp_path)
+    for report in interrupted.run():
+        if report.step == stop:
+            break
+    model, resumed = private(make_model, examples, settings=settings, folder=tmp_path, seed=1)
+    assert resumed.ledger.steps == (stop if save_every == 1 or stop == 4 else stop // 3 * 3)
+    reports = list(resumed.run())
+    assert resumed.ledger.steps == PLAN.steps
+    assert resumed.ledger.pld_epsilon(PLAN.delta) == PLAN.epsilons().pld
+    assert len(reports) == PLAN.steps - (stop if save_every == 1 or stop == 4 else stop // 3 * 3)
+    assert not torch.equal(flat(model), flat(make_model()))
+
+
+def test_a_resumed_run_has_the_weights_of_the_uninterrupted_one(
+    make_model, examples, tmp_path: Path
+) -> None:
+    model, whole = private(make_model, examples)
+    list(whole.run())
+    shared = generator()
+    first = PrivateTraining(make_model(), examples, PLAN, EXACT, tmp_path, generator=shared)
+    next(iter(first.run()))
+    resumed = make_model()
+    with torch.no_grad():
+        resumed.norm.weight += 1
+    list(PrivateTraining(resumed, examples, PLAN, EXACT, tmp_path, generator=shared).run())
+    torch.testing.assert_close(flat(resumed), flat(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_finished_run_gives_its_weights_again(make_model, examples, tmp_path, rank) -> None:
+    settings = dataclasses.replace(EXACT, lora_rank=rank)
+    model, training = private(make_model, examples, settings=settings, folder=tmp_path)
+    list(training.run())
+    again, resumed = private(make_model, examples, settings=settings, folder=tmp_path, seed=3)
+    assert list(resumed.run()) == []
+    assert torch.equal(flat(again), flat(model))
+    assert not torch.equal(flat(model), flat(make_model()))
+
+
+@pytest.mark.parametrize(
+    "change", [{"noise_multiplier": 1.0}, {"steps": 9}, {"delta": 1e-4}, {"batch_size": 3}]
+)
+def test_another_plan_in_the_folder_is_refused(make_model, examples, tmp_path, change) -> None:
+    _, training = private(make_model, examples, folder=tmp_path)
+    next(iter(training.run()))
+    with pytest.raises(ValueError, match="Expected the plan of the run"):
+        private(make_model, examples, dataclasses.replace(PLAN, **change), folder=tmp_path)
+
+
+def test_other_settings_in_the_folder_are_refused(make_model, examples, tmp_path: Path) -> None:
+    _, training = private(make_model, examples, folder=tmp_path)
+    next(iter(training.run()))
+    other = dataclasses.replace(EXACT, learning_rate=1.0)
+    with pytest.raises(ValueError, match="Expected the settings of the run"):
+        private(make_model, examples, settings=other, folder=tmp_path)
+
+
+def test_another_number_of_records_than_planned_is_refused(make_model, make_examples) -> None:
+    with pytest.raises(ValueError, match=r"plan\.records=12 to be the 11 examples"):
+        private(make_model, make_examples((1,) * 11))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("size", [1, 3, 5, 64])
+def test_the_micro_batch_has_no_effect_on_the_parameters(make_model, examples, size, rank) -> None:
+    settings = dataclasses.replace(EXACT, lora_rank=rank)
+    torch.manual_seed(0)
+    model, training = private(make_model, examples, settings=settings)
+    list(training.run())
+    other, split = private(
+        make_model, examples, settings=dataclasses.replace(settings, micro_batch=size)
+    )
+    list(split.run())
+    torch.testing.assert_close(flat(other), flat(model), atol=1e-5, rtol=0)
+
+
+def test_an_empty_batch_still_takes_a_noise_step(make_model, examples) -> None:
+    plan = dataclasses.replace(PLAN, batch_size=1, steps=6)
+    model, training = private(make_model, examples, plan)
+    taken, before, drawn = [], flat(model), 0
+    for report in training.run():
+        after = flat(model)
+        taken.append(report.examples - drawn)
+        if not taken[-1]:
+            noise = torch.cat([total.flatten() for total in training._clipped.sums.values()])
+            assert noise.std().item() == pytest.approx(2.0 * 0.1, rel=0.05)
+        assert (after != before).float().mean() > 0.99
+        before, drawn = after, report.examples
+    assert 0 in taken
+    assert any(taken)
+    assert training.ledger.steps == 6
+
+
+def test_a_step_is_the_clipped_noised_sum_over_the_expected_batch_size(make_model, examples):
+    plan = dataclasses.replace(PLAN, batch_size=3, steps=1)
+    model, training = private(make_model, examples, plan)
+    list(training.run())
+    random = generator()
+    chosen = np.flatnonzero(random.random(RECORDS) < 0.25)
+    assert len(chosen) not in (0, 3)
+    random.integers(2**63, dtype=np.int64)
+    expected = make_model()
+    sums = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
+    for index in chosen:
+        batch = examples.batch(
+            torch.tensor([index]), caption_dropout=0.0, generator=torch.Generator()
+        )
+        expected.zero_grad()
+        expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).backward()
+        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in expected.named_parameters()}
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        assert norm > plan.max_grad_norm
+        for name, gradient in gradients.items():
+            sums[name] += gradient * plan.max_grad_norm / norm
+    for name in training._clipped.sums:
+        noise = random.standard_normal(tuple(sums[name].shape), dtype=np.float32)
+        sums[name] = (sums[name] + 0.2 * torch.from_numpy(noise)) / 3
+    weights = Weights(expected, EXACT)
+    weights.step(sums, factor=warmup_cosine(0, 1, 2))
+    torch.testing.assert_close(flat(weights.finish()), flat(model), atol=1e-6, rtol=0)
+
+
+def test_a_plan_without_noise_does_not_clip_and_claims_nothing(make_model, examples) -> None:
+    plan = dataclasses.replace(
+        PLAN, noise_multiplier=0.0, max_grad_norm=1e-6, batch_size=RECORDS, steps=1
+    )
+    model, training = private(make_model, examples, plan)
+    (report,) = training.run()
+    assert report.epsilon == np.inf
+    expected = make_model()
+    batch = examples.batch(
+        torch.arange(RECORDS), caption_dropout=0.0, generator=torch.Generator()
+    )
+    expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).mean().backward()
+    gradients = {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in expected.named_parameters()
+    }
+    for name, total in training._clipped.sums.items():
+        torch.testing.assert_close(total / RECORDS, gradients[name], atol=1e-6, rtol=1e-4)
+    weights = Weights(copy.deepcopy(expected).requires_grad_(True), EXACT)
+    weights.step(gradients, factor=warmup_cosine(0, 1, 2))
+    assert (flat(weights.finish()) - flat(model)).abs().mean() < 1e-5
+
+
+def test_the_run_draws_from_the_system_unless_told_otherwise(make_model, examples) -> None:
+    plan = dataclasses.replace(PLAN, steps=1)
+    ends = []
+    for _ in range(2):
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        model = make_model()
+        list(PrivateTraining(model, examples, plan, EXACT).run())
+        ends.append(flat(model))
+    assert not torch.equal(*ends)
+
+
+def test_only_the_training_state_is_written_and_without_a_pickle(make_model, examples, tmp_path):
+    _, training = private(make_model, examples, folder=tmp_path)
+    list(training.run())
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"latest", "tensors.safetensors", "values.json"}
