@@ -6,12 +6,15 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from dpwg.training.progress import Progress
 
 T = TypeVar("T")
 
@@ -36,8 +39,8 @@ def _data(options: argparse.Namespace) -> Any:
 
     answer = []
     for name in options.sets or RENDERED_SETS:
-        for _ in _bar(render(name, count=options.count), f"rendering {name}"):
-            pass
+        total = options.count or RENDERED_SETS[name]
+        _count(render(name, count=options.count), total, f"rendering {name}")
         records = open_records(name, count=options.count)
         answer.append({"name": name, "records": len(records), "digest": records.digest})
     return answer
@@ -56,17 +59,17 @@ def _tokenizer(options: argparse.Namespace) -> Any:
 
     folder = options.out or checkpoint_root() / "tokenizer"
     if options.evaluate:
-        return tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate)).to_json()
+        quality = tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate))
+        return _kept({"data": options.evaluate, **quality.to_json()}, options.results)
     records = open_records(options.data, count=options.count)
     torch.manual_seed(options.seed)
     tokenizer = SpectralTokenizer(TokenizerConfig(codebook_sizes=tuple(options.codebook_sizes)))
     size = tokenizer.config.coarse_size
-    images_NCHW = torch.cat(list(_bar(coarse_batches(records, size), "coarse images")))
+    images_NCHW = torch.cat(list(tqdm(coarse_batches(records, size), desc="coarse images")))
     settings = _settings(TokenizerTraining, options)
-    for report in _bar(train_tokenizer(tokenizer, images_NCHW, settings), "tokenizer"):
-        last = report
+    _train(train_tokenizer(tokenizer, images_NCHW, settings), "tokenizer")
     save_tokenizer(folder, tokenizer)
-    return {"folder": str(folder), "steps": last.steps, "seconds": last.seconds}
+    return {"folder": str(folder), "steps": settings.steps}
 
 
 def _pretrain(options: argparse.Namespace) -> Any:
@@ -87,8 +90,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
     torch.manual_seed(options.seed)
     model = WaveletGPT.for_tokenizer(tokenizer)
     settings = _settings(Pretraining, options)
-    for report in _bar(pretrain(model, examples, settings, options.run_folder), "pretraining"):
-        last = report
+    _train(pretrain(model, examples, settings, options.run_folder), "pretraining")
     card = PrivacyCard.from_ledger(
         Ledger(),
         delta=options.delta,
@@ -102,7 +104,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
         model=model, tokenizer=tokenizer, card=card, text_encoder=default_encoder().digest
     )
     save_release(options.out, release, tokenizer_folder=tokenizer_folder)
-    return {"folder": str(options.out), "steps": last.steps, "seconds": last.seconds}
+    return {"folder": str(options.out), "steps": settings.steps}
 
 
 def _finetune(options: argparse.Namespace) -> Any:
@@ -134,10 +136,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         _settings(Finetuning, options),
         _new_or_resumed(options.run_folder, resume=options.resume),
     )
-    with tqdm(total=plan.steps, desc=f"epsilon {options.epsilon:g}", unit="step") as bar:
-        for report in training.run():
-            bar.update(report.step - bar.n)
-            bar.set_postfix(loss=f"{report.loss:.3f} (private)", epsilon=f"{report.epsilon:.3f}")
+    _train(training.run(), f"epsilon {options.epsilon:g}")
     card = PrivacyCard.from_ledger(
         training.ledger,
         delta=plan.delta,
@@ -218,11 +217,12 @@ def _account(options: argparse.Namespace) -> Any:
 def _bench(options: argparse.Namespace) -> Any:
     from dpwg.bench import measure
 
-    return measure(options.checkpoint, micro_batch=options.micro_batch)
+    answer = measure(options.checkpoint, micro_batch=options.micro_batch)
+    return _kept(answer, options.results)
 
 
 def _evaluate(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_names, describe, load_release
+    from dpwg.checkpoint import checkpoint_names, load_release
     from dpwg.data import open_records
     from dpwg.evaluate import held_out_loss, sheet
 
@@ -235,14 +235,19 @@ def _evaluate(options: argparse.Namespace) -> Any:
     records = open_records(options.data, count=options.count)
     rows = []
     for name in names:
-        examples = _examples(records, load_release(name).tokenizer)
-        for _, loss in _bar(held_out_loss(name, examples), name):
-            last = loss
-        rows.append({"name": name, "epsilon": describe(name)["epsilon"], "loss": last})
+        release = load_release(name)
+        examples = _examples(records, release.tokenizer)
+        loss = held_out_loss(release.model, examples)
+        rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
     answer = {"data": records.name, "records": len(records), "nats_per_code": rows}
-    if options.out:
-        options.out.write_text(json.dumps(answer, indent=2) + "\n")
-    return answer
+    return _kept(answer, options.results)
+
+
+def _readme(options: argparse.Namespace) -> Any:
+    from dpwg.readme import update
+
+    update(options.file)
+    return {"file": str(options.file)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -268,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--seed", type=int, default=0)
     tokenizer.add_argument("--out", type=Path, help="folder; checkpoints/tokenizer by default")
     tokenizer.add_argument("--evaluate", metavar="SET", help="measure PSNR on a set instead")
+    tokenizer.add_argument("--results", type=Path, help="write the measurement to this file")
 
     pretrain = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
     _add_data(pretrain, "public-train")
@@ -324,15 +330,19 @@ def _parser() -> argparse.ArgumentParser:
     bench = verb("bench", _bench, "measure training, sampling and start-up on this machine")
     bench.add_argument("--checkpoint", default="faces/public")
     bench.add_argument("--micro-batch", type=int, default=64)
+    bench.add_argument("--results", type=Path, help="write the measurement to this file")
 
     evaluate = verb("evaluate", _evaluate, "measure checkpoints on held-out records")
     evaluate.add_argument("checkpoints", nargs="*", help="all by default")
     _add_data(evaluate, "faces-test")
-    evaluate.add_argument("--out", type=Path, help="write the answer to this file")
+    evaluate.add_argument("--results", type=Path, help="write the measurement to this file")
     evaluate.add_argument("--sheet", type=Path, help="draw captions by checkpoints instead")
     evaluate.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--guidance", type=float, default=2.0)
+
+    readme = verb("readme", _readme, "rewrite the README's tables from cards and result files")
+    readme.add_argument("--file", type=Path, default=Path("README.md"))
     return parser
 
 
@@ -376,16 +386,31 @@ def _examples(records: Any, tokenizer: Any) -> Any:
         )
 
 
-def _bar(reports: Iterable[T], title: str) -> Iterator[T]:
-    """The same reports, with a progress bar on standard error."""
-    with tqdm(desc=title, unit="") as bar:
+def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """The same answer, written to a result file where one is asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_plain(answer), indent=2, allow_nan=False) + "\n")
+    return answer
+
+
+def _train(reports: Iterable[Progress], title: str) -> None:
+    """Run a training to its end, with a progress bar on standard error."""
+    with tqdm(desc=title, unit="step") as bar:
         for report in reports:
-            if hasattr(report, "steps"):
-                bar.total = report.steps
-                bar.set_postfix(loss=f"{report.loss:.4f}", refresh=False)
-            step = getattr(report, "step", report[0] if isinstance(report, tuple) else report)
-            bar.update(step - bar.n if isinstance(step, int) else 1)
-            yield report
+            bar.total = report.steps
+            shown = {"loss": f"{report.loss:.4f}"}
+            if report.epsilon is not None:
+                shown = {"private loss": shown["loss"], "epsilon": f"{report.epsilon:.3f}"}
+            bar.set_postfix(shown, refresh=False)
+            bar.update(report.step - bar.n)
+
+
+def _count(done: Iterable[int], total: int, title: str) -> None:
+    """Run something that yields how much is done, with a progress bar on standard error."""
+    with tqdm(desc=title, total=total, unit="") as bar:
+        for number in done:
+            bar.update(number - bar.n)
 
 
 def _plain(value: Any) -> Any:

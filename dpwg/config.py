@@ -31,8 +31,8 @@ class TokenizerConfig(Config):
     """The spectral tokenizer.
 
     Scale 0 is the LL band of `coarse_size / 2**levels` pixels a side, scale s the three details
-    that lead from there to the next size. Every scale is cut into `grid` x `grid` positions, a position
-    into `split` x `split` patches, and each patch is one code from the scale's codebook.
+    that lead from there to the next size. Every scale is cut into `grid` x `grid` positions, a
+    position into `split` x `split` patches, and each patch is a code from the scale's codebook.
     """
 
     coarse_size: int = 32

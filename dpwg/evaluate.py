@@ -6,8 +6,9 @@ be used to choose among private checkpoints all the same.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from dpwg.checkpoint import load_release
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
+from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
@@ -63,20 +64,17 @@ def tokenizer_quality(tokenizer: SpectralTokenizer, records: Records) -> Tokeniz
 
 
 @torch.no_grad()
-def held_out_loss(
-    checkpoint: str, examples: Examples, *, batch: int = 64
-) -> Iterator[tuple[int, float]]:
-    """Nats per code of a checkpoint on a set; yields (records done, mean so far)."""
-    model = load_release(checkpoint).model.bfloat16()
-    total = 0.0
+def held_out_loss(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> float:
+    """Mean nats per code of a model on all examples, computed in bfloat16."""
+    worker = copy.deepcopy(model).bfloat16()
     generator = torch.Generator().manual_seed(0)
+    total = 0.0
     for start in range(0, len(examples), batch):
         chosen_B = torch.arange(start, min(start + batch, len(examples)))
         part = examples.batch(chosen_B, caption_dropout=0.0, generator=generator)
-        total += float(
-            model.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes).sum()
-        )
-        yield start + len(chosen_B), total / (start + len(chosen_B))
+        losses_B = worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes)
+        total += float(losses_B.sum())
+    return total / len(examples)
 
 
 def sheet(

@@ -98,7 +98,7 @@ class WaveletGPT(nn.Module):
             **sizes,
         )
         model = cls(config)
-        for scale, codebook in enumerate(tokenizer.codebooks):
+        for scale, codebook in enumerate(tokenizer.books()):
             model.get_buffer(f"codebook_{scale}").copy_(codebook.vectors_KD.detach())
         return model
 

@@ -30,8 +30,8 @@ class GenerationResult:
 
     `partials` holds the image of each scale, coarse to fine, the last being `coarse`. `bands` is
     the Haar pyramid of `image` as `wavelet.haar_pyramid` orders it, down to the coarsest scale:
-    its first `len(partials)` entries are what the privately trained model decided. `seconds` has the
-    times of `text`, `tokens`, `upsampling` and `total`.
+    its first `len(partials)` entries are what the privately trained model decided. `seconds` has
+    the times of `text`, `tokens`, `upsampling` and `total`.
     """
 
     coarse: np.ndarray

@@ -92,10 +92,14 @@ class SpectralTokenizer(nn.Module):
         self.spread_S.fill_(1)
         patches = self.patches(image_BCHW)
         self.spread_S.copy_(torch.stack([patch.std() for patch in patches]))
-        for codebook, patch, spread in zip(self.codebooks, patches, self.spread_S, strict=True):
+        for codebook, patch, spread in zip(self.books(), patches, self.spread_S, strict=True):
             samples_ND = patch.flatten(0, 2) / spread
             chosen = torch.randperm(len(samples_ND), generator=generator)[:120_000]
             codebook.fit(samples_ND[chosen], rounds=rounds, generator=generator)
+
+    def books(self) -> list[Codebook]:
+        """The codebook of every scale."""
+        return [book for book in self.codebooks if isinstance(book, Codebook)]
 
     def patches(self, image_BCHW: Tensor) -> list[Tensor]:
         """Wavelet coefficients of every scale by position and patch, in units of their spread.
@@ -170,10 +174,12 @@ class SpectralTokenizer(nn.Module):
     def encode(self, image_BCHW: Tensor) -> list[Tensor]:
         """Images -> code indices of every scale."""
         latents = self.latents(self.patches(image_BCHW))
-        return [codebook.indices(z) for codebook, z in zip(self.codebooks, latents, strict=True)]
+        return [book.indices(z) for book, z in zip(self.books(), latents, strict=True)]
 
     @torch.no_grad()
     def decode(self, codes: Sequence[Tensor]) -> Tensor:
         """Code indices of the first k scales -> the image of that size, in [0, 1]."""
-        quantized = [c.vectors_KD[index] for c, index in zip(self.codebooks, codes, strict=False)]
+        quantized = [
+            book.vectors_KD[index] for book, index in zip(self.books(), codes, strict=False)
+        ]
         return self.image(self.coefficients(quantized)).clamp(0, 1)

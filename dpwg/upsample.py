@@ -10,7 +10,7 @@ import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -122,8 +122,9 @@ class RealESRGANUpsampler:
         return Path(spec.origin).parent / "models" / f"{self._stem}{suffix}"
 
 
+@cache
 def get_upsampler(name: str) -> Upsampler:
-    """A new upsampler of UPSAMPLERS by its name, with its defaults; weights load at first call."""
+    """An upsampler of UPSAMPLERS by its name, one a process; its weights load at the first call."""
     names = [known for known, _ in UPSAMPLERS]
     if name not in names:
         raise ValueError(f"Expected name={name!r} in {{{', '.join(names)}}}; choose one of those.")

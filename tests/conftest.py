@@ -113,11 +113,13 @@ def make_tokenizer() -> Callable[..., SpectralTokenizer]:
 
 
 @pytest.fixture(scope="session")
-def images_BCHW() -> Tensor:
+def images() -> Tensor:
     """Smooth random images with a hard edge each, 32x32 in [0, 1]."""
     generator = torch.Generator().manual_seed(0)
     blobs = torch.rand(48, 3, 5, 5, generator=generator)
     smooth = nn.functional.interpolate(blobs, size=32, mode="bicubic").clamp(0, 1)
-    for image_CHW, row in zip(smooth, torch.randint(4, 28, (48,), generator=generator), strict=True):
+    for image_CHW, row in zip(
+        smooth, torch.randint(4, 28, (48,), generator=generator), strict=True
+    ):
         image_CHW[:, row:] = 1 - image_CHW[:, row:]
     return smooth

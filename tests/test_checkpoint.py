@@ -44,10 +44,10 @@ def card() -> PrivacyCard:
 
 
 @pytest.fixture(scope="module")
-def make_release(make_tokenizer, images_BCHW, card) -> Callable[..., Release]:
+def make_release(make_tokenizer, images, card) -> Callable[..., Release]:
     def make(seed: int = 0, **sizes: int) -> Release:
         tokenizer = make_tokenizer(seed)
-        tokenizer.initialise_from(images_BCHW, seed=seed, rounds=2)
+        tokenizer.initialise_from(images, seed=seed, rounds=2)
         sizes = {"width": 16, "blocks": 1, "heads": 2, "text_width": 8, "code_hidden": 8} | sizes
         model = WaveletGPT.for_tokenizer(tokenizer, **sizes).eval()
         return Release(model=model, tokenizer=tokenizer, card=card, text_encoder="a" * 64)
@@ -110,12 +110,12 @@ def test_a_release_gives_the_same_codes_however_often_it_is_saved(saved, root) -
         assert torch.equal(tensor, twice.model.state_dict()[name])
 
 
-def test_a_tokenizer_comes_back_with_the_same_codes(tmp_path, make_release, images_BCHW) -> None:
+def test_a_tokenizer_comes_back_with_the_same_codes(tmp_path, make_release, images) -> None:
     save_tokenizer(tmp_path / "a", make_release().tokenizer)
     once = load_tokenizer(tmp_path / "a")
     save_tokenizer(tmp_path / "b", once)
     twice = load_tokenizer(tmp_path / "b")
-    for x, y in zip(once.encode(images_BCHW), twice.encode(images_BCHW), strict=True):
+    for x, y in zip(once.encode(images), twice.encode(images), strict=True):
         assert torch.equal(x, y)
 
 
@@ -264,9 +264,7 @@ def test_no_bound_is_described_as_none(root, make_release) -> None:
     )
     save_release(
         root / "faces" / "eps-inf",
-        Release(
-            model=release.model, tokenizer=release.tokenizer, card=free, text_encoder="a" * 64
-        ),
+        Release(model=release.model, tokenizer=release.tokenizer, card=free, text_encoder="a" * 64),
     )
     assert describe("faces/eps-inf")["epsilon"] is None
     assert math.isfinite(describe("faces/eps-inf")["delta"])

@@ -94,7 +94,8 @@ def test_captions_say_the_attributes(records) -> None:
             assert 0 < len(caption) <= MAX_CAPTION_CHARACTERS
             for name in words:
                 assert record.attributes.get(name, "").lower() in caption.lower(), (name, caption)
-            assert "{}" not in caption and "  " not in caption
+            assert "{}" not in caption
+            assert "  " not in caption
 
 
 def test_a_face_says_its_colours_and_shows_its_background(records) -> None:
@@ -103,7 +104,9 @@ def test_a_face_says_its_colours_and_shows_its_background(records) -> None:
         attributes = record.attributes
         for name in ("hair_colour", "clothes_colour", "background", "skin"):
             assert attributes[name] in caption.lower()
-        corner = tuple(int(palette.BACKGROUND[attributes["background"]][i : i + 2], 16) for i in (1, 3, 5))
+        corner = tuple(
+            int(palette.BACKGROUND[attributes["background"]][i : i + 2], 16) for i in (1, 3, 5)
+        )
         assert tuple(record.image()[0, 0].tolist()) == corner
 
 

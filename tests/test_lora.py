@@ -53,7 +53,9 @@ def test_only_the_pairs_are_trainable(make_model) -> None:
 
 
 def test_every_name_of_the_fine_tuning_is_in_the_model(make_model) -> None:
-    owned = {name.rpartition(".")[2] for name, m in make_model().named_modules() if type(m) is nn.Linear}
+    owned = {
+        name.rpartition(".")[2] for name, m in make_model().named_modules() if type(m) is nn.Linear
+    }
     assert set(LORA_LAYERS) <= owned
 
 

@@ -58,7 +58,8 @@ def test_codes_have_their_shapes_and_stay_in_their_codebooks(model, text) -> Non
     for codes, size in zip(draw(model, text, range(6)), model.config.codebook_sizes, strict=True):
         assert codes.shape == (6, 4, 2)
         assert codes.dtype == torch.int64
-        assert 0 <= codes.min() and codes.max() < size
+        assert codes.min() >= 0
+        assert codes.max() < size
 
 
 def test_other_seeds_give_other_codes(model, text) -> None:
@@ -173,7 +174,9 @@ def test_draws_follow_the_softmax_at_the_temperature(temperature: float) -> None
         (Sampling(top_p=0.6, top_k=1), [2]),
     ],
 )
-def test_cuts_keep_the_likeliest_codes_and_their_ratios(settings: Sampling, kept: list[int]) -> None:
+def test_cuts_keep_the_likeliest_codes_and_their_ratios(
+    settings: Sampling, kept: list[int]
+) -> None:
     logits_V = torch.tensor([0.05, 0.08, 0.52, 0.04, 0.25, 0.06]).log()
     found_V = counts(logits_V, settings)
     assert found_V.nonzero().flatten().tolist() == kept

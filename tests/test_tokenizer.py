@@ -19,9 +19,9 @@ SHAPES = [(48, 16, 4, 3), (48, 16, 4, 9), (48, 16, 4, 36)]
 
 
 @pytest.fixture
-def tokenizer(make_tokenizer, images_BCHW) -> SpectralTokenizer:
+def tokenizer(make_tokenizer, images) -> SpectralTokenizer:
     tokenizer = make_tokenizer()
-    tokenizer.initialise_from(images_BCHW, rounds=2)
+    tokenizer.initialise_from(images, rounds=2)
     return tokenizer
 
 
@@ -29,44 +29,44 @@ def mean_square(a: Tensor, b: Tensor) -> float:
     return (a - b).square().mean().item()
 
 
-def test_patches_and_image_are_inverse(tokenizer, images_BCHW) -> None:
-    patches = tokenizer.patches(images_BCHW)
+def test_patches_and_image_are_inverse(tokenizer, images) -> None:
+    patches = tokenizer.patches(images)
     assert [tuple(patch.shape) for patch in patches] == SHAPES
     assert all(patch.std().item() == pytest.approx(1) for patch in patches)
-    torch.testing.assert_close(tokenizer.image(patches), images_BCHW, atol=1e-6, rtol=0)
+    torch.testing.assert_close(tokenizer.image(patches), images, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3])
-def test_fewer_patches_give_the_block_means_of_the_image(tokenizer, images_BCHW, scales) -> None:
-    image = tokenizer.image(tokenizer.patches(images_BCHW)[:scales])
-    torch.testing.assert_close(image, coarse_image(images_BCHW, 3 - scales), atol=1e-6, rtol=0)
+def test_fewer_patches_give_the_block_means_of_the_image(tokenizer, images, scales) -> None:
+    image = tokenizer.image(tokenizer.patches(images)[:scales])
+    torch.testing.assert_close(image, coarse_image(images, 3 - scales), atol=1e-6, rtol=0)
 
 
-def test_a_patch_is_a_place_of_the_image(tokenizer, images_BCHW) -> None:
-    changed = images_BCHW.clone()
+def test_a_patch_is_a_place_of_the_image(tokenizer, images) -> None:
+    changed = images.clone()
     changed[:, :, 4:8, 12:16] = 0.5  # row 1, column 3 of 8 x 8 cells: position 1, code 3
-    for before, after in zip(
-        tokenizer.patches(images_BCHW), tokenizer.patches(changed), strict=True
-    ):
+    for before, after in zip(tokenizer.patches(images), tokenizer.patches(changed), strict=True):
         moved = (before - after).abs().amax((0, 3)) > 1e-6
         assert moved.nonzero().tolist() == [[1, 3]]
 
 
-def test_codes_and_partial_images_have_their_sizes(tokenizer, images_BCHW) -> None:
-    codes = tokenizer.encode(images_BCHW)
+def test_codes_and_partial_images_have_their_sizes(tokenizer, images) -> None:
+    codes = tokenizer.encode(images)
     for index, size in zip(codes, tokenizer.config.codebook_sizes, strict=True):
         assert index.shape == (48, 16, 4)
         assert index.dtype == torch.int64
-        assert 0 <= index.min() and index.max() < size
+        assert index.min() >= 0
+        assert index.max() < size
     for scales, side in ((1, 8), (2, 16), (3, 32)):
         image = tokenizer.decode(codes[:scales])
         assert image.shape == (48, 3, side, side)
-        assert 0 <= image.min() and image.max() <= 1
+        assert image.min() >= 0
+        assert image.max() <= 1
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_fine_codes_leave_coarser_images_unchanged(tokenizer, images_BCHW, scale: int) -> None:
-    codes = tokenizer.encode(images_BCHW)
+def test_fine_codes_leave_coarser_images_unchanged(tokenizer, images, scale: int) -> None:
+    codes = tokenizer.encode(images)
     changed = [index.clone() for index in codes]
     changed[scale] = (changed[scale] + 1) % tokenizer.config.codebook_sizes[scale]
     before = tokenizer.coefficients(vectors(tokenizer, codes))
@@ -81,19 +81,19 @@ def vectors(tokenizer: SpectralTokenizer, codes: list[Tensor]) -> list[Tensor]:
 
 @pytest.mark.parametrize("scales", [1, 2])
 def test_decoding_the_first_scales_alone_equals_their_part_of_the_whole(
-    tokenizer, images_BCHW, scales: int
+    tokenizer, images, scales: int
 ) -> None:
-    codes = tokenizer.encode(images_BCHW)
+    codes = tokenizer.encode(images)
     whole = tokenizer.coefficients(vectors(tokenizer, codes))
     alone = tokenizer.coefficients(vectors(tokenizer, codes[:scales]))
     for a, b in zip(whole[:scales], alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_fine_details_leave_coarser_codes_unchanged(tokenizer, images_BCHW) -> None:
-    codes = tokenizer.encode(images_BCHW)
+def test_fine_details_leave_coarser_codes_unchanged(tokenizer, images) -> None:
+    codes = tokenizer.encode(images)
     for scale in range(1, 3):
-        bands = haar_pyramid(images_BCHW, 2)
+        bands = haar_pyramid(images, 2)
         bands[scale] = bands[scale].flip(0) + 0.1
         changed = tokenizer.encode(inverse_haar_pyramid(bands))
         same = [(a == b).float().mean().item() for a, b in zip(codes, changed, strict=True)]
@@ -101,8 +101,8 @@ def test_fine_details_leave_coarser_codes_unchanged(tokenizer, images_BCHW) -> N
         assert same[scale] < 0.9
 
 
-def test_finer_patches_leave_coarser_latents_exactly_unchanged(tokenizer, images_BCHW) -> None:
-    patches = tokenizer.patches(images_BCHW)
+def test_finer_patches_leave_coarser_latents_exactly_unchanged(tokenizer, images) -> None:
+    patches = tokenizer.patches(images)
     before = tokenizer.latents(patches)
     for scale in range(3):
         changed = [patch.clone() for patch in patches]
@@ -119,27 +119,25 @@ def test_the_mask_bars_finer_scales_only() -> None:
     assert (bias[~barred] == 0).all()
 
 
-def test_an_untrained_tokenizer_is_plain_k_means(images_BCHW) -> None:
+def test_an_untrained_tokenizer_is_plain_k_means(images) -> None:
     torch.manual_seed(0)
     config = TokenizerConfig(codebook_sizes=(16, 16, 16), width=16, heads=2)
     tokenizer = SpectralTokenizer(config)
-    tokenizer.initialise_from(images_BCHW)
-    patches = tokenizer.patches(images_BCHW)
-    assert all(
-        torch.equal(a, b) for a, b in zip(tokenizer.latents(patches), patches, strict=True)
-    )
-    codes = tokenizer.encode(images_BCHW)
+    tokenizer.initialise_from(images)
+    patches = tokenizer.patches(images)
+    assert all(torch.equal(a, b) for a, b in zip(tokenizer.latents(patches), patches, strict=True))
+    codes = tokenizer.encode(images)
     image = tokenizer.image(vectors(tokenizer, codes)).clamp(0, 1)
     torch.testing.assert_close(tokenizer.decode(codes), image)
 
 
-def test_a_short_training_lowers_the_error_of_the_k_means_start(images_BCHW) -> None:
+def test_a_short_training_lowers_the_error_of_the_k_means_start(images) -> None:
     torch.manual_seed(0)
     config = TokenizerConfig(
         codebook_sizes=(16, 16, 16), width=32, heads=2, encoder_blocks=1, decoder_blocks=1
     )
     tokenizer = SpectralTokenizer(config)
-    pixels = (images_BCHW * 255).round().to(torch.uint8)
+    pixels = (images * 255).round().to(torch.uint8)
     target = pixels.float() / 255
     start = copy.deepcopy(tokenizer)
     start.initialise_from(target)
@@ -208,7 +206,8 @@ def test_settings_that_do_not_fit_are_refused(change: dict, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("levels", "grid", "split", "size"), [(2, 4, 2, 32), (1, 2, 2, 16), (2, 4, 1, 16), (3, 2, 2, 32)]
+    ("levels", "grid", "split", "size"),
+    [(2, 4, 2, 32), (1, 2, 2, 16), (2, 4, 1, 16), (3, 2, 2, 32)],
 )
 def test_other_layouts_invert_too(levels: int, grid: int, split: int, size: int) -> None:
     config = TokenizerConfig(

@@ -200,9 +200,9 @@ class Listed(list[Record]):
 
 
 @pytest.fixture
-def records(images_BCHW) -> Listed:
+def records(images) -> Listed:
     listed = Listed()
-    for index, image_CHW in enumerate((images_BCHW[:5] * 255).round().to(torch.uint8)):
+    for index, image_CHW in enumerate((images[:5] * 255).round().to(torch.uint8)):
         file = io.BytesIO()
         Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, "PNG")
         captions = tuple(f"image {index} said {times}" for times in range(1 + index % 2))
@@ -211,10 +211,10 @@ def records(images_BCHW) -> Listed:
 
 
 def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
-    tmp_path: Path, make_tokenizer, images_BCHW, records
+    tmp_path: Path, make_tokenizer, images, records
 ) -> None:
     tokenizer, encoder = make_tokenizer(), default_encoder()
-    tokenizer.initialise_from(images_BCHW, rounds=2)
+    tokenizer.initialise_from(images, rounds=2)
     stages: list[tuple[str, int, int]] = []
     examples = prepare_examples(
         records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
@@ -222,7 +222,7 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
     assert stages == [("captions", 5, 5), ("images", 5, 5)]
     everyone, random = torch.arange(5), torch.Generator()
     batch = examples.batch(everyone, caption_dropout=0.0, generator=random)
-    pixels = (images_BCHW[:5] * 255).round() / 255
+    pixels = (images[:5] * 255).round() / 255
     for own, expected in zip(batch.codes, tokenizer.encode(pixels), strict=True):
         assert own.shape == expected.shape
         assert (own == expected).float().mean() > 0.9  # encoded in bfloat16
@@ -239,7 +239,7 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
         records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
     )
     assert (len(again), stages) == (5, [])
-    tokenizer.initialise_from(images_BCHW, seed=1, rounds=2)
+    tokenizer.initialise_from(images, seed=1, rounds=2)
     prepare_examples(
         records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
     )
@@ -253,9 +253,7 @@ def test_examples_of_another_caption_length_are_encoded_again(
     lengths = []
     for encoder in (short, default_encoder()):
         examples = prepare_examples(records, encoder, make_tokenizer(), tmp_path)
-        batch = examples.batch(
-            torch.arange(5), caption_dropout=0.0, generator=torch.Generator()
-        )
+        batch = examples.batch(torch.arange(5), caption_dropout=0.0, generator=torch.Generator())
         lengths.append(batch.mask_BL.shape[1])
     assert lengths == [8, default_encoder().max_tokens]
 
@@ -296,9 +294,7 @@ def test_pretraining_resumes_from_its_last_state(make_model, examples, tmp_path:
 
 def private(make_model, examples, plan=PLAN, settings=EXACT, folder=None, seed=0):
     model = make_model()
-    training = PrivateTraining(
-        model, examples, plan, settings, folder, generator=generator(seed)
-    )
+    training = PrivateTraining(model, examples, plan, settings, folder, generator=generator(seed))
     return model, training
 
 
@@ -433,7 +429,10 @@ def test_a_step_is_the_clipped_noised_sum_over_the_expected_batch_size(make_mode
         )
         expected.zero_grad()
         expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).backward()
-        gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in expected.named_parameters()}
+        gradients = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad
+            for n, p in expected.named_parameters()
+        }
         norm = torch.stack([g.norm() for g in gradients.values()]).norm()
         assert norm > plan.max_grad_norm
         for name, gradient in gradients.items():
@@ -454,9 +453,7 @@ def test_a_plan_without_noise_does_not_clip_and_claims_nothing(make_model, examp
     (report,) = training.run()
     assert report.epsilon == np.inf
     expected = make_model()
-    batch = examples.batch(
-        torch.arange(RECORDS), caption_dropout=0.0, generator=torch.Generator()
-    )
+    batch = examples.batch(torch.arange(RECORDS), caption_dropout=0.0, generator=torch.Generator())
     expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).mean().backward()
     gradients = {
         n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
@@ -473,7 +470,7 @@ def test_the_run_draws_from_the_system_unless_told_otherwise(make_model, example
     plan = dataclasses.replace(PLAN, steps=1)
     ends = []
     for _ in range(2):
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         torch.manual_seed(0)
         model = make_model()
         list(PrivateTraining(model, examples, plan, EXACT).run())

@@ -20,7 +20,8 @@ _MAKERS: dict[str, tuple[int, Callable[[int], Record]]] = {
     "public-train": (PUBLIC_RECORDS, functools.partial(public_image, "train")),
     "public-test": (PUBLIC_TEST_RECORDS, functools.partial(public_image, "test")),
 }
-RENDERED_SETS = tuple(_MAKERS)
+RENDERED_SETS = {name: count for name, (count, _) in _MAKERS.items()}
+"""The rendered sets and how many records each has."""
 
 
 def render(name: str, *, count: int | None = None, root: Path | None = None) -> Iterator[int]:
@@ -40,10 +41,12 @@ def open_records(name_or_folder: str, *, count: int | None = None) -> Records:
         return RenderedRecords(folder)
     if Path(name_or_folder).is_dir():
         return FolderRecords(Path(name_or_folder))
-    raise ValueError(f"Expected data={name_or_folder!r} to be a folder or in {RENDERED_SETS}.")
+    raise ValueError(
+        f"Expected data={name_or_folder!r} to be a folder or in {sorted(RENDERED_SETS)}."
+    )
 
 
 def _maker(name: str) -> tuple[int, Callable[[int], Record]]:
     if name not in _MAKERS:
-        raise ValueError(f"Expected set={name!r} in {RENDERED_SETS}.")
+        raise ValueError(f"Expected set={name!r} in {sorted(RENDERED_SETS)}.")
     return _MAKERS[name]

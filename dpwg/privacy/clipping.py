@@ -56,7 +56,9 @@ class ClippedSums:
         self.sums: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             for own, parameter in layer.named_parameters(recurse=False):
-                self.sums[_parameter_name(name, own)] = torch.zeros_like(parameter, dtype=torch.float32)
+                self.sums[_parameter_name(name, own)] = torch.zeros_like(
+                    parameter, dtype=torch.float32
+                )
                 parameter.requires_grad_(False)
 
     def zero(self) -> None:
@@ -68,7 +70,7 @@ class ClippedSums:
         """Add one micro-batch: `losses()` runs the model and returns one loss a record, (B,).
 
         Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
-        and records. Per-record gradients must not mix, so the model must not compute over the batch.
+        and records. Records must not mix in the model: no statistics over the batch.
         """
         with _capture(self._layers) as calls, torch.enable_grad():
             losses_B = losses()
@@ -174,7 +176,9 @@ class _LinearRule:
             finite = _zero_where(self.per_record_BOI, zero_B)
             sums[_parameter_name(name, "weight")] += torch.tensordot(scale_B, finite, dims=1)
             if self.has_bias:
-                sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(self.g_BTO.float().sum(1), zero_B)
+                sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(
+                    self.g_BTO.float().sum(1), zero_B
+                )
             return
         scaled = (_zero_where(self.g_BTO, zero_B) * scale_B[:, None, None]).flatten(0, 1)
         inputs = _zero_where(self.a_BTI, zero_B).flatten(0, 1).float()
@@ -213,7 +217,9 @@ class _EmbeddingRule:
 
     def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
         scaled = _zero_where(self.g_BTC, scale_B == 0) * scale_B[:, None, None]
-        sums[_parameter_name(name, "weight")].index_add_(0, self.ids_BT.flatten(), scaled.flatten(0, 1))
+        sums[_parameter_name(name, "weight")].index_add_(
+            0, self.ids_BT.flatten(), scaled.flatten(0, 1)
+        )
 
 
 _RULES: dict[type[nn.Module], type[_Rule]] = {

@@ -73,7 +73,7 @@ def train_tokenizer(
         for seen, indices in zip(used, result.indices, strict=True):
             seen[indices.flatten()] = True
         if (step + 1) % settings.revive_every == 0 and step < settings.steps // 2:
-            for codebook, z, seen in zip(tokenizer.codebooks, result.latents, used, strict=True):
+            for codebook, z, seen in zip(tokenizer.books(), result.latents, used, strict=True):
                 codebook.revive(~seen, z.detach().flatten(0, 2), generator)
                 seen.zero_()
         if (step + 1) % settings.report_every == 0 or step + 1 == settings.steps:

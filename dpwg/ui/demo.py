@@ -41,8 +41,7 @@ CSS = """
 .settings { grid-area: settings; }
 .results { grid-area: results; }
 .extras { grid-area: extras; }
-.promise { padding: 10px 12px !important; background: var(--block-background-fill); }
-.promise .prose, .promise p { margin: 0; padding: 0; }
+.block.promise { padding: 10px 12px !important; background: var(--block-background-fill); }
 .title .md { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: baseline;
   justify-content: space-between; }
 .title h3, .title p { margin: 0; }

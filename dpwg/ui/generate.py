@@ -128,11 +128,11 @@ def _partial(
 ) -> Frame:
     size, coarse_size = partial_BHWC.shape[1], pipe.release.tokenizer.config.coarse_size
     done = size == coarse_size
-    status = f"Public upsampler {upsampler} at work" if done else f"Drawing {2 * size}×{2 * size}"
+    status = f"Public upsampler {upsampler} at work" if done else f"Drawing {_square(2 * size)}"
     return Frame(
         coarse_title=_coarse_title(size, pipe.release.card),
         coarse=_enlarged(partial_BHWC, seeds),
-        image_title=f"### Image\n*public upsampler*",
+        image_title="### Image\n*public upsampler*",
         images=None,
         status=f"{status} …",
     )
@@ -150,10 +150,10 @@ def _finished(checkpoint: str, upsampler: str, result: GenerationResult) -> Iter
         yield Frame(
             coarse_title=_coarse_title(coarse, result.card),
             coarse=_enlarged(result.coarse, result.seeds),
-            image_title=f"### Image {full}×{full}\n*public upsampler*",
+            image_title=f"### Image {_square(full)}\n*public upsampler*",
             images=_labelled(result.image, result.seeds),
             status=f"{unconditional}{seeds} · {times}",
-            bands_text=f"Details of fewer than {coarse}×{coarse} pixels follow the coarse picture; "
+            bands_text=f"Details of fewer than {_square(coarse)} pixels follow the coarse picture; "
             "the larger ones are the public upsampler's invention.",
             bands=bands_figure(result.image[0] / 255.0, levels=levels),
             files=_write(Path(folder), checkpoint, result),
@@ -161,7 +161,7 @@ def _finished(checkpoint: str, upsampler: str, result: GenerationResult) -> Iter
 
 
 def _coarse_title(size: int, card: PrivacyCard) -> str:
-    return f"### Coarse {size}×{size}\n*{_author(card)}*"
+    return f"### Coarse {_square(size)}\n*{_author(card)}*"
 
 
 def _write(folder: Path, checkpoint: str, result: GenerationResult) -> list[str]:
@@ -185,6 +185,10 @@ def _enlarged(images_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
     """Every pixel as a square, so that no browser smooths it."""
     times = max(SHOWN_PIXELS // images_BHWC.shape[1], 1)
     return _labelled(images_BHWC.repeat(times, axis=1).repeat(times, axis=2), seeds)
+
+
+def _square(size: int) -> str:
+    return f"{size}\N{MULTIPLICATION SIGN}{size}"
 
 
 def _promise(card: PrivacyCard) -> str:
@@ -307,7 +311,7 @@ def build_generate() -> None:
         api_name="generate",
         concurrency_limit=1,
         scroll_to_output=True,
-        show_progress_on=status,
+        show_progress_on=coarse,
     )
 
 

@@ -1,0 +1,91 @@
+"""The generated parts of README.md: tables made from cards and result files, never typed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpwg.checkpoint import checkpoint_names, describe
+
+RESULTS = Path("docs/results")
+
+
+def update(readme: Path) -> str:
+    """Rewrite what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; returns the text.
+
+    Raises ValueError where a marker names no table.
+    """
+    folder = readme.parent / RESULTS
+    tables = {
+        "checkpoints": _checkpoints(_read(folder / "held-out.json")),
+        "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
+        "bench": _bench(_read(folder / "bench.json")),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in tables:
+            raise ValueError(f"Expected table {name!r} in {sorted(tables)}.")
+        return f"<!-- begin {name} -->\n{tables[name]}\n<!-- end {name} -->"
+
+    pattern = r"<!-- begin (\S+) -->.*?<!-- end \1 -->"
+    text = re.sub(pattern, fill, readme.read_text(), flags=re.DOTALL)
+    readme.write_text(text)
+    return text
+
+
+def _checkpoints(held_out: dict[str, Any]) -> str:
+    losses = {row["name"]: row["loss"] for row in held_out.get("nats_per_code", [])}
+    public = max(losses.values(), default=0.0)
+    reached = public - min(losses.values(), default=0.0)
+    rows = []
+    for name in checkpoint_names():
+        facts = describe(name)
+        loss = losses.get(name)
+        rows.append(
+            (
+                f"`{name}`",
+                "no bound" if facts["epsilon"] is None else f"{facts['epsilon']:.4g}",
+                f"{facts['delta']:g}" if facts["epsilon"] else "",
+                _figure(facts["noise_multiplier"]),
+                _figure(facts["sampling_rate"]),
+                str(facts["steps"]),
+                f"{facts['records']:,}",
+                f"{facts['bytes'] / 1e6:.1f} MB",
+                "" if loss is None else f"{loss:.3f}",
+                "" if loss is None or not reached else f"{(public - loss) / reached:.0%}",
+            )
+        )
+    heads = ("checkpoint", "epsilon (PLD)", "delta", "noise", "rate", "steps", "private records")
+    return _table((*heads, "size", "held-out nats a code", "gap closed"), rows)
+
+
+def _tokenizer(quality: dict[str, Any]) -> str:
+    rows = [(size, f"{psnr:.2f} dB") for size, psnr in quality.get("psnr", {}).items()]
+    return _table(("decoded", "PSNR on `faces-test`"), rows)
+
+
+def _bench(bench: dict[str, Any]) -> str:
+    rows = [
+        (name.replace("_", " "), f"{value:.3g}")
+        for name, value in bench.items()
+        if isinstance(value, float | int)
+    ]
+    return _table(("measure", "value"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return values

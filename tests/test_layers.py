@@ -1,0 +1,155 @@
+"""Imports go downward only, and light imports stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dpwg
+
+PACKAGE = Path(dpwg.__file__).parent
+LEVELS = {
+    "dpwg": 0,
+    "dpwg.config": 0,
+    "dpwg.inputs": 0,
+    "dpwg.wavelet": 1,
+    "dpwg.layers": 1,
+    "dpwg.codebook": 1,
+    "dpwg.lora": 1,
+    "dpwg.privacy": 1,
+    "dpwg.text": 1,
+    "dpwg.upsample": 1,
+    "dpwg.spectra": 1,
+    "dpwg.data": 2,
+    "dpwg.tokenizer": 2,
+    "dpwg.model": 3,
+    "dpwg.sampling": 4,
+    "dpwg.checkpoint": 4,
+    "dpwg.training": 5,
+    "dpwg.pipeline": 6,
+    "dpwg.evaluate": 7,
+    "dpwg.audit": 7,
+    "dpwg.bench": 7,
+    "dpwg.cli": 8,
+    "dpwg.__main__": 9,
+    "dpwg.ui": 9,
+}
+INSIDE = {  # the order within a package, lowest first
+    "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
+    "dpwg.privacy": ("accounting", "mechanism", "clipping", "card"),
+    "dpwg.training": ("progress", "state", "weights", "examples"),
+}
+HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[str]:
+    """Every module of dpwg that `name` imports, wherever in the file."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "dpwg")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dpwg":
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
+
+
+def room(name: str) -> str:
+    """The entry of LEVELS that a module belongs to."""
+    while name not in LEVELS:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_has_a_level(name: str) -> None:
+    assert name == "dpwg" or room(name) != "dpwg", f"give {name} a level in this table"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_downward(name: str) -> None:
+    for other in imports(name):
+        if room(other) == room(name):
+            continue
+        assert LEVELS[room(other)] < LEVELS[room(name)], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", INSIDE)
+def test_imports_within_a_package_go_downward(package: str) -> None:
+    order = [f"{package}.{own}" for own in INSIDE[package]]
+    for place, name in enumerate(order):
+        above = {other for other in imports(name) if other in MODULES and room(other) == package}
+        assert above <= set(order[:place]), name
+
+
+def test_no_module_reaches_itself() -> None:
+    graph = {name: set(imports(name)) - {name} for name in MODULES}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        for other in graph[name]:
+            visit(other, (*path, name))
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_imports_are_absolute() -> None:
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("dpwg.privacy")])
+def test_privacy_could_be_lifted_out(name: str) -> None:
+    assert all(other.startswith("dpwg.privacy") for other in imports(name))
+
+
+def loaded(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    return set(ran.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded("import dpwg") & HEAVY
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    assert not loaded("import dpwg.cli") & HEAVY
+
+
+def test_accounting_and_cards_load_no_torch() -> None:
+    assert "torch" not in loaded("import dpwg.privacy.accounting, dpwg.privacy.card")
+
+
+def test_the_pipeline_loads_no_user_interface_and_no_training_library() -> None:
+    found = loaded("import dpwg.pipeline")
+    assert not found & {"gradio", "diffusers", "transformers", "opacus", "dpwg.training.finetune"}
+
+
+def test_library_code_does_not_print() -> None:
+    speakers = {"dpwg.cli", "dpwg.__main__"}
+    for name, path in MODULES.items():
+        if name in speakers:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            prints = isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print"
+            assert not prints, f"{name} line {node.lineno} prints"
