@@ -1,4 +1,4 @@
-"""Serve the app; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
+"""Serve the app."""
 
 from dpwg.ui.demo import serve
 

@@ -45,7 +45,7 @@ def checkpoint_root() -> Path:
 
 
 def checkpoint_names(root: Path | None = None) -> list[str]:
-    """Names of all releases below the root, such as "faces/eps-10", from no privacy to most."""
+    """Names of all releases below the root: of each data set public first, then by epsilon."""
     root = root or checkpoint_root()
     cards = [path.parent for path in root.glob("**/privacy_card.json")]
     return sorted((folder.relative_to(root).as_posix() for folder in cards), key=_by_name)

@@ -38,6 +38,8 @@ def _data(options: argparse.Namespace) -> Any:
     from dpwg.data import RENDERED_SETS, open_records, render
 
     answer = []
+    if unknown := sorted(set(options.sets) - set(RENDERED_SETS)):
+        raise ValueError(f"Expected sets={unknown} in {sorted(RENDERED_SETS)}.")
     for name in options.sets or RENDERED_SETS:
         total = options.count or RENDERED_SETS[name]
         _count(render(name, count=options.count), total, f"rendering {name}")
@@ -158,6 +160,7 @@ def _sample(options: argparse.Namespace) -> Any:
 
     from dpwg.pipeline import DPWaveletPipeline
     from dpwg.spectra import bands_figure
+    from dpwg.upsample import DEFAULT_UPSAMPLER
 
     if options.n < 1:
         raise ValueError(f"Expected n={options.n} >= 1.")
@@ -169,7 +172,7 @@ def _sample(options: argparse.Namespace) -> Any:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        upsampler=options.upsampler,
+        upsampler=options.upsampler or DEFAULT_UPSAMPLER,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
@@ -313,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, default=1.0)
     sample.add_argument("--top-k", type=int, default=0)
     sample.add_argument("--top-p", type=float, default=1.0)
-    sample.add_argument("--upsampler", default="realesrgan-anime")
+    sample.add_argument("--upsampler", help="realesrgan-anime by default")
     sample.add_argument("--out", type=Path, required=True)
 
     verb("list", _list, "show every checkpoint with its privacy figures")

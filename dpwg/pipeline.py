@@ -18,7 +18,7 @@ from dpwg.checkpoint import Release, load_release, save_release
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling, sample
 from dpwg.text import TextEncoder
-from dpwg.upsample import Upsampler, get_upsampler
+from dpwg.upsample import DEFAULT_UPSAMPLER, Upsampler, get_upsampler
 from dpwg.wavelet import haar_pyramid
 
 MAX_SEED = 2**31 - 1
@@ -93,7 +93,7 @@ class DPWaveletPipeline:
         temperature: float = Sampling.temperature,
         top_k: int = Sampling.top_k,
         top_p: float = Sampling.top_p,
-        upsampler: str | Upsampler = "realesrgan-anime",
+        upsampler: str | Upsampler = DEFAULT_UPSAMPLER,
         on_scale: Callable[[np.ndarray], None] | None = None,
     ) -> GenerationResult:
         """One image a caption. Image i of an integer seed has seed + i; or give a seed for each.
@@ -121,7 +121,7 @@ class DPWaveletPipeline:
         clock.append(time.perf_counter())
         levels = (image_BCHW.shape[-1] // partials[0].shape[1]).bit_length() - 1
         names = ("text", "tokens", "upsampling")
-        seconds = {n: b - a for n, a, b in zip(names, clock, clock[1:], strict=True)}
+        seconds = {n: b - a for n, a, b in zip(names, clock[:-1], clock[1:], strict=True)}
         return GenerationResult(
             coarse=partials[-1],
             image=to_uint8(image_BCHW),

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+DEFAULT_UPSAMPLER = "realesrgan-anime"
 UPSAMPLERS: tuple[tuple[str, str], ...] = (
     ("bicubic", "Smooth interpolation without any model: invents nothing, stays soft."),
     ("realesrgan-anime", "Real-ESRGAN for drawings: crisp outlines and flat colours."),

@@ -11,8 +11,12 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
 from dpwg.model import WaveletGPT
+from dpwg.pipeline import default_encoder
+from dpwg.privacy.accounting import Ledger, LedgerEntry
+from dpwg.privacy.card import PrivacyCard
 from dpwg.tokenizer import SpectralTokenizer
 
 M = TypeVar("M", bound=nn.Module)
@@ -40,6 +44,13 @@ TINY_TOKENIZER = TokenizerConfig(
     encoder_blocks=1,
     decoder_blocks=1,
 )
+
+
+STEPS = {
+    "public": [],
+    "eps-1": [LedgerEntry(sampling_rate=0.02, noise_multiplier=2.0, steps=100)],
+    "eps-inf": [LedgerEntry(sampling_rate=0.02, noise_multiplier=0.0, steps=100)],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +134,24 @@ def images() -> Tensor:
     ):
         image_CHW[:, row:] = 1 - image_CHW[:, row:]
     return smooth
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory, make_tokenizer):
+    """Tiny untrained releases: public, private and without privacy."""
+    folder, tokenizer = tmp_path_factory.mktemp("checkpoints"), make_tokenizer()
+    save_tokenizer(folder / "tokenizer", tokenizer)
+    model = WaveletGPT.for_tokenizer(tokenizer, width=32, blocks=1, heads=2, code_hidden=32)
+    for name, entries in STEPS.items():
+        card = PrivacyCard.from_ledger(
+            Ledger(entries=entries),
+            delta=1e-6,
+            dataset="made up",
+            records=5_000,
+            max_grad_norm=1.0,
+            public_inputs=[],
+        )
+        digest = default_encoder().digest
+        release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=digest)
+        save_release(folder / "faces" / name, release, tokenizer_folder=folder / "tokenizer")
+    return folder

@@ -254,6 +254,19 @@ def test_positions_that_nearly_cancel_contribute_at_most_the_bound(
         assert norm_of(own) <= ONE_RECORD
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("nearness", [2**-7, 1e-3, 1e-4])
+def test_repeated_ids_that_nearly_cancel_contribute_at_most_the_bound(dtype, nearness) -> None:
+    torch.manual_seed(0)
+    model, ids_BT = nn.Sequential(nn.Embedding(3, 64)).to(dtype), torch.ones(1, 16).long()
+    for _ in range(10):
+        pull_BTC = torch.randn(1, 1, 64).repeat(1, 16, 1) * 1e4
+        pull_BTC[:, ::2] *= -(1 + nearness)
+        pull_BTC = pull_BTC.to(dtype).float()
+        _, own = clip(model, lambda m, _, g=pull_BTC: (m(ids_BT).float() * g).sum((1, 2)), 1, 1.0)
+        assert norm_of(own) <= ONE_RECORD
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_record_without_finite_gradient_contributes_zero(make_model, make_inputs, bad, dtype):

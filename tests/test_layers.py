@@ -35,6 +35,7 @@ LEVELS = {
     "dpwg.evaluate": 7,
     "dpwg.audit": 7,
     "dpwg.bench": 7,
+    "dpwg.readme": 7,
     "dpwg.cli": 8,
     "dpwg.__main__": 9,
     "dpwg.ui": 9,

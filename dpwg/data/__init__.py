@@ -9,7 +9,14 @@ from pathlib import Path
 from dpwg.data.cache import RenderedRecords, render_set, set_folder
 from dpwg.data.faces import TEST_RECORDS, TRAIN_RECORDS, face
 from dpwg.data.folder import FolderRecords
-from dpwg.data.public import PUBLIC_RECORDS, PUBLIC_TEST_RECORDS, public_image
+from dpwg.data.public import (
+    PUBLIC_RECORDS,
+    PUBLIC_TEST_RECORDS,
+    TUNING_RECORDS,
+    TUNING_TEST_RECORDS,
+    public_image,
+    tuning_image,
+)
 from dpwg.data.records import Record, Records
 
 __all__ = ["RENDERED_SETS", "FolderRecords", "Record", "Records", "open_records", "render"]
@@ -18,6 +25,8 @@ _MAKERS: dict[str, tuple[int, Callable[[int], Record]]] = {
     "faces-train": (TRAIN_RECORDS, functools.partial(face, "train")),
     "faces-test": (TEST_RECORDS, functools.partial(face, "test")),
     "public-train": (PUBLIC_RECORDS, functools.partial(public_image, "train")),
+    "tuning-train": (TUNING_RECORDS, functools.partial(tuning_image, "train")),
+    "tuning-test": (TUNING_TEST_RECORDS, functools.partial(tuning_image, "test")),
     "public-test": (PUBLIC_TEST_RECORDS, functools.partial(public_image, "test")),
 }
 RENDERED_SETS = {name: count for name, (count, _) in _MAKERS.items()}

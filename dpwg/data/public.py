@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dpwg.data import palette
-from dpwg.data.avatars import render
+from dpwg.data.avatars import render, variants
 from dpwg.data.captions import article, compose
 from dpwg.data.records import Record
 
 PUBLIC_RECORDS = 100_000
 PUBLIC_TEST_RECORDS = 2_000
+TUNING_RECORDS = 10_000
+TUNING_TEST_RECORDS = 500
 JITTER = 20
 
 
@@ -261,6 +263,28 @@ STYLES: dict[str, StyleSpec] = {
     ),
 }
 
+TUNING_STYLES: dict[str, StyleSpec] = {
+    "cameo": StyleSpec(
+        subject="cameo face",
+        weight=1.0,
+        skin="bodyColor",
+        body_colour=True,
+        hair="bodyColor",
+        hair_words={
+            "cap": "hair like a cap",
+            "bangs": "hair with bangs",
+            "part": "parted hair",
+            "side": "hair to the side",
+            "wave": "wavy hair",
+            "curls": "curly hair",
+            "frame": "hair that frames the face",
+            "bowl": "a bowl cut",
+        },
+        mouth_words={"smile": "smiling", "grin": "grinning", "beam": "beaming", "calm": "calm"},
+    ),
+}
+"""Outside the mix: public data treated as if private, to choose settings of private training on."""
+
 
 def _words(words: Mapping[str, str], variant: str) -> str | None:
     """The words of the longest key that begins `variant`."""
@@ -269,12 +293,18 @@ def _words(words: Mapping[str, str], variant: str) -> str | None:
 
 
 def public_image(split: str, index: int) -> Record:
-    """Record number `index` of `split` ("train" or "test"), always the same."""
-    from dpwg.data.avatars import variants
+    """Record number `index` of `split` ("train" or "test") of the mix, always the same."""
+    return _draw(random.Random(f"dpwg/public/{split}/{index}"), f"{split}-{index}", STYLES)
 
-    rng = random.Random(f"dpwg/public/{split}/{index}")
-    style = rng.choices(list(STYLES), [spec.weight for spec in STYLES.values()])[0]
-    spec = STYLES[style]
+
+def tuning_image(split: str, index: int) -> Record:
+    """Record number `index` of `split` ("train" or "test") of the tuning set, always the same."""
+    return _draw(random.Random(f"dpwg/tuning/{split}/{index}"), f"{split}-{index}", TUNING_STYLES)
+
+
+def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Record:
+    style = rng.choices(list(styles), [spec.weight for spec in styles.values()])[0]
+    spec = styles[style]
     skin_palettes = (palette.CLOTHES,) if spec.body_colour else (palette.SKIN,)
     skin, skin_hex = palette.pick(rng, *skin_palettes, jitter=JITTER)
     hair, hair_hex = palette.pick(rng, palette.HAIR, palette.DYED_HAIR, jitter=JITTER)
@@ -285,7 +315,7 @@ def public_image(split: str, index: int) -> Record:
     mouth = rng.choice(mouth_variants) if mouth_variants else ""
     glasses = spec.glasses is not None and rng.random() < 0.2
     options: dict[str, object] = {
-        "seed": f"{split}-{index}",
+        "seed": seed,
         "backgroundColor": [background_hex],
         "scale": round(rng.uniform(0.9, 1.12), 3),
         "translateX": round(rng.uniform(-6, 6), 2),
@@ -295,7 +325,8 @@ def public_image(split: str, index: int) -> Record:
     if spec.skin:
         options[spec.skin] = [skin_hex]
     if spec.hair:
-        options |= {spec.hair: [hair_hex], f"{spec.hair_component}Variant": [top]}
+        options |= {f"{spec.hair_component}Variant": [top]}
+        options.setdefault(spec.hair, [hair_hex])
         options[f"{spec.hair_component}Probability"] = 100
     if spec.clothes:
         options[spec.clothes] = [clothes_hex]

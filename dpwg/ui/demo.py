@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 from dpwg.ui.generate import build_generate
@@ -25,6 +23,10 @@ THEME = gr.themes.Default(
     body_text_color_subdued="*neutral_600",
     block_info_text_color="*neutral_600",
     block_radius="*radius_lg",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
 )
 CSS = """
 .gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
@@ -51,8 +53,10 @@ CSS = """
   max-height: none !important; }
 .pictures { aspect-ratio: 1; }
 .pictures .grid-wrap { padding: 0; }
+.dark input[type="range"] { --neutral-200: var(--neutral-600); }
 .status p { color: var(--body-text-color-subdued); }
 #bands:not(:has(img)) { display: none; }
+#bands img { min-height: 12rem; }
 .card h1 { display: none; }
 .card h2 { font-size: var(--text-lg); }
 footer .divider:last-child { display: none; }
@@ -65,14 +69,17 @@ footer .divider:last-child { display: none; }
 def build_demo() -> gr.Blocks:
     """The app, not yet served. Loads no model."""
     with gr.Blocks(
-        title="DP-Wavelet", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)
+        title="DP-Wavelet",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as demo:
         gr.Markdown(HEADING, elem_classes="heading")
         build_generate()
     return demo
 
 
-def serve(**options: Any) -> None:
-    """Build the app and serve it; `options` are those of `gr.Blocks.launch`."""
+def serve() -> None:
+    """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
     demo = build_demo().queue(max_size=QUEUE_SIZE)
-    demo.launch(theme=THEME, css=CSS, footer_links=["api"], **options)
+    demo.launch(theme=THEME, css=CSS, footer_links=["api"])

@@ -13,11 +13,8 @@ import numpy as np
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
-from dpwg.upsample import get_upsampler
 
 _loading = Lock()
-
-load_upsampler = functools.cache(get_upsampler)
 
 
 def load_pipeline(name: str) -> DPWaveletPipeline:

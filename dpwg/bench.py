@@ -1,0 +1,306 @@
+"""What privacy costs here: training with and without it, Opacus beside it, sampling, start-up.
+
+The four ways to compute a training step take turns in one process, so that a machine that slows
+down slows them all; medians are compared. Peak memory is from a process for each way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpwg.checkpoint import find_checkpoint, load_release
+from dpwg.config import ModelConfig
+from dpwg.model import WaveletGPT
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
+from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+
+MAX_GRAD_NORM = NOISE = 1.0
+NOTES = (
+    "A step is one micro-batch: forward and backward pass, and where it is private clipping to "
+    "norm 1 and Gaussian noise on every parameter. No optimizer step, which is the same for all.",
+    "Opacus sees the code heads through a reshape to (B, T, features) and contiguous position ids: "
+    "its ghost norms take neither 4-D inputs of Linear nor expanded ids (1.6.0).",
+    "In bfloat16 Opacus computes norms and sums in bfloat16 too; dpwg does so in float32.",
+)
+CAPTIONS = ("A person with short brown hair, wearing a red hoodie, on a blue background",) * 4
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """The figures of one machine. Ratios are of seconds per example; memory is peak resident."""
+
+    private_over_nonprivate: float
+    opacus_ghost_over_private: float
+    opacus_hooks_over_private: float
+    examples_per_second: dict[str, float]
+    seconds_per_image: dict[str, float]
+    seconds_to_ready: float
+    peak_bytes: dict[str, int]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+class _Losses(nn.Module):
+    """WaveletGPT with a loss a record as its output, which is what Opacus wraps."""
+
+    def __init__(self, model: WaveletGPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, states_BLD: Tensor, mask_BL: Tensor, *codes: Tensor) -> Tensor:
+        return self.model.negative_log_likelihood(states_BLD, mask_BL, codes)
+
+
+class _Flat(nn.Module):
+    """A layer that sees (B, ..., features) as (B, T, features)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.flatten(1, -2)).unflatten(1, x.shape[1:-1])
+        return out
+
+
+def measure(
+    checkpoint: str | Path,
+    *,
+    micro_batch: int = 64,
+    repetitions: int = 5,
+    precision: str = "bfloat16",
+    upsampler: str = DEFAULT_UPSAMPLER,
+) -> dict[str, Any]:
+    """Measure this machine with the model of a checkpoint: the fields of `Benchmark`."""
+    if micro_batch < 1 or repetitions < 1:
+        raise ValueError(
+            f"Expected micro_batch={micro_batch} and repetitions={repetitions} >= 1; 64 and 5 are "
+            "usual."
+        )
+    folder = find_checkpoint(checkpoint).resolve()
+    model = load_release(folder).model
+    size = (model.config, micro_batch, precision)
+    seconds = _take_turns({name: way(*size) for name, way in WAYS.items()}, repetitions)
+    result = Benchmark(
+        private_over_nonprivate=seconds["private"] / seconds["nonprivate"],
+        opacus_ghost_over_private=seconds["opacus_ghost"] / seconds["private"],
+        opacus_hooks_over_private=seconds["opacus_hooks"] / seconds["private"],
+        examples_per_second={name: micro_batch / value for name, value in seconds.items()},
+        seconds_per_image=_seconds_per_image(folder, repetitions, upsampler),
+        seconds_to_ready=_seconds_to_ready(folder),
+        peak_bytes={name: _in_a_process(_peak_of_step, name, *size) for name in WAYS}
+        | {"sampling": _in_a_process(_peak_of_sampling, folder, upsampler)},
+        settings={
+            "checkpoint": str(checkpoint),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "micro_batch": micro_batch,
+            "repetitions": repetitions,
+            "precision": precision,
+            "upsampler": upsampler,
+        },
+        machine=_machine(),
+        notes=NOTES,
+    )
+    return asdict(result)
+
+
+def _losses(config: ModelConfig, precision: str) -> _Losses:
+    torch.manual_seed(0)
+    return _Losses(WaveletGPT(config).to(getattr(torch, precision)))
+
+
+def _inputs(config: ModelConfig, micro_batch: int) -> tuple[Tensor, ...]:
+    """Random captions of full length and random codes."""
+    generator = torch.Generator().manual_seed(0)
+    captions, places = (micro_batch, config.text_tokens), (config.positions, config.codes)
+    return (
+        torch.randn(*captions, config.text_width, generator=generator),
+        torch.ones(captions, dtype=torch.bool),
+        *(
+            torch.randint(size, (micro_batch, *places), generator=generator)
+            for size in config.codebook_sizes
+        ),
+    )
+
+
+def _nonprivate(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+    losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
+
+    def step() -> None:
+        losses.zero_grad(set_to_none=True)
+        losses(*inputs).sum().backward()
+
+    return step
+
+
+def _private(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+    losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
+    clipped = ClippedSums(losses, max_grad_norm=MAX_GRAD_NORM)
+    generator = system_generator()
+
+    def step() -> None:
+        clipped.zero()
+        clipped.add(lambda: losses(*inputs))
+        add_gaussian_noise(clipped.sums, standard_deviation=NOISE, generator=generator)
+
+    return step
+
+
+def _opacus_hooks(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    losses, inputs = _losses_for_opacus(config, precision), _inputs(config, micro_batch)
+    sampled = GradSampleModule(losses, loss_reduction="sum")
+    optimizer = DPOptimizer(torch.optim.SGD(losses.parameters(), lr=0.0), **_terms(micro_batch))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        sampled(*inputs).sum().backward()
+        optimizer.clip_and_accumulate()
+        optimizer.add_noise()
+
+    return step
+
+
+def _opacus_ghost(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
+    losses, inputs = _losses_for_opacus(config, precision), _inputs(config, micro_batch)
+    sampled = GradSampleModuleFastGradientClipping(
+        losses, loss_reduction="sum", max_grad_norm=MAX_GRAD_NORM, use_ghost_clipping=True
+    )
+    plain = torch.optim.SGD(losses.parameters(), lr=0.0)
+    optimizer = DPOptimizerFastGradientClipping(plain, **_terms(micro_batch))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        DPTensorFastGradientClipping(sampled, optimizer, sampled(*inputs), "sum").backward()
+        optimizer.accumulate()
+        optimizer.add_noise()
+
+    return step
+
+
+WAYS: dict[str, Callable[[ModelConfig, int, str], Step]] = {
+    "nonprivate": _nonprivate,
+    "private": _private,
+    "opacus_hooks": _opacus_hooks,
+    "opacus_ghost": _opacus_ghost,
+}
+
+
+def _terms(micro_batch: int) -> dict[str, Any]:
+    return {
+        "noise_multiplier": NOISE,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "expected_batch_size": micro_batch,
+        "loss_reduction": "sum",
+    }
+
+
+def _losses_for_opacus(config: ModelConfig, precision: str) -> _Losses:
+    """The same model in the shapes that Opacus' ghost norms know."""
+    losses = _losses(config, precision)
+    for head in losses.model.heads:
+        for name, layer in list(head.named_children()):
+            setattr(head, name, _Flat(layer))
+    losses.model.places.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return losses
+
+
+def _take_turns(steps: dict[str, Step], repetitions: int) -> dict[str, float]:
+    """Median seconds of each step; a first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook")
+        for _ in range(repetitions + 1):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(own[1:]) for name, own in seconds.items()}
+
+
+def _seconds_per_image(folder: Path, repetitions: int, upsampler: str) -> dict[str, float]:
+    """Medians over batches of four by stage, all models loaded."""
+    pipeline, loaded = DPWaveletPipeline.from_pretrained(folder), get_upsampler(upsampler)
+    runs = [pipeline(CAPTIONS, upsampler=loaded).seconds for _ in range(repetitions + 1)][1:]
+    return {
+        stage: statistics.median(run[stage] for run in runs) / len(CAPTIONS) for stage in runs[0]
+    }
+
+
+def _seconds_to_ready(folder: Path) -> float:
+    """A fresh process, from its start to a loaded pipeline and its end."""
+    code = "import sys; from dpwg.pipeline import *; DPWaveletPipeline.from_pretrained(sys.argv[1])"
+    started = time.perf_counter()
+    command = [sys.executable, "-c", code, str(folder)]
+    subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, check=True)
+    return time.perf_counter() - started
+
+
+def _in_a_process(work: Callable[..., int], *arguments: Any) -> int:
+    """Run in a process of its own, forked from a clean one that has only imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "opacus.grad_sample", "opacus.optimizers"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _peak_of_step(name: str, config: ModelConfig, micro_batch: int, precision: str) -> int:
+    _take_turns({name: WAYS[name](config, micro_batch, precision)}, repetitions=1)
+    return _peak_bytes()
+
+
+def _peak_of_sampling(folder: Path, upsampler: str) -> int:
+    DPWaveletPipeline.from_pretrained(folder)(CAPTIONS, upsampler=upsampler)
+    return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this process; on Linux `ru_maxrss` could be the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _machine() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "opacus": version("opacus"),
+    }

@@ -1,0 +1,81 @@
+"""The command line: answers that a program reads, files that a person opens, errors in one line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpwg.cli import main
+
+
+def ask(capsys, *arguments: str):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_account_answers_with_noise_and_epsilon_by_three_accountants(capsys):
+    shape = ("--records", "60000", "--batch", "1024", "--steps", "250", "--delta", "1e-5")
+    found = ask(capsys, "account", *shape, "--epsilon", "3")
+    assert found["noise_multiplier"] == pytest.approx(0.81, abs=0.01)
+    assert found["epsilon_pld"] <= 3 <= found["epsilon_rdp"]
+    assert found["epsilon_prv"] == pytest.approx(found["epsilon_pld"], rel=0.01)
+    noise = str(found["noise_multiplier"])
+    back = ask(capsys, "account", *shape, "--noise-multiplier", noise)
+    assert back["epsilon_pld"] == pytest.approx(found["epsilon_pld"])
+
+
+def test_no_noise_has_no_epsilon(capsys):
+    found = ask(
+        capsys, "account", "--records", "100", "--batch", "10", "--steps", "3", "--delta", "1e-3",
+        "--noise-multiplier", "0",
+    )  # fmt: skip
+    assert found["epsilon"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("account", "--records", "5", "--batch", "9", "--steps", "1", "--epsilon", "1"), "(0, 1]"),
+        (
+            ("account", "--records", "200000", "--batch", "9", "--steps", "1", "--epsilon", "1"),
+            "1/records",
+        ),
+        (("sample", "--caption", "x", "--checkpoint", "no/such", "--out", "out"), "no/such"),
+        (("data", "nonsense"), "nonsense"),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_clear_line(capsys, arguments, message):
+    assert main(arguments) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert message in told[0]
+
+
+def test_list_and_sample_with_a_real_release(capsys, tmp_path, root, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    rows = {row["name"]: row for row in ask(capsys, "list")}
+    assert list(rows) == ["faces/public", "faces/eps-1", "faces/eps-inf"]
+    assert rows["faces/public"]["epsilon"] == 0
+    assert rows["faces/eps-inf"]["epsilon"] is None
+    row = rows["faces/eps-1"]
+    assert {
+        "epsilon", "delta", "accountant", "steps", "sampling_rate", "noise_multiplier",
+        "max_grad_norm", "records", "dataset", "parameters", "bytes",
+    } <= set(row)  # fmt: skip
+    out = tmp_path / "out"
+    told = ask(
+        capsys, "sample", "--checkpoint", "faces/eps-1", "--caption", "a face", "--n", "2",
+        "--seed", "7", "--upsampler", "bicubic", "--out", str(out),
+    )  # fmt: skip
+    kept = json.loads((out / "result.json").read_text())
+    assert kept == told
+    assert kept["seed"] == 7
+    assert kept["epsilon"] == row["epsilon"]
+    assert kept["coarse_size"] == 32
+    assert kept["image_size"] == 128
+    assert set(kept["seconds"]) == {"text", "tokens", "upsampling", "total"}
+    for index in range(2):
+        assert Image.open(out / f"coarse-{index}.png").size == (32, 32)
+        assert Image.open(out / f"image-{index}.png").size == (128, 128)
+    assert np.asarray(Image.open(out / "bands.png")).std() > 0

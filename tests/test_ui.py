@@ -1,0 +1,247 @@
+"""The app: its handlers as plain functions, then the page in a browser."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+from urllib.parse import urlsplit
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.pipeline import MAX_SEED
+from dpwg.privacy.accounting import explain
+from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.demo import build_demo
+from dpwg.ui.generate import describe_checkpoint, example_captions, generate, random_seed
+from dpwg.ui.pipelines import stream
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium")
+CAPTION = "A person smiling, with short red hair"
+INPUTS = {
+    "checkpoint": "faces/eps-1",
+    "caption": CAPTION,
+    "seed": 7,
+    "count": 1,
+    "guidance": 2.0,
+    "temperature": 1.0,
+    "upsampler": "bicubic",
+}
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(root, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+
+
+def test_checkpoint_is_described_by_its_own_card():
+    card = load_card(find_checkpoint("faces/eps-1"))
+    promise, whole = describe_checkpoint("faces/eps-1")
+    assert promise == f"**ε = {card.epsilon:.4g} at δ = 1e-06.** {explain(card.epsilon, 1e-6)}"
+    assert whole == card.to_markdown()
+    assert describe_checkpoint("faces/public")[0].startswith("**Public data only, ε = 0.** This")
+    assert describe_checkpoint("faces/eps-inf")[0].startswith("**No privacy.** There is no bound")
+
+
+def test_false_card_is_refused_in_words(root, tmp_path, monkeypatch):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    path = tmp_path / "faces" / "eps-1" / "privacy_card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epsilon": 0.1}))
+    for ask in (lambda: describe_checkpoint("faces/eps-1"), lambda: next(generate(**INPUTS))):
+        with pytest.raises(gr.Error, match=r"epsilon=0\.1, its ledger spends"):
+            ask()
+
+
+def test_scales_stream_in_order_and_the_picture_follows():
+    frames = list(generate(**INPUTS))
+    epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
+    assert [frame.coarse_title for frame in frames] == [
+        f"### Coarse {size}×{size}\n*private model, ε = {epsilon:.4g}*"
+        for size in (8, 16, 32, 32, 32)
+    ]
+    assert [frame.images is None for frame in frames] == [True, True, True, False, False]
+    assert "Drawing 16×16" in frames[0].status
+    assert "Upsampling with bicubic" in frames[2].status
+    for frame, size in zip(frames, (8, 16, 32, 32, 32), strict=True):
+        (coarse, label), side = frame.coarse[0], 512 // size
+        assert (coarse.shape, coarse.dtype, label) == ((512, 512, 3), np.uint8, None)
+        blocks = coarse.reshape(size, side, size, side, 3)
+        assert (blocks == blocks[:, :1, :, :1]).all()
+    assert frames[-1].images[0][0].shape == (128, 128, 3)
+    assert frames[-1].image_title == "### Image 128×128\n*public upsampler*"
+    assert frames[-1].status.startswith("seed 7 · text ")
+    assert all(part in frames[-1].status for part in ("tokens", "upsampling", "total"))
+    assert frames[-1].bands.width > frames[-1].bands.height / 2
+    assert "fewer than 32×32 pixels" in frames[-1].bands_text
+
+
+def test_files_hold_the_pictures_and_the_facts():
+    frames = generate(**INPUTS | {"count": 2, "caption": "  A person \ud800 "})
+    last = next(frame for frame in frames if frame.files)
+    assert [label for _, label in last.images] == ["seed 7", "seed 8"]
+    files = {Path(file).name: Path(file) for file in last.files}
+    assert files.keys() == {
+        *("seed-7-coarse.png", "seed-7.png", "seed-8-coarse.png", "seed-8.png", "result.json")
+    }
+    assert Image.open(files["seed-8-coarse.png"]).size == (32, 32)
+    assert (np.asarray(Image.open(files["seed-8.png"])) == last.images[1][0]).all()
+    facts, card = (
+        json.loads(files["result.json"].read_text()),
+        load_card(find_checkpoint("faces/eps-1")),
+    )
+    assert facts.pop("seconds").keys() == {"text", "tokens", "upsampling", "total"}
+    assert facts == {
+        "checkpoint": "faces/eps-1",
+        "caption": "A person \ud800",
+        "captions": ["A person \ud800"] * 2,
+        "seed": 7,
+        "seeds": [7, 8],
+        "epsilon": card.epsilon,
+        "delta": card.delta,
+        "coarse_size": 32,
+        "image_size": 128,
+    }
+    frames.close()
+    assert not files["result.json"].exists()
+
+
+def test_no_caption_is_unconditional_and_said_so():
+    *_, last = generate(**INPUTS | {"caption": " \n", "checkpoint": "faces/public"})
+    assert last.status.startswith("no caption, so unconditional · seed 7")
+    assert "public model, ε = 0" in last.coarse_title
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "faces/eps-2"}, "faces/eps-2"),
+        ({"checkpoint": "../checkpoints/faces/eps-1"}, "Expected checkpoint="),
+        ({"caption": "x" * (MAX_CAPTION_CHARACTERS + 1)}, f"{MAX_CAPTION_CHARACTERS} characters"),
+        ({"seed": None}, "Expected seed=None"),
+        ({"seed": -1}, "Expected seed=-1"),
+        ({"seed": MAX_SEED, "count": 2}, "2 seeds"),
+        ({"count": 5}, "Expected count=5"),
+        ({"count": 1.5}, "Expected count=1.5"),
+        ({"guidance": 50.0}, "Expected guidance=50.0"),
+        ({"temperature": -1.0}, "Expected temperature=-1.0"),
+        ({"upsampler": "magic"}, "magic"),
+    ],
+)
+def test_bad_input_is_an_error_in_words(change, message):
+    with pytest.raises(gr.Error, match=message):
+        next(generate(**INPUTS | change))
+
+
+def test_closing_the_stream_stops_the_work_at_its_next_scale():
+    looked, stopped = Event(), Event()
+
+    def pipe(captions, *, on_scale):
+        on_scale(np.zeros((1, 8, 8, 3), np.uint8))
+        looked.wait()
+        try:
+            on_scale(np.zeros((1, 16, 16, 3), np.uint8))
+        except InterruptedError:
+            stopped.set()
+
+    frames = stream(pipe, ("a",))
+    assert next(frames).shape == (1, 8, 8, 3)
+    frames.close()
+    looked.set()
+    assert stopped.wait(10)
+
+
+def test_seeds_and_examples_are_usable():
+    assert all(0 <= random_seed() < 1_000_000 for _ in range(100))
+    assert 8 <= len(example_captions()) <= 10
+    assert all(0 < len(caption) <= MAX_CAPTION_CHARACTERS for caption in example_captions())
+
+
+def test_page_names_its_handlers():
+    names = {
+        block.api_name for block in build_demo().fns.values() if block.api_visibility == "public"
+    }
+    assert names == {"describe_checkpoint", "random_seed", "generate"}
+
+
+def test_page_without_checkpoints_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    texts = [str(getattr(block, "value", "")) for block in build_demo().blocks.values()]
+    assert any("python -m dpwg pretrain" in text and str(tmp_path) in text for text in texts)
+
+
+@pytest.fixture
+def server(root, tmp_path):
+    """`app.py` on a free port; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "DPWG_CHECKPOINTS": str(root),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "app.py"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "Running on local URL" in line:
+            break
+    assert process.poll() is None, "".join(said)
+    yield f"http://127.0.0.1:{port}/"
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_visitor_types_a_caption_and_sees_pictures(server):
+    from playwright.sync_api import sync_playwright
+
+    complaints, hosts = [], set()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page.goto(server)
+        page.get_by_text("an attacker who accepts").first.wait_for()
+        page.get_by_role("button", name="More settings").click()
+        page.get_by_label("Upsampler").fill("bicubic")
+        page.get_by_role("option", name="bicubic").click()
+        page.get_by_text("invents nothing").wait_for()
+        page.get_by_label("Caption").fill(CAPTION)
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_role("heading", name="Image 128×128").wait_for()
+        page.locator("#bands img").scroll_into_view_if_needed()
+        page.wait_for_function(
+            "['#coarse img', '#images img', '#bands img'].every("
+            "s => document.querySelector(s).naturalWidth > 0)"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.get_by_role("button", name="Files to download").click()
+        with page.expect_download() as download:
+            page.locator("a[download='result.json']").click()
+        assert json.loads(download.value.path().read_text())["caption"] == CAPTION
+        browser.close()
+    assert complaints == []
+    assert hosts - {None} == {"127.0.0.1"}
