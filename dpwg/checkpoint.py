@@ -177,7 +177,7 @@ def _shards(folder: Path) -> Iterator[Path]:
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in _shards(folder):
+    for file in (folder / "config.json", *_shards(folder)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

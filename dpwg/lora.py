@@ -30,8 +30,8 @@ def add_lora(model: nn.Module, rank: int, names: tuple[str, ...]) -> None:
         for own, child in module.named_children()
         if own in names and isinstance(child, nn.Linear)
     ]
-    if not targets:
-        raise ValueError(f"Expected Linear layers named {names} in the model, found none.")
+    if missing := set(names) - {own for _, own, _ in targets}:
+        raise ValueError(f"Expected Linear layers named {sorted(missing)} in the model; none is.")
     for module, own, child in targets:
         setattr(module, own, LoRALinear(child, rank).to(child.weight.device, child.weight.dtype))
 

@@ -57,7 +57,7 @@ def sample(
     """Codes of one image a caption and seed: one int64 tensor (B, positions, codes) a scale.
 
     `unconditional` is the empty caption, one row. `on_scale` is called after each scale with the
-    codes of all scales so far. `model` computes in its own dtype: see `sampling_copy`.
+    codes of all scales so far. `model` computes in its own dtype.
     """
     B, config = len(seeds), model.config
     if len(text.mask_BL) != B:

@@ -206,17 +206,19 @@ class _LayerNormRule:
 
 
 class _EmbeddingRule:
-    """Gradient rows g, added up by index; the same index twice in a record adds before the norm."""
+    """Gradient rows g added up by index; every position then holds an equal share of its row."""
 
     def __init__(self, layer: nn.Embedding, ids_BT: Tensor, g_BTC: Tensor) -> None:
-        self.ids_BT, self.g_BTC = ids_BT.squeeze(-1), g_BTC.float()
+        self.ids_BT = ids_BT.squeeze(-1)
+        same_BTT = (self.ids_BT[:, :, None] == self.ids_BT[:, None, :]).float()
+        self.count_BT = same_BTT.sum(2)
+        self.share_BTC = same_BTT @ g_BTC.float() / self.count_BT[:, :, None]
 
     def squared_norms(self) -> Tensor:
-        same_BTT = self.ids_BT[:, :, None] == self.ids_BT[:, None, :]
-        return ((self.g_BTC @ self.g_BTC.transpose(1, 2)) * same_BTT).sum((1, 2))
+        return (self.share_BTC.square().sum(2) * self.count_BT).sum(1)
 
     def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
-        scaled = _zero_where(self.g_BTC, scale_B == 0) * scale_B[:, None, None]
+        scaled = _zero_where(self.share_BTC, scale_B == 0) * scale_B[:, None, None]
         sums[_parameter_name(name, "weight")].index_add_(
             0, self.ids_BT.flatten(), scaled.flatten(0, 1)
         )

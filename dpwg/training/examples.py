@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.state import fingerprint
 
 CHUNK = 250
 
@@ -43,6 +43,9 @@ class Examples:
         self._first_N = self._count_N.cumsum(0) - self._count_N
         self._empty_states_LD, self._empty_mask_L = captions["empty_states"], captions["empty_mask"]
         self._codes = [codes[name] for name in sorted(codes)]
+        if (self._count_N < 1).any():
+            record = int((self._count_N < 1).nonzero()[0])
+            raise ValueError(f"Expected a caption or more of every record, found none of {record}.")
         if len(self._count_N) != len(self._codes[0]):
             raise ValueError(
                 f"Expected captions of {len(self._codes[0])} records, found {len(self._count_N)}; "
@@ -80,7 +83,8 @@ def prepare_examples(
     """
     cache.mkdir(parents=True, exist_ok=True)
     stem = f"{records.name}-{records.digest[:12]}"
-    captions = cache / f"{stem}-captions-{encoder.digest[:12]}.safetensors"
+    text = f"{encoder.digest[:12]}-{encoder.max_tokens}"
+    captions = cache / f"{stem}-captions-{text}.safetensors"
     codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}.safetensors"
     if not captions.exists():
         for done in encode_captions(records, encoder, captions):
@@ -89,15 +93,6 @@ def prepare_examples(
         for done in encode_images(records, tokenizer, codes):
             progress("images", done, len(records))
     return Examples(load_file(captions), load_file(codes))
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's state."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:

@@ -20,13 +20,13 @@ everything in the run's folder are not: they are for the owner of the data.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.state import load_state, save_state
+from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 
 LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter", "logits")
@@ -50,7 +50,7 @@ class Finetuning(Optimization):
     """Settings of private fine-tuning, none of them chosen by looking at private results.
 
     `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once;
-    it has no effect on the result.
+    it has no effect on the result but for which captions are drawn.
     """
 
     warmup: int = 10
@@ -86,31 +86,28 @@ class PrivateTraining:
         self.plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
         self._generator = generator or system_generator()
+        self._run = {
+            "plan": dataclasses.asdict(plan),
+            "settings": settings.to_json(),
+            "base": fingerprint(model),
+        }
         if settings.lora_rank:
             add_lora(model, settings.lora_rank, LORA_LAYERS)
         self._weights = Weights(model, settings)
         bound = plan.max_grad_norm if plan.noise_multiplier else math.inf
         self._clipped = ClippedSums(self._weights.worker, max_grad_norm=bound)
-        self._run = {"plan": _plan_json(plan), "settings": settings.to_json()}
         if folder and (saved := load_state(folder)):
-            self._resume(*saved)
-
-    def _resume(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        for name, now in self._run.items():
-            if values[name] != now:
-                raise ValueError(
-                    f"Expected the {name} of the run in {self._folder} to be {now}, found "
-                    f"{values[name]}; resume with that, or take another folder."
-                )
-        self._weights.load(tensors)
-        self.ledger = Ledger.from_json(values["ledger"])
+            tensors, values = saved
+            check_same_run(folder, values, self._run)
+            self._weights.load(tensors)
+            self.ledger = Ledger.from_json(values["ledger"])
 
     def run(self) -> Iterator[Progress]:
         """Take the remaining steps of the plan, one report a step."""
         plan, started, examples = self.plan, time.monotonic(), 0
         while self._weights.steps < plan.steps:
             chosen = poisson_sample(plan.records, plan.sampling_rate, self._generator)
-            loss, norm = self._sum_clipped(chosen)
+            loss, norm, refused = self._sum_clipped(chosen)
             add_gaussian_noise(
                 self._clipped.sums,
                 standard_deviation=plan.noise_multiplier * plan.max_grad_norm,
@@ -135,17 +132,18 @@ class PrivateTraining:
                 seconds=time.monotonic() - started,
                 loss=loss,
                 gradient_norm=norm,
+                refused=refused,
                 epsilon=self.ledger.pld_epsilon(plan.delta),
             )
         self._weights.finish()
         if self.settings.lora_rank:
             merge_lora(self._model)
 
-    def _sum_clipped(self, chosen_N: Tensor) -> tuple[float, float]:
-        """Sum one logical batch; returns the mean loss and norm, which are private."""
+    def _sum_clipped(self, chosen_N: Tensor) -> tuple[float, float, int]:
+        """Sum one logical batch; returns mean loss, mean norm and refused records: private."""
         self._clipped.zero()
         size = self.settings.micro_batch
-        loss = norm = 0.0
+        loss, norm, refused = 0.0, 0.0, 0
         torch_generator = torch.Generator().manual_seed(
             int(self._generator.integers(2**63, dtype=np.int64))
         )
@@ -165,11 +163,8 @@ class PrivateTraining:
                 ),
                 weights_B,
             )
-            loss += float(added.losses_B @ weights_B)
-            norm += float(added.norms_B @ weights_B)
+            loss += float(added.losses_B[: len(part_B)].sum())
+            norm += float(added.norms_B[: len(part_B)].sum())
+            refused += added.refused
         count = max(1, len(chosen_N))
-        return loss / count, norm / count
-
-
-def _plan_json(plan: PrivacyPlan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+        return loss / count, norm / count, refused

@@ -12,7 +12,7 @@ import torch
 from dpwg.model import WaveletGPT
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.state import load_state, save_state
+from dpwg.training.state import check_same_run, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 
 
@@ -37,7 +37,9 @@ def pretrain(
 ) -> Iterator[Progress]:
     """Train in place; the model ends with averaged weights. Resumes from `folder` if it can."""
     weights = Weights(model, settings)
+    run = {"settings": settings.to_json()}
     if saved := load_state(folder):
+        check_same_run(folder, saved[1], run)
         weights.load(saved[0])
     generator = torch.Generator().manual_seed(settings.seed + weights.steps)
     losses: list[float] = []
@@ -64,7 +66,7 @@ def pretrain(
         losses.append(loss.item())
         last = weights.steps == settings.steps
         if weights.steps % settings.save_every == 0 or last:
-            save_state(folder, weights.steps, weights.state(), {"settings": settings.to_json()})
+            save_state(folder, weights.steps, weights.state(), run)
         if weights.steps % settings.report_every == 0 or last:
             yield Progress(
                 step=weights.steps,

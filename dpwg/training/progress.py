@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Progress:
     """One report. `loss` is the mean over the examples since the last one.
 
-    In private training `loss` and `gradient_norm` are themselves private: show them to the owner
-    of the data, never publish them. `epsilon` is what the ledger has spent so far.
+    In private training `loss`, `gradient_norm` and `refused` (records left out for a gradient that
+    is not finite) are themselves private: show them to the owner of the data, never publish them.
+    `epsilon` is what the ledger has spent so far.
     """
 
     step: int
@@ -20,6 +21,7 @@ class Progress:
     seconds: float
     loss: float
     gradient_norm: float | None = None
+    refused: int = 0
     epsilon: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a module's parameters and buffers, in float32."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ValueError unless a saved run was begun as this one is."""
+    for name, value in now.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"Expected the {name} of the run in {folder} to be {value}, found "
+                f"{saved.get(name)}; resume with that, or take another folder."
+            )
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
