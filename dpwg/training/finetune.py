@@ -53,9 +53,11 @@ class Finetuning(Optimization):
     it has no effect on the result but for which captions are drawn.
     """
 
-    warmup: int = 10
+    learning_rate: float = 1e-2
+    ema_decay: float = 0.9
+    warmup: int = 5
     caption_dropout: float = 0.1
-    lora_rank: int = 0
+    lora_rank: int = 16
     micro_batch: int = 64
     save_every: int = 5
 
