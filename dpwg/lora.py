@@ -30,8 +30,10 @@ def add_lora(model: nn.Module, rank: int, names: tuple[str, ...]) -> None:
         for own, child in module.named_children()
         if own in names and isinstance(child, nn.Linear)
     ]
-    if missing := set(names) - {own for _, own, _ in targets}:
-        raise ValueError(f"Expected Linear layers named {sorted(missing)} in the model; none is.")
+    if (missing := set(names) - {own for _, own, _ in targets}) or not names:
+        raise ValueError(
+            f"Expected Linear layers named {sorted(missing)} in the model, found none."
+        )
     for module, own, child in targets:
         setattr(module, own, LoRALinear(child, rank).to(child.weight.device, child.weight.dtype))
 

@@ -29,7 +29,16 @@ RECORDS = 12
 PLAN = PrivacyPlan(
     records=RECORDS, batch_size=6, steps=4, delta=1e-3, noise_multiplier=2.0, max_grad_norm=0.1
 )
-EXACT = Finetuning(precision="float32", caption_dropout=0.0, micro_batch=4, save_every=1, warmup=2)
+EXACT = Finetuning(
+    precision="float32",
+    caption_dropout=0.0,
+    micro_batch=4,
+    save_every=1,
+    warmup=2,
+    lora_rank=0,
+    learning_rate=1e-3,
+    ema_decay=0.99,
+)
 
 
 @pytest.fixture(scope="module")
@@ -342,10 +351,19 @@ def test_a_resumed_run_has_the_weights_of_the_uninterrupted_one(
     first = PrivateTraining(make_model(), examples, PLAN, EXACT, tmp_path, generator=shared)
     next(iter(first.run()))
     resumed = make_model()
-    with torch.no_grad():
-        resumed.norm.weight += 1
     list(PrivateTraining(resumed, examples, PLAN, EXACT, tmp_path, generator=shared).run())
     torch.testing.assert_close(flat(resumed), flat(model), atol=1e-6, rtol=0)
+
+
+def test_a_run_that_began_from_another_model_is_refused(
+    make_model, examples, tmp_path: Path
+) -> None:
+    list(PrivateTraining(make_model(), examples, PLAN, EXACT, tmp_path).run())
+    other = make_model()
+    with torch.no_grad():
+        other.norm.weight += 1
+    with pytest.raises(ValueError, match="Expected the base of the run"):
+        PrivateTraining(other, examples, PLAN, EXACT, tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
