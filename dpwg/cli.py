@@ -159,6 +159,7 @@ def _sample(options: argparse.Namespace) -> Any:
     from PIL import Image
 
     from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.sampling import Sampling
     from dpwg.spectra import bands_figure
     from dpwg.upsample import DEFAULT_UPSAMPLER
 
@@ -168,10 +169,7 @@ def _sample(options: argparse.Namespace) -> Any:
     result = pipeline(
         [options.caption] * options.n,
         seed=options.seed,
-        guidance=options.guidance,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
+        settings=_settings(Sampling, options),
         upsampler=options.upsampler or DEFAULT_UPSAMPLER,
     )
     options.out.mkdir(parents=True, exist_ok=True)
@@ -228,11 +226,12 @@ def _evaluate(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, load_release
     from dpwg.data import open_records
     from dpwg.evaluate import held_out_loss, sheet
+    from dpwg.sampling import Sampling
 
     names = options.checkpoints or checkpoint_names()
     if options.sheet:
         captions = options.captions.read_text().splitlines()
-        picture = sheet(names, captions, seed=options.seed, guidance=options.guidance)
+        picture = sheet(names, captions, seed=options.seed, settings=_settings(Sampling, options))
         picture.save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
     records = open_records(options.data, count=options.count)
@@ -312,11 +311,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--caption", required=True)
     sample.add_argument("--n", type=int, default=1)
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--guidance", type=float, default=2.0)
-    sample.add_argument("--temperature", type=float, default=1.0)
-    sample.add_argument("--top-k", type=int, default=0)
-    sample.add_argument("--top-p", type=float, default=1.0)
-    sample.add_argument("--upsampler", help="realesrgan-anime by default")
+    _add_sampling(sample)
+    sample.add_argument("--upsampler", help="bicubic, realesrgan-anime (default), -photo, -video")
     sample.add_argument("--out", type=Path, required=True)
 
     verb("list", _list, "show every checkpoint with its privacy figures")
@@ -342,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sheet", type=Path, help="draw captions by checkpoints instead")
     evaluate.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
     evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--guidance", type=float, default=2.0)
+    _add_sampling(evaluate)
 
     readme = verb("readme", _readme, "rewrite the README's tables from cards and result files")
     readme.add_argument("--file", type=Path, default=Path("README.md"))
@@ -352,6 +348,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--data", default=default, help="a rendered set, or a folder of images")
     command.add_argument("--count", type=int, help="only the first records of a rendered set")
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--guidance", type=float, help="1 is none")
+    command.add_argument("--temperature", type=float, help="0 takes the likeliest codes")
+    command.add_argument("--top-k", type=int, help="0 cuts nothing")
+    command.add_argument("--top-p", type=float, help="1 cuts nothing")
 
 
 def _settings(kind: type[T], options: argparse.Namespace) -> T:

@@ -21,6 +21,7 @@ from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
+from dpwg.sampling import Sampling
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
 
@@ -78,7 +79,7 @@ def held_out_loss(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> 
 
 
 def sheet(
-    checkpoints: Sequence[str], captions: Sequence[str], *, seed: int, guidance: float
+    checkpoints: Sequence[str], captions: Sequence[str], *, seed: int, settings: Sampling
 ) -> Image.Image:
     """A picture of captions (rows) by checkpoints (columns), all from one seed."""
     cell, margin, left, top = 128, 8, 330, 40
@@ -90,7 +91,7 @@ def sheet(
         pipeline = DPWaveletPipeline.from_pretrained(name)
         x = left + column * (cell + margin)
         draw.text((x, 12), name.rpartition("/")[2], "black", font)
-        result = pipeline(captions, seed=[seed] * len(captions), guidance=guidance)
+        result = pipeline(captions, seed=[seed] * len(captions), settings=settings)
         for row, image in enumerate(result.image):
             picture.paste(Image.fromarray(np.asarray(image)), (x, top + row * (cell + margin)))
     for row, caption in enumerate(captions):

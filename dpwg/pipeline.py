@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from dpwg.upsample import DEFAULT_UPSAMPLER, Upsampler, get_upsampler
 from dpwg.wavelet import haar_pyramid
 
 MAX_SEED = 2**31 - 1
+DEFAULT_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +91,21 @@ class DPWaveletPipeline:
         captions: str | Sequence[str],
         *,
         seed: int | Sequence[int] = 0,
-        guidance: float = Sampling.guidance,
-        temperature: float = Sampling.temperature,
-        top_k: int = Sampling.top_k,
-        top_p: float = Sampling.top_p,
+        guidance: float | None = None,
+        settings: Sampling = DEFAULT_SAMPLING,
         upsampler: str | Upsampler = DEFAULT_UPSAMPLER,
         on_scale: Callable[[np.ndarray], None] | None = None,
     ) -> GenerationResult:
         """One image a caption. Image i of an integer seed has seed + i; or give a seed for each.
 
+        `guidance` replaces that of `settings`, which has the temperature and the cuts too.
+
         `on_scale` is called with the partial images, uint8 (B, h, w, 3), as each scale is finished.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         seeds = _seeds(seed, len(captions))
-        settings = Sampling(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        if guidance is not None:
+            settings = dataclasses.replace(settings, guidance=guidance)
         upsample = get_upsampler(upsampler) if isinstance(upsampler, str) else upsampler
         clock = [time.perf_counter()]
         text, empty = self.encoder.encode(captions), self.encoder.encode([""])

@@ -26,10 +26,10 @@ class Sampling(Config):
     `temperature` 0 takes the likeliest code. `top_k` 0 and `top_p` 1 cut nothing.
     """
 
-    guidance: float = 2.0
-    temperature: float = 1.0
+    guidance: float = 2.5
+    temperature: float = 0.7
     top_k: int = 0
-    top_p: float = 1.0
+    top_p: float = 0.95
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= 20:

@@ -14,7 +14,7 @@ from dpwg.model import WaveletGPT
 from dpwg.sampling import Sampling, _draw, sample
 from dpwg.text import EncodedText
 
-PLAIN = Sampling(guidance=1.0)
+PLAIN = Sampling(guidance=1.0, temperature=1.0, top_p=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -160,18 +160,18 @@ def counts(logits_V: Tensor, settings: Sampling, draws: int = 20_000) -> Tensor:
 def test_draws_follow_the_softmax_at_the_temperature(temperature: float) -> None:
     logits_V = torch.tensor([0.3, -1.0, 2.0, 0.3, 1.1, -2.5])
     expected_V = (logits_V.double() / temperature).softmax(0) * 20_000
-    found_V = counts(logits_V, Sampling(temperature=temperature))
+    found_V = counts(logits_V, Sampling(temperature=temperature, top_p=1.0))
     assert stats.chisquare(found_V.numpy(), expected_V.numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [
-        (Sampling(top_k=2), [2, 4]),
-        (Sampling(top_k=100), [0, 1, 2, 3, 4, 5]),
-        (Sampling(top_p=0.6), [2, 4]),
-        (Sampling(top_p=0.5), [2]),
-        (Sampling(top_p=0.6, top_k=1), [2]),
+        (dataclasses.replace(PLAIN, top_k=2), [2, 4]),
+        (dataclasses.replace(PLAIN, top_k=100), [0, 1, 2, 3, 4, 5]),
+        (dataclasses.replace(PLAIN, top_p=0.6), [2, 4]),
+        (dataclasses.replace(PLAIN, top_p=0.5), [2]),
+        (dataclasses.replace(PLAIN, top_p=0.6, top_k=1), [2]),
     ],
 )
 def test_cuts_keep_the_likeliest_codes_and_their_ratios(
@@ -193,6 +193,6 @@ def test_rows_draw_from_their_own_generators(model, text) -> None:
 
 
 def test_settings_go_through_json() -> None:
-    settings = Sampling(guidance=3.5, top_k=7)
+    settings = Sampling(guidance=3.5, temperature=1.0, top_k=7, top_p=1.0)
     assert Sampling.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     assert dataclasses.replace(settings, top_k=0) != settings

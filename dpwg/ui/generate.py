@@ -99,8 +99,7 @@ def generate(
             pipe,
             (caption.strip(),) * len(seeds),
             seed=seeds,
-            guidance=guidance,
-            temperature=temperature,
+            settings=Sampling(guidance=guidance, temperature=temperature),
             upsampler=upsampler,
         )
         for step in steps:
