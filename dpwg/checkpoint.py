@@ -127,6 +127,21 @@ def load_release(name_or_path: str | Path) -> Release:
     )
 
 
+def load_public(name_or_path: str | Path) -> Release:
+    """Read a release to train from. One that saw sensitive records is refused.
+
+    A card counts the steps since the public model only; what a private base had spent, or had never
+    bounded, would be missing from it.
+    """
+    release = load_release(name_or_path)
+    if release.card.epsilon != 0:
+        raise ValueError(
+            f"Expected base={str(name_or_path)!r} to be public, found epsilon="
+            f"{release.card.epsilon}; start from a checkpoint that saw no sensitive record."
+        )
+    return release
+
+
 def describe(name: str) -> dict[str, Any]:
     """What `list` shows of a checkpoint; epsilon is None where there is no bound."""
     folder = find_checkpoint(name)

@@ -77,7 +77,13 @@ def _tokenizer(options: argparse.Namespace) -> Any:
 def _pretrain(options: argparse.Namespace) -> Any:
     import torch
 
-    from dpwg.checkpoint import Release, checkpoint_root, load_tokenizer, save_release
+    from dpwg.checkpoint import (
+        Release,
+        checkpoint_root,
+        load_public,
+        load_tokenizer,
+        save_release,
+    )
     from dpwg.data import open_records
     from dpwg.inputs import PUBLIC_INPUTS
     from dpwg.model import WaveletGPT
@@ -91,6 +97,8 @@ def _pretrain(options: argparse.Namespace) -> Any:
     examples = _examples(open_records(options.data, count=options.count), tokenizer)
     torch.manual_seed(options.seed)
     model = WaveletGPT.for_tokenizer(tokenizer)
+    if options.base:
+        model.load_state_dict(load_public(options.base).model.state_dict())
     settings = _settings(Pretraining, options)
     _train(pretrain(model, examples, settings, options.run_folder), "pretraining")
     card = PrivacyCard.from_ledger(
@@ -110,14 +118,14 @@ def _pretrain(options: argparse.Namespace) -> Any:
 
 
 def _finetune(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import Release, load_release, save_release
+    from dpwg.checkpoint import Release, load_public, save_release
     from dpwg.data import open_records
     from dpwg.inputs import PUBLIC_INPUTS
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
 
-    base = load_release(options.base)
+    base = load_public(options.base)
     records = open_records(options.data, count=options.count)
     sizes = {
         "records": len(records),
@@ -280,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
     _add_data(pretrain, "public-train")
     pretrain.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
+    pretrain.add_argument("--base", help="public checkpoint to start from")
     pretrain.add_argument("--steps", type=int)
     pretrain.add_argument("--learning-rate", type=float)
     pretrain.add_argument("--seed", type=int, default=0)

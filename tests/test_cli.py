@@ -52,6 +52,13 @@ def test_bad_input_ends_with_2_and_one_clear_line(capsys, arguments, message):
     assert message in told[0]
 
 
+def test_training_from_a_private_checkpoint_is_refused(capsys, root, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    folders = ("--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out"))
+    assert main(["finetune", "--epsilon", "1", "--base", "faces/eps-1", *folders]) == 2
+    assert "to be public, found epsilon=" in capsys.readouterr().err
+
+
 def test_list_and_sample_with_a_real_release(capsys, tmp_path, root, monkeypatch):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     rows = {row["name"]: row for row in ask(capsys, "list")}

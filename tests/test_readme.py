@@ -1,0 +1,50 @@
+"""The README: its tables are those of the cards and result files, its commands exist."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpwg.cli import _parser
+from dpwg.readme import RESULTS, update
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tables_are_those_of_the_cards_and_result_files(tmp_path):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
+    assert update(tmp_path / "README.md") == README
+
+
+def test_an_unknown_table_is_refused_by_name(tmp_path):
+    (tmp_path / "README.md").write_text("<!-- begin nonsense -->\n<!-- end nonsense -->")
+    with pytest.raises(ValueError, match="nonsense"):
+        update(tmp_path / "README.md")
+
+
+def test_every_command_is_understood():
+    script = README.replace("\\\n", " ").replace("$e", "1")
+    commands = re.findall(r"^\s*python -m dpwg ([^#\n]*)", script, flags=re.MULTILINE)
+    assert len(commands) > 8
+    for command in commands:
+        _parser().parse_args(shlex.split(command))
+
+
+def test_the_front_matter_is_that_of_a_space_with_the_pinned_gradio():
+    front = yaml.safe_load(README.split("---")[1])
+    requirements = (ROOT / "requirements.txt").read_text()
+    assert front["sdk"] == "gradio"
+    assert f"gradio=={front['sdk_version']}" in requirements
+    assert (ROOT / front["app_file"]).exists()
+
+
+def test_every_module_stands_in_the_file_tree():
+    tree = README.split("## The house")[1].split("```")[1]
+    for path in (ROOT / "dpwg").iterdir():
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__"):
+            assert path.name in tree, path.name
