@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,22 +83,28 @@ def load_tokenizer(folder: Path) -> SpectralTokenizer:
 
 
 def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | None = None) -> None:
-    """Write a release after checking its card; the tokenizer goes inside, or is referred to."""
+    """Write a release after checking its card; the tokenizer goes inside, or is referred to.
+
+    The folder appears under its name only when whole, and replaces an earlier release at once.
+    """
     release.card.verify()
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    _save_weights(partial, release.model, keep=("codebook_",))
     if tokenizer_folder is None:
-        tokenizer_folder = folder / "tokenizer"
-        save_tokenizer(tokenizer_folder, release.tokenizer)
-    _save_weights(folder, release.model, keep=("codebook_",))
+        save_tokenizer(partial / "tokenizer", release.tokenizer)
     config = {
         "format": FORMAT,
         "model": release.model.config.to_json(),
-        "tokenizer": os.path.relpath(tokenizer_folder, folder),
-        "tokenizer_sha256": _digest(tokenizer_folder),
+        "weights_sha256": _digest(partial),
+        "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
+        "tokenizer_sha256": _tokenizer_digest(tokenizer_folder or partial / "tokenizer"),
         "text_encoder": release.text_encoder,
     }
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "privacy_card.json", release.card.to_json())
+    _write_json(partial / "config.json", config)
+    _write_json(partial / "privacy_card.json", release.card.to_json())
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def load_card(folder: Path) -> PrivacyCard:
@@ -111,8 +118,13 @@ def load_release(name_or_path: str | Path) -> Release:
     """Read a release in float32. A false card or another tokenizer than it names is refused."""
     folder = find_checkpoint(name_or_path)
     card, config = load_card(folder), _read_json(folder / "config.json")
+    if (found := _digest(folder)) != config["weights_sha256"]:
+        raise ValueError(
+            f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
+            f"{found[:12]}...; the card is not theirs, get the release again."
+        )
     tokenizer_folder = (folder / config["tokenizer"]).resolve()
-    if (found := _digest(tokenizer_folder)) != config["tokenizer_sha256"]:
+    if (found := _tokenizer_digest(tokenizer_folder)) != config["tokenizer_sha256"]:
         raise ValueError(
             f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, found "
             f"{found[:12]}... in {tokenizer_folder.name}; restore the one it was trained with."
@@ -192,9 +204,14 @@ def _shards(folder: Path) -> Iterator[Path]:
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in (folder / "config.json", *_shards(folder)):
+    for file in _shards(folder):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    configuration = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    return hashlib.sha256((configuration + _digest(folder)).encode()).hexdigest()
 
 
 def _by_name(name: str) -> tuple[str, float, str]:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from dpwg.data import Records
     from dpwg.training.progress import Progress
 
 T = TypeVar("T")
+PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +65,7 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     if options.evaluate:
         quality = tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate))
         return _kept({"data": options.evaluate, **quality.to_json()}, options.results)
-    records = open_records(options.data, count=options.count)
+    records = _public_records(options)
     torch.manual_seed(options.seed)
     tokenizer = SpectralTokenizer(TokenizerConfig(codebook_sizes=tuple(options.codebook_sizes)))
     size = tokenizer.config.coarse_size
@@ -84,8 +86,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
         load_tokenizer,
         save_release,
     )
-    from dpwg.data import open_records
-    from dpwg.inputs import PUBLIC_INPUTS
+    from dpwg.inputs import public_inputs
     from dpwg.model import WaveletGPT
     from dpwg.pipeline import default_encoder
     from dpwg.privacy.accounting import Ledger
@@ -94,20 +95,22 @@ def _pretrain(options: argparse.Namespace) -> Any:
 
     tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
-    examples = _examples(open_records(options.data, count=options.count), tokenizer)
+    records = _public_records(options)
+    examples = _examples(records, tokenizer)
     torch.manual_seed(options.seed)
     model = WaveletGPT.for_tokenizer(tokenizer)
     if options.base:
         model.load_state_dict(load_public(options.base).model.state_dict())
     settings = _settings(Pretraining, options)
-    _train(pretrain(model, examples, settings, options.run_folder), "pretraining")
+    folder = _new_or_resumed(options.run_folder, resume=options.resume)
+    _train(pretrain(model, examples, settings, folder), "pretraining")
     card = PrivacyCard.from_ledger(
         Ledger(),
         delta=options.delta,
         dataset="none: public data only",
         records=0,
         max_grad_norm=None,
-        public_inputs=PUBLIC_INPUTS,
+        public_inputs=public_inputs(records.name, len(records)),
         target_epsilon=0.0,
     )
     release = Release(
@@ -120,11 +123,16 @@ def _pretrain(options: argparse.Namespace) -> Any:
 def _finetune(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import Release, load_public, save_release
     from dpwg.data import open_records
-    from dpwg.inputs import PUBLIC_INPUTS
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
 
+    run_folder = _new_or_resumed(options.run_folder, resume=options.resume)
+    if run_folder.resolve().is_relative_to(options.out.resolve()):
+        raise ValueError(
+            f"Expected run-folder={run_folder} outside of out={options.out}: the training state is "
+            "private, the release is not."
+        )
     base = load_public(options.base)
     records = open_records(options.data, count=options.count)
     sizes = {
@@ -144,7 +152,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         _examples(records, base.tokenizer),
         plan,
         _settings(Finetuning, options),
-        _new_or_resumed(options.run_folder, resume=options.resume),
+        run_folder,
     )
     _train(training.run(), f"epsilon {options.epsilon:g}")
     card = PrivacyCard.from_ledger(
@@ -153,7 +161,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         dataset=records.name,
         records=plan.records,
         max_grad_norm=plan.max_grad_norm if private else None,
-        public_inputs=PUBLIC_INPUTS,
+        public_inputs=base.card.public_inputs,
         target_epsilon=options.epsilon if private else None,
     )
     release = Release(
@@ -246,6 +254,11 @@ def _evaluate(options: argparse.Namespace) -> Any:
     rows = []
     for name in names:
         release = load_release(name)
+        if release.card.dataset == records.name:
+            raise ValueError(
+                f"Expected data={records.name!r} not to be what {name} was trained on: its loss "
+                "there is private."
+            )
         examples = _examples(records, release.tokenizer)
         loss = held_out_loss(release.model, examples)
         rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
@@ -278,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
 
     tokenizer = verb("tokenizer", _tokenizer, "train the spectral tokenizer on public images")
     _add_data(tokenizer, "public-train")
+    tokenizer.add_argument("--public", action="store_true", help=PUBLIC_HELP)
     tokenizer.add_argument("--codebook-sizes", type=int, nargs="+", default=[1024, 1024, 1024])
     tokenizer.add_argument("--steps", type=int, help="optimizer steps")
     tokenizer.add_argument("--seed", type=int, default=0)
@@ -287,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrain = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
     _add_data(pretrain, "public-train")
+    pretrain.add_argument("--public", action="store_true", help=PUBLIC_HELP)
     pretrain.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
     pretrain.add_argument("--base", help="public checkpoint to start from")
     pretrain.add_argument("--steps", type=int)
@@ -294,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--delta", type=float, default=1e-5)
     pretrain.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))
+    pretrain.add_argument("--resume", action="store_true", help="go on with the run folder")
     pretrain.add_argument("--out", type=Path, default=Path("checkpoints/faces/public"))
 
     finetune = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
@@ -371,6 +387,19 @@ def _settings(kind: type[T], options: argparse.Namespace) -> T:
     given = vars(options)
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{n: v for n, v in given.items() if n in known and v is not None})
+
+
+def _public_records(options: argparse.Namespace) -> Records:
+    """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
+    from dpwg.data import RENDERED_SETS, open_records
+
+    rendered = options.data in RENDERED_SETS
+    if not (options.data.startswith(("public-", "tuning-")) if rendered else options.public):
+        raise ValueError(
+            f"Expected data={options.data!r} to be public: public parts are trained without noise. "
+            "Pass a public set, or --public for a folder in which nothing is sensitive."
+        )
+    return open_records(options.data, count=options.count)
 
 
 def _new_or_resumed(folder: Path, *, resume: bool) -> Path:

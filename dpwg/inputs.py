@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-PUBLIC_INPUTS: tuple[dict[str, str], ...] = (
-    {
-        "name": "public mix",
-        "source": "100,000 captioned avatars of the styles in dpwg.data.public, rendered by "
-        "dicebear-core, dicebear-styles and resvg-py; no style of a sensitive set is among them",
-        "licence": "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE",
-    },
+PUBLIC_MIX = {
+    "name": "public mix",
+    "source": "captioned avatars of the styles in dpwg.data.public, rendered by dicebear-core, "
+    "dicebear-styles and resvg-py; no style of a sensitive set is among them",
+    "licence": "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE",
+}
+FROZEN_PARTS = (
     {
         "name": "spectral tokenizer and codebooks",
-        "source": "trained by this project on the public mix",
-        "licence": "Apache-2.0",
-    },
-    {
-        "name": "WaveletGPT before fine-tuning",
         "source": "trained by this project on the public mix",
         "licence": "Apache-2.0",
     },
@@ -35,3 +30,16 @@ PUBLIC_INPUTS: tuple[dict[str, str], ...] = (
         "licence": "Apache-2.0",
     },
 )
+
+
+def public_inputs(training_set: str, records: int) -> tuple[dict[str, str], ...]:
+    """The inputs of a model that was trained on `records` records of a public set."""
+    mix = dict(PUBLIC_MIX)
+    if not training_set.startswith("public"):
+        mix = {"name": training_set, "source": "declared public by its user", "licence": "theirs"}
+    trained = {
+        "name": "WaveletGPT before fine-tuning",
+        "source": f"trained by this project on {records:,} records of {training_set}",
+        "licence": "Apache-2.0",
+    }
+    return (mix, *FROZEN_PARTS, trained)

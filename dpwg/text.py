@@ -15,7 +15,6 @@ from threading import Lock
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MAX_CAPTION_CHARACTERS = 500
@@ -115,15 +114,13 @@ class TextEncoder:
         with self._tokenizer_lock:  # setting its padding and truncation is not thread-safe
             tokens = self._tokenizer(
                 texts,
-                padding="longest",
+                padding="max_length",
                 truncation=True,
                 max_length=self.max_tokens,
                 return_tensors="pt",
             )
         states_BLD = self._model(**tokens).last_hidden_state
-        missing = self.max_tokens - states_BLD.shape[1]
-        states_BLD = F.pad(states_BLD, (0, 0, 0, missing))
-        mask_BL = F.pad(tokens["attention_mask"], (0, missing)).bool()
+        mask_BL = tokens["attention_mask"].bool()
         return EncodedText(states_BLD=states_BLD * mask_BL[..., None], mask_BL=mask_BL)
 
     def encode_all(self, captions: Sequence[str], batch_size: int = 256) -> Iterator[EncodedText]:

@@ -456,8 +456,8 @@ def test_a_step_is_the_clipped_noised_sum_over_the_expected_batch_size(make_mode
         for name, gradient in gradients.items():
             sums[name] += gradient * plan.max_grad_norm / norm
     for name in training._clipped.sums:
-        noise = random.standard_normal(tuple(sums[name].shape), dtype=np.float32)
-        sums[name] = (sums[name] + 0.2 * torch.from_numpy(noise)) / 3
+        noise = torch.from_numpy(random.standard_normal(tuple(sums[name].shape)))
+        sums[name] = (sums[name] + 0.2 * noise.float()) / 3
     weights = Weights(expected, EXACT)
     weights.step(sums, factor=warmup_cosine(0, 1, 2))
     torch.testing.assert_close(flat(weights.finish()), flat(model), atol=1e-6, rtol=0)
@@ -500,4 +500,4 @@ def test_only_the_training_state_is_written_and_without_a_pickle(make_model, exa
     _, training = private(make_model, examples, folder=tmp_path)
     list(training.run())
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {"latest", "tensors.safetensors", "values.json"}
+    assert names == {".gitignore", "latest", "tensors.safetensors", "values.json"}

@@ -20,8 +20,8 @@ _TERMS: dict[str, Any] = {
     "adjacency": "Add or remove one record.",
     "released": "Model weights, configuration and this card; not the run's losses, gradient norms, "
     "optimizer state or random state.",
-    "accesses_covered": "Every gradient step in the ledger; training reads the sensitive records "
-    "nowhere else.",
+    "accesses_covered": "Every gradient step that the released weights depend on; nothing else "
+    "that was computed from the sensitive records is released.",
     "tuning_not_covered": "Choices made by looking at private results (steps, clip norm, learning "
     "rate, checkpoint) are not covered by epsilon.",
     "accountant": "PLD (dp-accounting); PRV and RDP (Opacus) as a cross-check.",
@@ -33,10 +33,13 @@ _TERMS_BY_KIND: dict[str, dict[str, Any]] = {
         "sampling_rate. It holds: the training loop draws so, divides by the expected batch size, "
         "and takes a noise step for an empty batch too.",
         "limits": (
+            "Is for this release alone: epsilons of releases from the same records add up, and one "
+            "without a bound leaves none.",
             "Protects an image, not a person who appears in several.",
             "The number of records and the sampling rate are treated as public.",
             "Holds as far as the public inputs were made without the sensitive records.",
-            "Noise is drawn in floating point: attacks on its low-order bits are not excluded.",
+            "Noise is drawn in floating point by a generator that is not cryptographic (Philox, "
+            "keyed by the operating system): attacks on its low-order bits are not excluded.",
             "Bounds what the model adds to an attacker's knowledge, not what is known already.",
         ),
     },

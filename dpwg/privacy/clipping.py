@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-ROUNDING = 2**-8
-"""Twice the relative error of rounding to bfloat16: the margin for what is rounded once."""
-FLOAT32_SUM_ERROR = 1e-5
+BFLOAT16_ERROR = 2.0**-8
+"""The relative error of rounding to bfloat16, which has 8 significant bits."""
+FLOAT32_ERROR = 5e-7
+"""More than the relative error of a few float32 roundings."""
+FLOAT32_SUM_ERROR = 5e-6
 """The relative error of a float32 sum of some thousands of products."""
 
 
@@ -80,7 +82,8 @@ class ClippedSums:
         gradients = torch.autograd.grad(losses_B.sum(), outputs, allow_unused=True)
         B = len(losses_B)
         bfloat16 = all(output.dtype == torch.bfloat16 for output in outputs)
-        bound = self.max_grad_norm * (1 - ROUNDING if bfloat16 else 1)
+        # Two factors rounded on their way into a product: (1 + e)^2 (1 - 2 e) < 1.
+        bound = self.max_grad_norm * (1 - 2 * (BFLOAT16_ERROR if bfloat16 else FLOAT32_ERROR))
         with torch.no_grad(), _float32_products(bfloat16_inputs=bfloat16):
             by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
             for call, gradient in zip(calls, gradients, strict=True):
@@ -167,7 +170,8 @@ class _LinearRule:
         if self.has_bias:
             inputs_BTT += 1
         products_BTT = inputs_BTT * outputs_BTT
-        hidden = 2 * ROUNDING if self.g_BTO.dtype == torch.bfloat16 else FLOAT32_SUM_ERROR
+        rounded = self.g_BTO.dtype == torch.bfloat16
+        hidden = FLOAT32_SUM_ERROR + (2.01 * BFLOAT16_ERROR if rounded else 0.0)
         return products_BTT.sum((1, 2)) + hidden * products_BTT.abs().sum((1, 2))
 
     def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
@@ -327,12 +331,13 @@ def _zero_where(x_B: Tensor, zero_B: Tensor) -> Tensor:
 def _float32_products(*, bfloat16_inputs: bool) -> Iterator[None]:
     """Let oneDNN multiply float32 tensors that hold bfloat16 values with bfloat16 instructions.
 
-    Products and sums stay float32. Only the scaled gradients are then rounded on their way in, by
-    2**-9 of each value at most; `ROUNDING` keeps the clipped norm below its bound all the same.
+    Products and sums stay float32. What is not bfloat16 already (scales, scaled gradients) may be
+    rounded on its way in, by `BFLOAT16_ERROR` at most; `ClippedSums.add` leaves room for that.
+    Float32 inputs are multiplied in full, whatever precision the caller has set.
     """
     flags: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = flags.fp32_precision
-    flags.fp32_precision = "bf16" if bfloat16_inputs else before
+    flags.fp32_precision = "bf16" if bfloat16_inputs else "ieee"
     try:
         yield
     finally:

@@ -1,9 +1,13 @@
 """The two random choices that the guarantee rests on: who is in a step, and the noise.
 
-Both come from the operating system's entropy unless a test passes its own generator.
+Both come from one generator a run: Philox with a 128-bit key from the operating system's entropy,
+unless a test passes its own. Philox is a counter-based generator of high quality, not a
+cryptographic one.
 """
 
 from __future__ import annotations
+
+import secrets
 
 import numpy as np
 import torch
@@ -11,10 +15,8 @@ from torch import Tensor
 
 
 def system_generator() -> np.random.Generator:
-    """A generator keyed with 256 bits of the operating system's entropy."""
-    import secrets
-
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(secrets.randbits(256))))
+    """A Philox generator with a key from the operating system's entropy."""
+    return np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
 
 
 def poisson_sample(records: int, rate: float, generator: np.random.Generator) -> Tensor:
@@ -30,11 +32,11 @@ def poisson_sample(records: int, rate: float, generator: np.random.Generator) ->
 def add_gaussian_noise(
     sums: dict[str, Tensor], *, standard_deviation: float, generator: np.random.Generator
 ) -> None:
-    """Add independent N(0, standard_deviation**2) to every coordinate, in place, float32."""
+    """Add independent N(0, standard_deviation**2) to every coordinate, in place."""
     if not 0 <= standard_deviation < float("inf"):
         raise ValueError(f"Expected standard_deviation={standard_deviation} in [0, infinity).")
     if standard_deviation == 0:
         return
     for total in sums.values():
-        noise = generator.standard_normal(tuple(total.shape), dtype=np.float32)
-        total.add_(torch.from_numpy(noise).to(total.device), alpha=standard_deviation)
+        noise = standard_deviation * generator.standard_normal(tuple(total.shape))
+        total.add_(torch.from_numpy(noise.astype(np.float32)).to(total.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
-from dpwg.training.state import fingerprint
+from dpwg.training.state import fingerprint, keep_private
 
 CHUNK = 250
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,13 @@ class Examples:
     """All records of a set, one example a record.
 
     A record with several captions has all of them in the caption tensors, and each visit draws one.
+    `digest` says which records these are.
     """
 
-    def __init__(self, captions: dict[str, Tensor], codes: dict[str, Tensor]) -> None:
+    def __init__(
+        self, captions: dict[str, Tensor], codes: dict[str, Tensor], *, digest: str = ""
+    ) -> None:
+        self.digest = digest
         self._states_CLD, self._mask_CL = captions["states"], captions["mask"]
         self._count_N = captions["count"]
         self._first_N = self._count_N.cumsum(0) - self._count_N
@@ -81,9 +87,9 @@ def prepare_examples(
     Files are named by the digests of the set, the encoder and the tokenizer. Those of a private set
     are private. `progress` is called with the stage, and the records done and in all.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    keep_private(cache)
     stem = f"{records.name}-{records.digest[:12]}"
-    text = f"{encoder.digest[:12]}-{encoder.max_tokens}"
+    text = f"{encoder.digest[:12]}-{encoder.max_tokens}-{FORMAT}"
     captions = cache / f"{stem}-captions-{text}.safetensors"
     codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}.safetensors"
     if not captions.exists():
@@ -92,21 +98,30 @@ def prepare_examples(
     if not codes.exists():
         for done in encode_images(records, tokenizer, codes):
             progress("images", done, len(records))
-    return Examples(load_file(captions), load_file(codes))
+    return Examples(load_file(captions), load_file(codes), digest=records.digest)
 
 
 def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:
-    """Write the caption tensors of a set to `path`, bfloat16; yields how many records are done."""
-    states, masks, counts = [], [], []
-    for start in range(0, len(records), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(records)))
-        captions = [records[index].captions for index in chunk]
-        counts += [len(own) for own in captions]
+    """Write the caption tensors of a set to `path`, bfloat16; yields how many records are done.
+
+    Every pass has the same shape and padding, so that no caption's states depend on the others'.
+    """
+    counts: list[int] = []
+    ends: list[int] = []
+    captions: list[str] = []
+    for index in range(len(records)):
+        own = records[index].captions
+        captions += own
+        counts.append(len(own))
+        ends.append(len(captions))
+    states, masks = [], []
+    for start in range(0, len(captions), CHUNK):
+        chunk = captions[start : start + CHUNK]
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = encoder.encode([caption for own in captions for caption in own])
-        states.append(encoded.states_BLD.bfloat16())
-        masks.append(encoded.mask_BL)
-        yield chunk.stop
+            encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
+        states.append(encoded.states_BLD[: len(chunk)].bfloat16())
+        masks.append(encoded.mask_BL[: len(chunk)])
+        yield bisect.bisect_right(ends, start + len(chunk))
     empty = encoder.encode([""])
     tensors = {
         "states": torch.cat(states),
@@ -122,12 +137,14 @@ def encode_images(records: Records, tokenizer: SpectralTokenizer, path: Path) ->
     """Write the codes of a set's images to `path`, int16; yields how many records are done."""
     codes: list[list[Tensor]] = [[] for _ in range(tokenizer.config.scales)]
     done = 0
-    for image_BCHW in coarse_batches(records, tokenizer.config.coarse_size):
+    for image_BCHW in coarse_batches(records, tokenizer.config.coarse_size, CHUNK):
+        count = len(image_BCHW)
+        padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
         with torch.autocast("cpu", torch.bfloat16):
-            indices = tokenizer.encode(image_BCHW.float() / 255)
+            indices = tokenizer.encode(padded_BCHW.float() / 255)
         for scale, index_BPK in zip(codes, indices, strict=True):
-            scale.append(index_BPK.to(torch.int16))
-        done += len(image_BCHW)
+            scale.append(index_BPK[:count].to(torch.int16))
+        done += count
         yield done
     _save({f"codes_{scale}": torch.cat(parts) for scale, parts in enumerate(codes)}, path)
 

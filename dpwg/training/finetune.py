@@ -8,7 +8,8 @@ epsilon = `ledger.epsilons(delta).pld`, because
 2. the step sums the records' gradients, each clipped to L2 norm `plan.max_grad_norm` over all
    trainable parameters together (`privacy.clipping`); nothing else is computed from the records;
 3. to that sum goes Gaussian noise of standard deviation noise_multiplier * max_grad_norm in every
-   coordinate, fresh from the operating system's entropy, once a step and in an empty step too;
+   coordinate, from a generator that the operating system's entropy keys for this run, once a step
+   and in an empty step too;
 4. it is divided by the expected batch size, a public number; Adam and the average of the iterates
    see the noised sum only;
 5. the ledger records the step with the rate and the noise that were used, and is saved together
@@ -92,6 +93,7 @@ class PrivateTraining:
             "plan": dataclasses.asdict(plan),
             "settings": settings.to_json(),
             "base": fingerprint(model),
+            "data": examples.digest,
         }
         if settings.lora_rank:
             add_lora(model, settings.lora_rank, LORA_LAYERS)
@@ -103,6 +105,11 @@ class PrivateTraining:
             check_same_run(folder, values, self._run)
             self._weights.load(tensors)
             self.ledger = Ledger.from_json(values["ledger"])
+            if self.ledger.steps != self._weights.steps:
+                raise ValueError(
+                    f"Expected {self._weights.steps} steps in the ledger of {folder}, found "
+                    f"{self.ledger.steps}; the state is damaged, begin the run again."
+                )
 
     def run(self) -> Iterator[Progress]:
         """Take the remaining steps of the plan, one report a step."""

@@ -12,7 +12,7 @@ import torch
 from dpwg.model import WaveletGPT
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.state import check_same_run, load_state, save_state
+from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 
 
@@ -37,7 +37,7 @@ def pretrain(
 ) -> Iterator[Progress]:
     """Train in place; the model ends with averaged weights. Resumes from `folder` if it can."""
     weights = Weights(model, settings)
-    run = {"settings": settings.to_json()}
+    run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
     if saved := load_state(folder):
         check_same_run(folder, saved[1], run)
         weights.load(saved[0])

@@ -32,6 +32,12 @@ def check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> 
             )
 
 
+def keep_private(folder: Path) -> None:
+    """Make a folder that git does not take: what is in it was computed from records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
+
+
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write the state of a step, then make it the latest; older ones are removed.
 
@@ -39,6 +45,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict
     at any moment resumes from the state before or from this one.
     """
     state = folder / f"step-{step:06d}"
+    keep_private(folder)
     partial = folder / f"partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
