@@ -35,15 +35,21 @@ from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 
 MAX_GRAD_NORM = NOISE = 1.0
 NOTES = (
-    "A step is one micro-batch: forward and backward pass, and where it is private clipping to "
-    "norm 1 and Gaussian noise on every parameter. No optimizer step, which is the same for all.",
+    "Time is that of one micro-batch: forward and backward pass; where it is private, clipping to "
+    "norm 1 and a sixteenth of the Gaussian noise that a logical batch gets once. All parameters "
+    "are trained. No optimizer step, which is the same for all.",
     "Opacus sees the code heads through a reshape to (B, T, features) and contiguous position ids: "
     "its ghost norms take neither 4-D inputs of Linear nor expanded ids (1.6.0).",
     "In bfloat16 Opacus computes norms and sums in bfloat16 too; dpwg does so in float32.",
 )
 CAPTIONS = ("A person with short brown hair, wearing a red hoodie, on a blue background",) * 4
 
+MICRO_BATCHES = 16
+"""Micro-batches of a logical batch: the released checkpoints took 16 of 64 records."""
+
 Step = Callable[[], None]
+Way = tuple[Step, Step]
+"""What is done a micro-batch, and what once a logical batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +151,17 @@ def _inputs(config: ModelConfig, micro_batch: int) -> tuple[Tensor, ...]:
     )
 
 
-def _nonprivate(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+def _nonprivate(config: ModelConfig, micro_batch: int, precision: str) -> Way:
     losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
 
     def step() -> None:
         losses.zero_grad(set_to_none=True)
         losses(*inputs).sum().backward()
 
-    return step
+    return step, lambda: None
 
 
-def _private(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+def _private(config: ModelConfig, micro_batch: int, precision: str) -> Way:
     losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
     clipped = ClippedSums(losses, max_grad_norm=MAX_GRAD_NORM)
     generator = system_generator()
@@ -163,12 +169,14 @@ def _private(config: ModelConfig, micro_batch: int, precision: str) -> Step:
     def step() -> None:
         clipped.zero()
         clipped.add(lambda: losses(*inputs))
+
+    def finish() -> None:
         add_gaussian_noise(clipped.sums, standard_deviation=NOISE, generator=generator)
 
-    return step
+    return step, finish
 
 
-def _opacus_hooks(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+def _opacus_hooks(config: ModelConfig, micro_batch: int, precision: str) -> Way:
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
@@ -180,12 +188,11 @@ def _opacus_hooks(config: ModelConfig, micro_batch: int, precision: str) -> Step
         optimizer.zero_grad(set_to_none=True)
         sampled(*inputs).sum().backward()
         optimizer.clip_and_accumulate()
-        optimizer.add_noise()
 
-    return step
+    return step, optimizer.add_noise
 
 
-def _opacus_ghost(config: ModelConfig, micro_batch: int, precision: str) -> Step:
+def _opacus_ghost(config: ModelConfig, micro_batch: int, precision: str) -> Way:
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
@@ -201,12 +208,11 @@ def _opacus_ghost(config: ModelConfig, micro_batch: int, precision: str) -> Step
         optimizer.zero_grad(set_to_none=True)
         DPTensorFastGradientClipping(sampled, optimizer, sampled(*inputs), "sum").backward()
         optimizer.accumulate()
-        optimizer.add_noise()
 
-    return step
+    return step, optimizer.add_noise
 
 
-WAYS: dict[str, Callable[[ModelConfig, int, str], Step]] = {
+WAYS: dict[str, Callable[[ModelConfig, int, str], Way]] = {
     "nonprivate": _nonprivate,
     "private": _private,
     "opacus_hooks": _opacus_hooks,
@@ -233,17 +239,28 @@ def _losses_for_opacus(config: ModelConfig, precision: str) -> _Losses:
     return losses
 
 
-def _take_turns(steps: dict[str, Step], repetitions: int) -> dict[str, float]:
-    """Median seconds of each step; a first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def _take_turns(ways: dict[str, Way], repetitions: int) -> dict[str, float]:
+    """Seconds of a micro-batch, in turns: medians of the step and of its share of the finish.
+
+    A logical batch is `MICRO_BATCHES` steps and one finish. A first round warms up.
+    """
+    steps: dict[str, list[float]] = {name: [] for name in ways}
+    finishes: dict[str, list[float]] = {name: [] for name in ways}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook")
         for _ in range(repetitions + 1):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(own[1:]) for name, own in seconds.items()}
+            for name, (step, finish) in ways.items():
+                clock = [time.perf_counter()]
+                for part in (step, finish):
+                    part()
+                    clock.append(time.perf_counter())
+                steps[name].append(clock[1] - clock[0])
+                finishes[name].append(clock[2] - clock[1])
+    return {
+        name: statistics.median(steps[name][1:])
+        + statistics.median(finishes[name][1:]) / MICRO_BATCHES
+        for name in ways
+    }
 
 
 def _seconds_per_image(folder: Path, repetitions: int, upsampler: str) -> dict[str, float]:

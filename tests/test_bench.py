@@ -80,9 +80,12 @@ def test_the_answer_says_what_was_measured_and_where_as_json(measured) -> None:
 
 def test_the_steps_take_turns() -> None:
     order: list[str] = []
-    steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    seconds = bench._take_turns(steps, repetitions=2)
-    assert "".join(order) == "abcabcabc"
+    ways = {
+        name: (lambda name=name: order.append(name), lambda name=name: order.append(name.upper()))
+        for name in "abc"
+    }
+    seconds = bench._take_turns(ways, repetitions=2)
+    assert "".join(order) == "aAbBcC" * 3
     assert seconds.keys() == {"a", "b", "c"}
 
 
