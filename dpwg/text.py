@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,13 +122,6 @@ class TextEncoder:
         states_BLD = self._model(**tokens).last_hidden_state
         mask_BL = tokens["attention_mask"].bool()
         return EncodedText(states_BLD=states_BLD * mask_BL[..., None], mask_BL=mask_BL)
-
-    def encode_all(self, captions: Sequence[str], batch_size: int = 256) -> Iterator[EncodedText]:
-        """`encode` in order, `batch_size` captions at a time and fewer at the end, to be cached."""
-        if batch_size < 1:
-            raise ValueError(f"Expected batch_size={batch_size} to be 1 or more; 256 is usual.")
-        for start in range(0, len(captions), batch_size):
-            yield self.encode(captions[start : start + batch_size])
 
 
 def _checked(captions: Sequence[str]) -> list[str]:

@@ -64,15 +64,6 @@ def test_odd_unicode_is_encoded(encoder: TextEncoder, caption: str) -> None:
     assert encoder.encode([caption]).states_BLD.isfinite().all()
 
 
-def test_chunks_join_to_the_whole(encoder: TextEncoder) -> None:
-    chunks = list(encoder.encode_all(CAPTIONS, batch_size=2))
-    assert [len(chunk.mask_BL) for chunk in chunks] == [2, 1]
-    joined = torch.cat([chunk.states_BLD for chunk in chunks])
-    torch.testing.assert_close(joined, encoder.encode(CAPTIONS).states_BLD, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        next(encoder.encode_all(CAPTIONS, batch_size=0))
-
-
 def test_threads_share_one_encoder(encoder: TextEncoder) -> None:
     def encode(_: int) -> EncodedText:
         return encoder.encode(CAPTIONS)

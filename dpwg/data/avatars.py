@@ -26,13 +26,6 @@ def variants(style: str, component: str) -> tuple[str, ...]:
     return tuple(components[component]["variants"]) if component in components else ()
 
 
-@functools.cache
-def style_licence(name: str) -> str:
-    """The style's own attribution sentence, with its licence."""
-    path = files("dicebear_styles").joinpath(f"{name}.json")
-    return str(json.loads(path.read_text("utf-8"))["meta"]["license"]["text"])
-
-
 def render(style: str, options: Mapping[str, object], *, background: str) -> bytes:
     """Render one avatar of `style` on a plain background ("#rrggbb") to PNG bytes, 128x128.
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.data.records import Records
 from dpwg.wavelet import coarse_image
-
-IMAGE_SIZE = 128
 
 
 def coarse_batches(records: Records, coarse_size: int, batch: int = 250) -> Iterator[Tensor]:
