@@ -16,6 +16,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from dpwg.data import Records
     from dpwg.training.progress import Progress
+    from dpwg.training.ranks import Ranks
 
 T = TypeVar("T")
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
@@ -29,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"dpwg: {error}", file=sys.stderr)
         return 2
+    if answer is None:
+        return 0
     if options.json:
         print(json.dumps(_plain(answer), indent=2, allow_nan=False))
-    elif answer is not None:
+    else:
         print(_table(answer))
     return 0
 
@@ -59,6 +62,7 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     from dpwg.data.tensors import coarse_batches
     from dpwg.evaluate import tokenizer_quality
     from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.training.ranks import Ranks
     from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
     folder = options.out or checkpoint_root() / "tokenizer"
@@ -71,8 +75,11 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     size = tokenizer.config.coarse_size
     images_NCHW = torch.cat(list(tqdm(coarse_batches(records, size), desc="coarse images")))
     settings = _settings(TokenizerTraining, options)
-    _train(train_tokenizer(tokenizer, images_NCHW, settings), "tokenizer")
-    save_tokenizer(folder, tokenizer)
+    ranks = Ranks.from_environment()
+    _train(train_tokenizer(tokenizer, images_NCHW, settings, ranks), "tokenizer", ranks)
+    if not ranks.leads:
+        return None
+    save_tokenizer(folder, tokenizer.cpu())
     return {"folder": str(folder), "steps": settings.steps}
 
 
@@ -92,18 +99,22 @@ def _pretrain(options: argparse.Namespace) -> Any:
     from dpwg.privacy.accounting import Ledger
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.pretrain import Pretraining, pretrain
+    from dpwg.training.ranks import Ranks
 
+    ranks = Ranks.from_environment()
     tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
     records = _public_records(options)
-    examples = _examples(records, tokenizer)
+    examples = _examples(records, tokenizer, ranks)
     torch.manual_seed(options.seed)
     model = WaveletGPT.for_tokenizer(tokenizer)
     if options.base:
         model.load_state_dict(load_public(options.base).model.state_dict())
     settings = _settings(Pretraining, options)
     folder = _new_or_resumed(options.run_folder, resume=options.resume)
-    _train(pretrain(model, examples, settings, folder), "pretraining")
+    _train(pretrain(model, examples, settings, folder, ranks), "pretraining", ranks)
+    if not ranks.leads:
+        return None
     card = PrivacyCard.from_ledger(
         Ledger(),
         delta=options.delta,
@@ -114,7 +125,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
         target_epsilon=0.0,
     )
     release = Release(
-        model=model, tokenizer=tokenizer, card=card, text_encoder=default_encoder().digest
+        model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=default_encoder().digest
     )
     save_release(options.out, release, tokenizer_folder=tokenizer_folder)
     return {"folder": str(options.out), "steps": settings.steps}
@@ -126,7 +137,9 @@ def _finetune(options: argparse.Namespace) -> Any:
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
+    from dpwg.training.ranks import Ranks
 
+    ranks = Ranks.from_environment()
     run_folder = _new_or_resumed(options.run_folder, resume=options.resume)
     if run_folder.resolve().is_relative_to(options.out.resolve()):
         raise ValueError(
@@ -142,30 +155,41 @@ def _finetune(options: argparse.Namespace) -> Any:
         "delta": options.delta,
         "max_grad_norm": options.max_grad_norm,
     }
-    private = math.isfinite(options.epsilon)
-    if private:
-        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=options.epsilon)
-    else:
+    target = None
+    if options.epsilon == math.inf:
         plan = PrivacyPlan(**sizes, noise_multiplier=0.0)
+    elif options.epsilon is not None:
+        target = options.epsilon
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=target)
+    elif options.noise_multiplier > 0:
+        plan = PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier)
+    else:
+        raise ValueError(
+            f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to "
+            "train without privacy."
+        )
     training = PrivateTraining(
         base.model.requires_grad_(True),
-        _examples(records, base.tokenizer),
+        _examples(records, base.tokenizer, ranks),
         plan,
         _settings(Finetuning, options),
         run_folder,
+        ranks=ranks,
     )
-    _train(training.run(), f"epsilon {options.epsilon:g}")
+    _train(training.run(), "fine-tuning", ranks)
+    if not ranks.leads:
+        return None
     card = PrivacyCard.from_ledger(
         training.ledger,
         delta=plan.delta,
         dataset=records.name,
         records=plan.records,
-        max_grad_norm=plan.max_grad_norm if private else None,
+        max_grad_norm=plan.max_grad_norm if plan.noise_multiplier else None,
         public_inputs=base.card.public_inputs,
-        target_epsilon=options.epsilon if private else None,
+        target_epsilon=target,
     )
     release = Release(
-        model=base.model, tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
+        model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
     )
     save_release(options.out, release, tokenizer_folder=options.tokenizer)
     return {"folder": str(options.out), "epsilon": card.epsilon, "steps": card.steps}
@@ -315,7 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     finetune = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
     _add_data(finetune, "faces-train")
     finetune.add_argument("--base", default="faces/public", help="checkpoint to start from")
-    finetune.add_argument("--epsilon", type=float, required=True, help="inf: without privacy")
+    promise = finetune.add_mutually_exclusive_group(required=True)
+    promise.add_argument("--epsilon", type=float, help="inf: without privacy")
+    promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
     finetune.add_argument("--delta", type=float, default=1e-5)
     finetune.add_argument("--batch", type=int, default=1024, help="expected size of a batch")
     finetune.add_argument("--steps", type=int, default=45)
@@ -412,14 +438,16 @@ def _new_or_resumed(folder: Path, *, resume: bool) -> Path:
     return folder
 
 
-def _examples(records: Any, tokenizer: Any) -> Any:
-    """The set's training examples, with a bar while they are encoded."""
+def _examples(records: Any, tokenizer: Any, ranks: Ranks | None = None) -> Any:
+    """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
     from dpwg.data.cache import cache_root
     from dpwg.pipeline import default_encoder
     from dpwg.training.examples import prepare_examples
 
+    if ranks and not ranks.leads:
+        ranks.wait()
     with tqdm(total=2 * len(records), desc=f"encoding {records.name}", unit="") as bar:
-        return prepare_examples(
+        examples = prepare_examples(
             records,
             default_encoder(),
             tokenizer,
@@ -428,6 +456,9 @@ def _examples(records: Any, tokenizer: Any) -> Any:
                 done + (total if stage == "images" else 0) - bar.n
             ),
         )
+    if ranks and ranks.leads:
+        ranks.wait()
+    return examples
 
 
 def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
@@ -438,9 +469,9 @@ def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
     return answer
 
 
-def _train(reports: Iterable[Progress], title: str) -> None:
-    """Run a training to its end, with a progress bar on standard error."""
-    with tqdm(desc=title, unit="step") as bar:
+def _train(reports: Iterable[Progress], title: str, ranks: Ranks) -> None:
+    """Run a training to its end, with the leading rank's progress bar on standard error."""
+    with tqdm(desc=title, unit="step", disable=not ranks.leads) as bar:
         for report in reports:
             bar.total = report.steps
             shown = {"loss": f"{report.loss:.4f}"}

@@ -66,13 +66,12 @@ def tokenizer_quality(tokenizer: SpectralTokenizer, records: Records) -> Tokeniz
 
 @torch.no_grad()
 def held_out_loss(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> float:
-    """Mean nats per code of a model on all examples, computed in bfloat16."""
+    """Mean nats per code of a model on all examples, first captions, computed in bfloat16."""
     worker = copy.deepcopy(model).bfloat16()
-    generator = torch.Generator().manual_seed(0)
     total = 0.0
     for start in range(0, len(examples), batch):
         chosen_B = torch.arange(start, min(start + batch, len(examples)))
-        part = examples.batch(chosen_B, caption_dropout=0.0, generator=generator)
+        part = examples.batch(chosen_B)
         losses_B = worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes)
         total += float(losses_B.sum())
     return total / len(examples)

@@ -5,6 +5,8 @@ Only layers whose per-record gradients the privacy engine knows: Linear, LayerNo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,3 +84,41 @@ class Block(nn.Module):
     def _heads(self, x_BTC: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, T, parts * C) -> `parts` tensors (B, H, T, C / H)."""
         return x_BTC.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def cross_entropy(logits_NV: Tensor, index_N: Tensor) -> Tensor:
+    """-log softmax(logits)[index] in nats, float32 (N,), computed in float32 whatever the dtype.
+
+    A float32 copy of all logits, and of their gradient, would be the largest tensors of a training
+    step; this goes through the rows in parts that stay in the cache, and keeps one tensor of the
+    logits' own dtype.
+    """
+    losses_N: Tensor = _CrossEntropy.apply(logits_NV, index_N)  # type: ignore[no-untyped-call]
+    return losses_N
+
+
+class _CrossEntropy(torch.autograd.Function):
+    ROWS = 256
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, index_N: Tensor) -> Tensor:
+        gradient_NV = torch.empty_like(logits_NV) if ctx.needs_input_grad[0] else None
+        losses_N = torch.empty(len(logits_NV), device=logits_NV.device)
+        for start in range(0, len(logits_NV), _CrossEntropy.ROWS):
+            rows = slice(start, start + _CrossEntropy.ROWS)
+            logs_RV = logits_NV[rows].float().log_softmax(-1)
+            index_R1 = index_N[rows, None]
+            losses_N[rows] = -logs_RV.gather(1, index_R1).squeeze(1)
+            if gradient_NV is not None:
+                probabilities_RV = logs_RV.exp_()
+                probabilities_RV.scatter_add_(
+                    1, index_R1, probabilities_RV.new_full(index_R1.shape, -1.0)
+                )
+                gradient_NV[rows] = probabilities_RV
+        ctx.save_for_backward(gradient_NV)
+        return losses_N
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient_N: Tensor) -> tuple[Tensor, None]:
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV * loss_gradient_N[:, None].to(gradient_NV.dtype), None

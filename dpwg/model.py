@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpwg.config import ModelConfig
-from dpwg.layers import Block, KeyValueCache
+from dpwg.layers import Block, KeyValueCache, cross_entropy
 from dpwg.tokenizer import SpectralTokenizer
 
 
@@ -141,8 +141,8 @@ class WaveletGPT(nn.Module):
         for block in self.blocks:
             x_BTC = block(x_BTC, bias, prefix_BLD)
         parts = self.norm(x_BTC).split(P, dim=1)
-        return [
-            head(part, z, slice(None))
+        return [  # a Linear with frozen weights copies them for every record of a strided input
+            head(part.contiguous(), z, slice(None))
             for head, part, z in zip(self.heads, parts, latents, strict=True)
         ]
 
@@ -152,10 +152,8 @@ class WaveletGPT(nn.Module):
         """Nats per code of every record, float32 (B,): the mean over all codes of the image."""
         total_B = torch.zeros(len(mask_BL), device=mask_BL.device)
         for index_BPK, logits_BPKV in zip(codes, self(states_BLD, mask_BL, codes), strict=True):
-            losses = F.cross_entropy(
-                logits_BPKV.flatten(0, 2).float(), index_BPK.flatten(), reduction="none"
-            )
-            total_B = total_B + losses.view(len(mask_BL), -1).sum(1)
+            losses_N = cross_entropy(logits_BPKV.flatten(0, 2), index_BPK.flatten())
+            total_B = total_B + losses_N.view(len(mask_BL), -1).sum(1)
         return total_B / self.config.tokens
 
     def begin(self, states_BLD: Tensor, mask_BL: Tensor) -> Generation:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 from torch import Tensor, nn
 
 from dpwg.checkpoint import Release, save_release, save_tokenizer
@@ -134,6 +137,18 @@ def images() -> Tensor:
     ):
         image_CHW[:, row:] = 1 - image_CHW[:, row:]
     return smooth
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, images) -> Path:
+    """Twelve captioned images in the ImageFolder convention."""
+    folder: Path = tmp_path_factory.mktemp("mine")
+    rows = []
+    for index, image_CHW in enumerate((images[:12] * 255).to(torch.uint8)):
+        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+        rows.append(json.dumps({"file_name": f"{index}.png", "text": f"image {index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 """The command line: answers that a program reads, files that a person opens, errors in one line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dpwg.checkpoint import load_release
 from dpwg.cli import main
 
 
@@ -57,6 +61,52 @@ def test_training_from_a_private_checkpoint_is_refused(capsys, root, monkeypatch
     folders = ("--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out"))
     assert main(["finetune", "--epsilon", "1", "--base", "faces/eps-1", *folders]) == 2
     assert "to be public, found epsilon=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("promise", "message"),
+    [
+        (("--epsilon", "0"), "target_epsilon=0.0"),
+        (("--epsilon", "nan"), "target_epsilon=nan"),
+        (("--epsilon=-inf",), "target_epsilon=-inf"),
+        (("--noise-multiplier", "0"), "pass --epsilon inf"),
+        (("--noise-multiplier", "nan"), "pass --epsilon inf"),
+    ],
+)
+def test_training_never_goes_without_noise_by_accident(
+    capsys, root, monkeypatch, tmp_path, image_folder, promise, message
+):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    where = ("--data", str(image_folder), "--run-folder", str(tmp_path / "r"))
+    assert main(["finetune", *promise, "--batch", "2", *where, "--out", str(tmp_path / "o")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc-per-node=2")])
+def test_a_folder_of_ones_own_becomes_a_private_release(
+    root, monkeypatch, tmp_path, image_folder, launcher
+):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    command = [
+        sys.executable, *launcher, "-m", "dpwg", "finetune", "--data", image_folder, "--json",
+        "--epsilon", "5", "--delta", "1e-3", "--batch", "4", "--steps", "3", "--micro-batch", "2",
+        "--lora-rank", "2", "--run-folder", tmp_path / "run", "--out", out,
+    ]  # fmt: skip
+    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert 4.9 < told["epsilon"] <= 5
+    release = load_release(out)
+    assert (release.card.steps, release.card.records) == (3, 12)
+    assert release.card.epsilon == told["epsilon"]
+    before = load_release("faces/public").model
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(release.model.parameters(), before.parameters(), strict=True)
+    )
 
 
 def test_list_and_sample_with_a_real_release(capsys, tmp_path, root, monkeypatch):

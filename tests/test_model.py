@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dpwg.config import ModelConfig
+from dpwg.layers import cross_entropy
 from dpwg.model import WaveletGPT
 
 CODES = [(s, p, k) for s in range(3) for p in range(4) for k in range(2)]  # in the order of drawing
@@ -130,3 +132,19 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         ModelConfig.from_json({"depth": 3})
     config = ModelConfig(width=64, codebook_sizes=(4, 5, 6))
     assert ModelConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_cross_entropy_and_its_gradient_are_those_of_torch(dtype, error) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = 515
+    logits_NV = (5 * torch.randn(rows, 11, generator=generator)).to(dtype).requires_grad_()
+    index_N = torch.randint(11, (rows,), generator=generator)
+    weights_N = torch.randn(rows, generator=generator)
+    expected_N = F.cross_entropy(logits_NV.float(), index_N, reduction="none")
+    (expected,) = torch.autograd.grad((weights_N * expected_N).sum(), logits_NV)
+    found_N = cross_entropy(logits_NV, index_N)
+    (found,) = torch.autograd.grad((weights_N * found_N).sum(), logits_NV)
+    torch.testing.assert_close(found_N, expected_N, atol=1e-6, rtol=1e-6)
+    assert found.dtype == dtype
+    assert (found - expected).float().norm() <= error * expected.float().norm()

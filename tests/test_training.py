@@ -147,8 +147,8 @@ def test_each_visit_draws_one_of_the_captions_of_its_record(make_examples, make_
     examples, texts = make_examples(counts), make_inputs(6, seed=1)
     owned = ([0], [1, 2, 3], [4, 5])
     indices_B = torch.arange(3).repeat(400)
-    random = torch.Generator().manual_seed(0)
-    batch = examples.batch(indices_B, caption_dropout=0.0, generator=random)
+    draw_B = torch.rand(len(indices_B), generator=torch.Generator().manual_seed(0))
+    batch = examples.batch(indices_B, draw_B=draw_B)
     rows = torch.cdist(batch.states_BLD.flatten(1), texts.states_BLD.flatten(1)).argmin(1)
     assert torch.equal(batch.states_BLD, texts.states_BLD[rows])
     assert torch.equal(batch.mask_BL, texts.mask_BL[rows])
@@ -160,28 +160,43 @@ def test_each_visit_draws_one_of_the_captions_of_its_record(make_examples, make_
 
 def test_a_batch_holds_the_codes_of_its_records(examples, make_inputs) -> None:
     indices_B, inputs = torch.tensor([7, 0, 7]), make_inputs(RECORDS)
-    batch = examples.batch(indices_B, caption_dropout=0.0, generator=torch.Generator())
+    batch = examples.batch(indices_B)
     assert len(batch) == 3
     for own, every in zip(batch.codes, inputs.codes, strict=True):
         assert own.dtype == torch.int64
         assert torch.equal(own, every[indices_B])
 
 
-@pytest.mark.parametrize(("dropout", "low", "high"), [(0.0, 0, 0), (0.3, 0.25, 0.35), (1.0, 1, 1)])
-def test_captions_are_dropped_at_their_rate(examples, dropout, low, high) -> None:
-    random = torch.Generator().manual_seed(0)
-    indices_B = torch.arange(RECORDS).repeat(200)
-    batch = examples.batch(indices_B, caption_dropout=dropout, generator=random)
-    empty_B = (batch.states_BLD == 9).flatten(1).all(1)
-    assert low <= empty_B.float().mean() <= high
-    assert (batch.mask_BL[empty_B] == (torch.arange(5) < 2)).all()
+def test_dropped_captions_are_empty_and_no_others(examples) -> None:
+    dropped_B = torch.arange(RECORDS) % 3 == 0
+    batch = examples.batch(torch.arange(RECORDS), dropped_B=dropped_B)
+    assert torch.equal((batch.states_BLD == 9).flatten(1).all(1), dropped_B)
+    assert (batch.mask_BL[dropped_B] == (torch.arange(5) < 2)).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_a_private_run_drops_captions_at_their_rate(
+    make_model, examples, monkeypatch, rate
+) -> None:
+    drops: list[Tensor] = []
+    batch = Examples.batch
+
+    def watched(self, indices_B, *, draw_B, dropped_B):
+        drops.append(dropped_B)
+        return batch(self, indices_B, draw_B=draw_B, dropped_B=dropped_B)
+
+    monkeypatch.setattr(Examples, "batch", watched)
+    plan = dataclasses.replace(PLAN, steps=60)
+    settings = dataclasses.replace(EXACT, caption_dropout=rate, micro_batch=1)
+    list(private(make_model, examples, plan, settings)[1].run())
+    assert torch.cat(drops).float().mean() == pytest.approx(rate, abs=0.1)
 
 
 def test_drawing_batches_leaves_the_examples_unchanged(examples) -> None:
     everyone = torch.arange(RECORDS)
-    before = examples.batch(everyone, caption_dropout=0.0, generator=torch.Generator())
-    examples.batch(everyone, caption_dropout=1.0, generator=torch.Generator())
-    after = examples.batch(everyone, caption_dropout=0.0, generator=torch.Generator())
+    before = examples.batch(everyone)
+    examples.batch(everyone, dropped_B=torch.ones(RECORDS, dtype=torch.bool))
+    after = examples.batch(everyone)
     assert torch.equal(before.states_BLD, after.states_BLD)
 
 
@@ -229,8 +244,8 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
         records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
     )
     assert stages == [("captions", 5, 5), ("images", 5, 5)]
-    everyone, random = torch.arange(5), torch.Generator()
-    batch = examples.batch(everyone, caption_dropout=0.0, generator=random)
+    everyone = torch.arange(5)
+    batch = examples.batch(everyone)
     pixels = (images[:5] * 255).round() / 255
     for own, expected in zip(batch.codes, tokenizer.encode(pixels), strict=True):
         assert own.shape == expected.shape
@@ -240,7 +255,7 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
         assert torch.equal(batch.mask_BL[index], alone.mask_BL[0])
         difference = batch.states_BLD[index].float() - alone.states_BLD[0]
         assert difference.norm() < 0.05 * alone.states_BLD.norm()
-    empty = examples.batch(everyone, caption_dropout=1.0, generator=random)
+    empty = examples.batch(everyone, dropped_B=torch.ones(5, dtype=torch.bool))
     expected_L = encoder.encode([""]).mask_BL[0]
     assert all(torch.equal(mask_L, expected_L) for mask_L in empty.mask_BL)
     stages.clear()
@@ -262,7 +277,7 @@ def test_examples_of_another_caption_length_are_encoded_again(
     lengths = []
     for encoder in (short, default_encoder()):
         examples = prepare_examples(records, encoder, make_tokenizer(), tmp_path)
-        batch = examples.batch(torch.arange(5), caption_dropout=0.0, generator=torch.Generator())
+        batch = examples.batch(torch.arange(5))
         lengths.append(batch.mask_BL.shape[1])
     assert lengths == [8, default_encoder().max_tokens]
 
@@ -278,7 +293,7 @@ def test_pretraining_lowers_the_loss_and_reports(make_model, examples, tmp_path:
     assert [report.step for report in reports] == [10, 20, 30, 40]
     assert [report.examples for report in reports] == [120, 240, 360, 480]
     assert reports[-1].loss < 0.8 * reports[0].loss
-    everyone = examples.batch(torch.arange(12), caption_dropout=0.0, generator=torch.Generator())
+    everyone = examples.batch(torch.arange(12))
     with torch.no_grad():
         loss_B = model.negative_log_likelihood(
             everyone.states_BLD, everyone.mask_BL, everyone.codes
@@ -402,11 +417,15 @@ def test_another_number_of_records_than_planned_is_refused(make_model, make_exam
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("size", [1, 3, 5, 64])
-def test_the_micro_batch_has_no_effect_on_the_parameters(make_model, examples, size, rank) -> None:
-    settings = dataclasses.replace(EXACT, lora_rank=rank)
+def test_the_micro_batch_has_no_effect_on_the_parameters(
+    make_model, make_examples, size, rank
+) -> None:
+    settings = dataclasses.replace(EXACT, lora_rank=rank, caption_dropout=0.3)
+    examples = make_examples((1, 2, 3) * 4)
     torch.manual_seed(0)
     model, training = private(make_model, examples, settings=settings)
     list(training.run())
+    torch.manual_seed(0)
     other, split = private(
         make_model, examples, settings=dataclasses.replace(settings, micro_batch=size)
     )
@@ -438,13 +457,11 @@ def test_a_step_is_the_clipped_noised_sum_over_the_expected_batch_size(make_mode
     random = generator()
     chosen = np.flatnonzero(random.random(RECORDS) < 0.25)
     assert len(chosen) not in (0, 3)
-    random.integers(2**63, dtype=np.int64)
+    random.random((2, RECORDS))
     expected = make_model()
     sums = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
     for index in chosen:
-        batch = examples.batch(
-            torch.tensor([index]), caption_dropout=0.0, generator=torch.Generator()
-        )
+        batch = examples.batch(torch.tensor([index]))
         expected.zero_grad()
         expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).backward()
         gradients = {
@@ -471,7 +488,7 @@ def test_a_plan_without_noise_does_not_clip_and_claims_nothing(make_model, examp
     (report,) = training.run()
     assert report.epsilon == np.inf
     expected = make_model()
-    batch = examples.batch(torch.arange(RECORDS), caption_dropout=0.0, generator=torch.Generator())
+    batch = examples.batch(torch.arange(RECORDS))
     expected.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).mean().backward()
     gradients = {
         n: torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -154,11 +154,12 @@ class _LinearRule:
         self.a_BTI, self.g_BTO = a_BTI, g_BTO
         self.has_bias = layer.bias is not None
         T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
-        self.per_record_BOI = (
-            g_BTO.float().transpose(1, 2) @ a_BTI.float()
-            if inputs * outputs < T * (inputs + outputs)
-            else None
-        )
+        self.per_record_BOI: Tensor | None = None
+        if inputs * outputs < T * (inputs + outputs):
+            # In bfloat16 these are rounded; what is measured and what is added are the same.
+            self.per_record_BOI = (
+                g_BTO.mT @ a_BTI if outputs < inputs else (a_BTI.mT @ g_BTO).mT  # narrow one turned
+            ).float()
 
     def squared_norms(self) -> Tensor:
         if self.per_record_BOI is not None:

@@ -32,6 +32,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.mask_BL)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            states_BLD=self.states_BLD.to(device),
+            mask_BL=self.mask_BL.to(device),
+            codes=[index_BPK.to(device) for index_BPK in self.codes],
+        )
+
 
 class Examples:
     """All records of a set, one example a record.
@@ -62,14 +70,19 @@ class Examples:
         return len(self._count_N)
 
     def batch(
-        self, indices_B: Tensor, *, caption_dropout: float, generator: torch.Generator
+        self, indices_B: Tensor, *, draw_B: Tensor | None = None, dropped_B: Tensor | None = None
     ) -> Batch:
-        """The examples at these indices, each with one of its captions, or by chance with none."""
-        draw_B = torch.rand(len(indices_B), generator=generator)
-        row_B = self._first_N[indices_B] + (draw_B * self._count_N[indices_B]).long()
+        """The examples at these indices.
+
+        `draw_B` in [0, 1) picks one of each record's captions, the first without it; captions that
+        are `dropped_B` are empty.
+        """
+        row_B = self._first_N[indices_B]
+        if draw_B is not None:
+            row_B = row_B + (draw_B * self._count_N[indices_B]).long()
         states_BLD, mask_BL = self._states_CLD[row_B], self._mask_CL[row_B]
-        dropped_B = torch.rand(len(indices_B), generator=generator) < caption_dropout
-        states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
+        if dropped_B is not None:
+            states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
         codes = [scale_NPK[indices_B].long() for scale_NPK in self._codes]
         return Batch(states_BLD=states_BLD, mask_BL=mask_BL, codes=codes)
 

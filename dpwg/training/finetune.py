@@ -4,7 +4,8 @@ Guarantee. Let D and D' be two sets of records that differ by one record, added 
 every set of outcomes S, P[weights(D) in S] <= exp(epsilon) P[weights(D') in S] + delta, with
 epsilon = `ledger.epsilons(delta).pld`, because
 
-1. each step draws every record independently with probability `plan.sampling_rate`;
+1. each step draws every record independently with probability `plan.sampling_rate`; of several
+   processes (`ranks`) each has records of its own, for which it alone draws;
 2. the step sums the records' gradients, each clipped to L2 norm `plan.max_grad_norm` over all
    trainable parameters together (`privacy.clipping`); nothing else is computed from the records;
 3. to that sum goes Gaussian noise of standard deviation noise_multiplier * max_grad_norm in every
@@ -40,6 +41,7 @@ from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.ranks import Ranks
 from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 
@@ -50,8 +52,8 @@ LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter"
 class Finetuning(Optimization):
     """Settings of private fine-tuning, none of them chosen by looking at private results.
 
-    `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once;
-    it has no effect on the result but for which captions are drawn.
+    `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once:
+    nothing but speed and memory depends on it.
     """
 
     learning_rate: float = 1e-2
@@ -79,6 +81,7 @@ class PrivateTraining:
         settings: Finetuning,
         folder: Path | None = None,
         *,
+        ranks: Ranks | None = None,
         generator: np.random.Generator | None = None,
     ) -> None:
         if plan.records != len(examples):
@@ -89,6 +92,7 @@ class PrivateTraining:
         self.plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
         self._generator = generator or system_generator()
+        self._ranks = ranks or Ranks()
         self._run = {
             "plan": dataclasses.asdict(plan),
             "settings": settings.to_json(),
@@ -97,6 +101,8 @@ class PrivateTraining:
         }
         if settings.lora_rank:
             add_lora(model, settings.lora_rank, LORA_LAYERS)
+        model.to(self._ranks.device)
+        self._ranks.broadcast_(model.parameters())  # LoRA begins at random
         self._weights = Weights(model, settings)
         bound = plan.max_grad_norm if plan.noise_multiplier else math.inf
         self._clipped = ClippedSums(self._weights.worker, max_grad_norm=bound)
@@ -115,13 +121,14 @@ class PrivateTraining:
         """Take the remaining steps of the plan, one report a step."""
         plan, started, examples = self.plan, time.monotonic(), 0
         while self._weights.steps < plan.steps:
-            chosen = poisson_sample(plan.records, plan.sampling_rate, self._generator)
-            loss, norm, refused = self._sum_clipped(chosen)
-            add_gaussian_noise(
-                self._clipped.sums,
-                standard_deviation=plan.noise_multiplier * plan.max_grad_norm,
-                generator=self._generator,
-            )
+            seen = self._sum_clipped()
+            if self._ranks.leads:
+                add_gaussian_noise(
+                    self._clipped.sums,
+                    standard_deviation=plan.noise_multiplier * plan.max_grad_norm,
+                    generator=self._generator,
+                )
+            self._ranks.sum_([seen, *self._clipped.sums.values()])
             self.ledger.record_step(
                 sampling_rate=plan.sampling_rate, noise_multiplier=plan.noise_multiplier
             )
@@ -130,8 +137,13 @@ class PrivateTraining:
             }
             factor = warmup_cosine(self._weights.steps, plan.steps, self.settings.warmup)
             self._weights.step(gradients, factor=factor)
-            done, examples = self._weights.steps, examples + len(chosen)
-            if self._folder and (done % self.settings.save_every == 0 or done == plan.steps):
+            records, loss, norm, refused = seen.tolist()
+            done, examples = self._weights.steps, examples + round(records)
+            if (
+                self._ranks.leads
+                and self._folder
+                and (done % self.settings.save_every == 0 or done == plan.steps)
+            ):
                 values = {**self._run, "ledger": self.ledger.to_json()}
                 save_state(self._folder, done, self._weights.state(), values)
             yield Progress(
@@ -139,41 +151,43 @@ class PrivateTraining:
                 steps=plan.steps,
                 examples=examples,
                 seconds=time.monotonic() - started,
-                loss=loss,
-                gradient_norm=norm,
-                refused=refused,
+                loss=loss / max(1, records),
+                gradient_norm=norm / max(1, records),
+                refused=round(refused),
                 epsilon=self.ledger.pld_epsilon(plan.delta),
             )
         self._weights.finish()
         if self.settings.lora_rank:
             merge_lora(self._model)
 
-    def _sum_clipped(self, chosen_N: Tensor) -> tuple[float, float, int]:
-        """Sum one logical batch; returns mean loss, mean norm and refused records: private."""
+    def _sum_clipped(self) -> Tensor:
+        """Draw a batch and sum this rank's share of it: the records whose index is its own.
+
+        Returns how many records that was, their losses and norms in sum, and how many of them were
+        refused: all of it private. Captions are drawn for every record, chosen or not, so that no
+        draw depends on micro-batches or ranks.
+        """
+        plan, size, worker = self.plan, self.settings.micro_batch, self._weights.worker
+        chosen_N = poisson_sample(plan.records, plan.sampling_rate, self._generator)
+        caption_R, drop_R = torch.from_numpy(self._generator.random((2, plan.records)))
+        own_N = chosen_N[chosen_N % self._ranks.world == self._ranks.rank]
+        seen = torch.zeros(4, dtype=torch.float64, device=self._ranks.device)
         self._clipped.zero()
-        size = self.settings.micro_batch
-        loss, norm, refused = 0.0, 0.0, 0
-        torch_generator = torch.Generator().manual_seed(
-            int(self._generator.integers(2**63, dtype=np.int64))
-        )
-        worker = self._weights.worker
-        for part_B in chosen_N.split(size) if len(chosen_N) else ():
-            weights_B = torch.zeros(size)
-            weights_B[: len(part_B)] = 1
-            padded_B = torch.cat((part_B, part_B[:1].expand(size - len(part_B))))
+        for part_B in own_N.split(size) if len(own_N) else ():
+            count = len(part_B)
+            padded_B = torch.cat((part_B, part_B[:1].expand(size - count)))
             batch = self._examples.batch(
                 padded_B,
-                caption_dropout=self.settings.caption_dropout,
-                generator=torch_generator,
-            )
+                draw_B=caption_R[padded_B],
+                dropped_B=drop_R[padded_B] < self.settings.caption_dropout,
+            ).to(self._ranks.device)
             added = self._clipped.add(
                 functools.partial(
                     worker.negative_log_likelihood, batch.states_BLD, batch.mask_BL, batch.codes
                 ),
-                weights_B,
+                (torch.arange(size, device=self._ranks.device) < count).float(),
             )
-            loss += float(added.losses_B[: len(part_B)].sum())
-            norm += float(added.norms_B[: len(part_B)].sum())
-            refused += added.refused
-        count = max(1, len(chosen_N))
-        return loss / count, norm / count, refused
+            losses_B, norms_B = added.losses_B[:count], added.norms_B[:count]
+            own = (count, float(losses_B.sum()), float(norms_B.sum()), added.refused)
+            seen += torch.tensor(own, dtype=torch.float64, device=self._ranks.device)
+        return seen

@@ -12,6 +12,7 @@ import torch
 from dpwg.model import WaveletGPT
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.ranks import Ranks
 from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 
@@ -33,10 +34,18 @@ class Pretraining(Optimization):
 
 
 def pretrain(
-    model: WaveletGPT, examples: Examples, settings: Pretraining, folder: Path
+    model: WaveletGPT,
+    examples: Examples,
+    settings: Pretraining,
+    folder: Path,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
-    """Train in place; the model ends with averaged weights. Resumes from `folder` if it can."""
-    weights = Weights(model, settings)
+    """Train in place; the model ends with averaged weights. Resumes from `folder` if it can.
+
+    With several `ranks` each takes its share of every batch; the result is that of one process.
+    """
+    ranks = ranks or Ranks()
+    weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
     if saved := load_state(folder):
         check_same_run(folder, saved[1], run)
@@ -46,26 +55,31 @@ def pretrain(
     started, first = time.monotonic(), weights.steps
     while weights.steps < settings.steps:
         chosen_B = torch.randint(len(examples), (settings.batch,), generator=generator)
+        draw_B = torch.rand(settings.batch, generator=generator)
+        dropped_B = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
         batch = examples.batch(
-            chosen_B, caption_dropout=settings.caption_dropout, generator=generator
-        )
+            ranks.share(chosen_B), draw_B=ranks.share(draw_B), dropped_B=ranks.share(dropped_B)
+        ).to(ranks.device)
         worker = weights.worker
-        loss = worker.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes).mean()
+        losses_B = worker.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes)
+        loss = losses_B.sum() / settings.batch
         worker.zero_grad(set_to_none=True)
         loss.backward()
         gradients = {
             name: torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
             for name, p in worker.named_parameters()
         }
+        total = loss.detach()
+        ranks.sum_([total, *gradients.values()])
         norm = torch.nn.utils.get_total_norm(gradients.values())
         for gradient in gradients.values():
             gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
         weights.step(
             gradients, factor=warmup_cosine(weights.steps, settings.steps, settings.warmup)
         )
-        losses.append(loss.item())
+        losses.append(total.item())
         last = weights.steps == settings.steps
-        if weights.steps % settings.save_every == 0 or last:
+        if ranks.leads and (weights.steps % settings.save_every == 0 or last):
             save_state(folder, weights.steps, weights.state(), run)
         if weights.steps % settings.report_every == 0 or last:
             yield Progress(

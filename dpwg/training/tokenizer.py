@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpwg.config import Config
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,20 @@ class TokenizerTraining(Config):
 
 
 def train_tokenizer(
-    tokenizer: SpectralTokenizer, images_NCHW: Tensor, settings: TokenizerTraining
+    tokenizer: SpectralTokenizer,
+    images_NCHW: Tensor,
+    settings: TokenizerTraining,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train in place on uint8 images (N, 3, S, S); the tokenizer ends with averaged weights.
 
     The loss is the squared error of the wavelet coefficients, which by Parseval is that of the
     pixels, for every partial decode at once.
     """
+    ranks = ranks or Ranks()
     generator = torch.Generator().manual_seed(settings.seed)
     tokenizer.initialise_from(images_NCHW[:8000].float() / 255, seed=settings.seed)
+    ranks.broadcast_(tokenizer.to(ranks.device).parameters())
     optimizer = torch.optim.AdamW(
         tokenizer.parameters(),
         lr=settings.learning_rate,
@@ -50,7 +56,7 @@ def train_tokenizer(
         fused=True,
     )
     average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    used = [torch.zeros(size, dtype=torch.bool) for size in tokenizer.config.codebook_sizes]
+    used = [torch.zeros(size, device=ranks.device) for size in tokenizer.config.codebook_sizes]
     losses: list[float] = []
     started = time.monotonic()
     for step in range(settings.steps):
@@ -58,24 +64,29 @@ def train_tokenizer(
             factor = warmup_cosine(step, settings.steps, settings.warmup)
             group["lr"] = settings.learning_rate * factor
         chosen = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
-        image_BCHW = images_NCHW[chosen].float() / 255
+        image_BCHW = images_NCHW[ranks.share(chosen)].to(ranks.device).float() / 255
         patches = tokenizer.patches(image_BCHW)
         with torch.autocast(image_BCHW.device.type, torch.bfloat16):
             result = tokenizer(patches)
         error = _pixel_error(tokenizer, result.decoded, patches)
         commitment = _pixel_error(tokenizer, result.latents, [q.detach() for q in result.quantized])
         optimizer.zero_grad(set_to_none=True)
-        (error + settings.commitment * commitment).backward()
+        share = len(image_BCHW) / settings.batch
+        (share * (error + settings.commitment * commitment)).backward()
+        total = share * error.detach()
+        ranks.sum_([total, *(p.grad for p in tokenizer.parameters() if p.grad is not None)])
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), settings.max_grad_norm)
         optimizer.step()
         average.update_parameters(tokenizer)
-        losses.append(error.item())
+        losses.append(total.item())
         for seen, indices in zip(used, result.indices, strict=True):
-            seen[indices.flatten()] = True
+            seen[indices.flatten()] = 1
         if (step + 1) % settings.revive_every == 0 and step < settings.steps // 2:
+            ranks.sum_(used)
             for codebook, z, seen in zip(tokenizer.books(), result.latents, used, strict=True):
-                codebook.revive(~seen, z.detach().flatten(0, 2), generator)
+                codebook.revive(seen == 0, z.detach().flatten(0, 2), generator)
                 seen.zero_()
+            ranks.broadcast_(book.vectors_KD for book in tokenizer.books())
         if (step + 1) % settings.report_every == 0 or step + 1 == settings.steps:
             yield Progress(
                 step=step + 1,

@@ -1,0 +1,70 @@
+"""Training on several processes at once, as `torchrun` starts them, or on one.
+
+Every process computes its share of a step and all of them then hold the same sums, take the same
+step and stay equal. Alone, sums and broadcasts change nothing. Source: torch.distributed, gloo on
+CPUs and nccl on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, distributed
+
+
+class Ranks:
+    """This process among `world` ones: `rank` counts from 0, and rank 0 `leads`."""
+
+    def __init__(self, rank: int = 0, world: int = 1, device: str | torch.device = "cpu") -> None:
+        self.rank, self.world, self.device = rank, world, torch.device(device)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Join the processes that `torchrun` started; alone without it. A GPU is used if there."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if "WORLD_SIZE" not in os.environ:
+            return cls(device=device)
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+        return cls(distributed.get_rank(), distributed.get_world_size(), device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that adds noise, writes files and reports."""
+        return self.rank == 0
+
+    def share(self, x_N: Tensor) -> Tensor:
+        """This process's part of dimension 0: every `world`-th entry."""
+        return x_N[self.rank :: self.world]
+
+    @torch.no_grad()
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one exchange a dtype."""
+        if self.world > 1:
+            self._together(list(tensors), distributed.all_reduce)
+
+    @torch.no_grad()
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
+        if self.world > 1:
+            self._together(list(tensors), lambda flat: distributed.broadcast(flat, src=0))
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.world > 1:
+            distributed.barrier()
+
+    @staticmethod
+    def _together(tensors: list[Tensor], exchange: Callable[[Tensor], object]) -> None:
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            flat = torch.cat([tensor.flatten() for tensor in same])
+            exchange(flat)
+            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(part.view_as(tensor))

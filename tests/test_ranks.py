@@ -1,0 +1,166 @@
+"""Several processes take the steps of one, and noise is added once among them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from dpwg.model import WaveletGPT
+from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training import finetune
+from dpwg.training.examples import Examples
+from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.ranks import Ranks
+from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
+
+WORLD = 2
+PLAN = PrivacyPlan(
+    records=24, batch_size=9, steps=4, delta=1e-3, noise_multiplier=2.0, max_grad_norm=0.1
+)
+SETTINGS = Finetuning(precision="float32", micro_batch=4, warmup=2, learning_rate=1e-3, lora_rank=2)
+
+
+def flat(module: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()]).clone()
+
+
+def sampled_alike(
+    ranks: Ranks, model: WaveletGPT, inputs: Any, plan: PrivacyPlan
+) -> dict[str, Any]:
+    """A private run with clipping but the noise off, and the same sampling on every rank."""
+    finetune.add_gaussian_noise = lambda *_, **__: None
+    return finetuned(ranks, model, inputs, plan, 3)
+
+
+def finetuned(
+    ranks: Ranks, model: WaveletGPT, inputs: Any, plan: PrivacyPlan, seed: int | None = None
+) -> dict[str, Any]:
+    """A private run; without a seed every rank draws from the system for itself."""
+    torch.manual_seed(5 + ranks.rank)
+    generator = None if seed is None else np.random.Generator(np.random.Philox(seed))
+    training = PrivateTraining(
+        model, Examples(*inputs), plan, SETTINGS, ranks=ranks, generator=generator
+    )
+    reports = list(training.run())
+    return {
+        "weights": flat(model),
+        "examples": [report.examples for report in reports],
+        "losses": [report.loss for report in reports],
+        "steps": training.ledger.steps,
+        "noised": torch.cat([total.flatten() for total in training._clipped.sums.values()]),
+    }
+
+
+def public_parts(
+    ranks: Ranks,
+    model: WaveletGPT,
+    inputs: Any,
+    folder: Path,
+    tokenizer: SpectralTokenizer,
+    images: Tensor,
+) -> dict[str, Any]:
+    """Pretraining and tokenizer training."""
+    settings = Pretraining(steps=3, batch=6, warmup=1, precision="float32", report_every=1)
+    reports = list(pretrain(model, Examples(*inputs), settings, folder, ranks))
+    other = TokenizerTraining(steps=4, batch=6, warmup=1, report_every=1, revive_every=1)
+    steps = list(train_tokenizer(tokenizer, images, other, ranks))
+    return {
+        "weights": flat(model),
+        "losses": [report.loss for report in reports],
+        "tokenizer": flat(tokenizer),
+        "tokenizer losses": [step.loss for step in steps],
+    }
+
+
+def work(rank: int, rendezvous: str, folder: str, run: Callable[..., Any], given: Any) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD
+    )
+    given = copy.deepcopy(given)  # spawn gives all processes the same memory
+    torch.save(run(Ranks(rank, WORLD), *given), Path(folder) / f"rank-{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def together(tmp_path: Path, run: Callable[..., Any], *given: Any) -> list[dict[str, Any]]:
+    """The answers of two processes."""
+    rendezvous = tmp_path / "rendezvous"
+    multiprocessing.spawn(work, (str(rendezvous), str(tmp_path), run, given), nprocs=WORLD)
+    return [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def inputs(make_inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Captions, two of every record, and codes."""
+    images, texts = make_inputs(PLAN.records), make_inputs(2 * PLAN.records, seed=1)
+    captions = {
+        "states": texts.states_BLD,
+        "mask": texts.mask_BL,
+        "count": torch.full((PLAN.records,), 2),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 2,
+    }
+    return captions, {f"codes_{s}": c for s, c in enumerate(images.codes)}
+
+
+def test_two_ranks_fine_tune_as_one_process(tmp_path, monkeypatch, make_model, inputs) -> None:
+    monkeypatch.setattr(finetune, "add_gaussian_noise", None)
+    one = sampled_alike(Ranks(), make_model(), inputs, PLAN)
+    two = together(tmp_path, sampled_alike, make_model(), inputs, PLAN)
+    for rank in two:
+        torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
+        assert rank["examples"] == one["examples"]
+        assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert rank["steps"] == PLAN.steps
+    assert torch.equal(two[0]["weights"], two[1]["weights"])
+
+
+def test_noise_is_added_once_whatever_the_ranks(tmp_path, make_model, inputs) -> None:
+    plan = dataclasses.replace(PLAN, batch_size=1, noise_multiplier=50.0, steps=1)
+    two = together(tmp_path, finetuned, make_model(), inputs, plan)
+    assert torch.equal(two[0]["noised"], two[1]["noised"])
+    assert torch.equal(two[0]["weights"], two[1]["weights"])
+    noised = two[0]["noised"]
+    expected = plan.noise_multiplier * plan.max_grad_norm
+    assert noised.std().item() == pytest.approx(expected, rel=5 / (2 * len(noised)) ** 0.5)
+
+
+def test_two_ranks_train_the_public_parts_as_one_process(
+    tmp_path, make_model, make_tokenizer, inputs, images
+) -> None:
+    pixels = (images * 255).round().to(torch.uint8)
+    model, tokenizer = make_model(), make_tokenizer().requires_grad_(True)
+    two = together(tmp_path, public_parts, model, inputs, tmp_path / "two", tokenizer, pixels)
+    one = public_parts(Ranks(), model, inputs, tmp_path / "one", tokenizer, pixels)
+    for rank in two:
+        torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
+        assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    own, other = (rank["tokenizer losses"] for rank in two)
+    assert own == other
+    assert own[0] == pytest.approx(one["tokenizer losses"][0], rel=1e-2)
+    assert torch.equal(two[0]["tokenizer"], two[1]["tokenizer"])
+    assert (two[0]["tokenizer"] - one["tokenizer"]).abs().mean() < 1e-2
+
+
+def test_a_process_alone_has_all_of_it() -> None:
+    ranks, x = Ranks(), torch.arange(5.0)
+    ranks.sum_([x])
+    ranks.broadcast_([x])
+    ranks.wait()
+    assert ranks.leads
+    assert torch.equal(ranks.share(x), torch.arange(5.0))
+
+
+def test_shares_are_disjoint_and_complete() -> None:
+    shares = [Ranks(rank, 3).share(torch.arange(10)) for rank in range(3)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(10))
