@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from dpwg.data import Records
+    from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.training.progress import Progress
     from dpwg.training.ranks import Ranks
+    from dpwg.training.rehearsal import Rehearsal
 
 T = TypeVar("T")
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
@@ -138,14 +140,10 @@ def _finetune(options: argparse.Namespace) -> Any:
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
     from dpwg.training.ranks import Ranks
+    from dpwg.training.rehearsal import rehearse
 
     ranks = Ranks.from_environment()
-    run_folder = _new_or_resumed(options.run_folder, resume=options.resume)
-    if run_folder.resolve().is_relative_to(options.out.resolve()):
-        raise ValueError(
-            f"Expected run-folder={run_folder} outside of out={options.out}: the training state is "
-            "private, the release is not."
-        )
+    run_folder = None if options.plan else _run_folder(options)
     base = load_public(options.base)
     records = open_records(options.data, count=options.count)
     sizes = {
@@ -168,11 +166,15 @@ def _finetune(options: argparse.Namespace) -> Any:
             f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to "
             "train without privacy."
         )
+    settings = _settings(Finetuning, options)
+    if options.plan:
+        told = rehearse(base.model, plan, settings, ranks)
+        return _plan(records.name, plan, told) if ranks.leads else None
     training = PrivateTraining(
         base.model.requires_grad_(True),
         _examples(records, base.tokenizer, ranks),
         plan,
-        _settings(Finetuning, options),
+        settings,
         run_folder,
         ranks=ranks,
     )
@@ -353,9 +355,14 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--micro-batch", type=int)
     finetune.add_argument("--precision", choices=("bfloat16", "float32"))
     finetune.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
-    finetune.add_argument("--run-folder", type=Path, required=True, help="private training state")
+    finetune.add_argument("--run-folder", type=Path, help="private training state")
     finetune.add_argument("--resume", action="store_true", help="go on with the run folder")
-    finetune.add_argument("--out", type=Path, required=True, help="release folder")
+    finetune.add_argument("--out", type=Path, help="release folder")
+    finetune.add_argument(
+        "--plan",
+        action="store_true",
+        help="show noise, epsilon, memory and time; reads no record, trains nothing",
+    )
 
     sample = verb("sample", _sample, "generate images of a caption")
     sample.add_argument("--checkpoint", default="faces/eps-10")
@@ -426,6 +433,33 @@ def _public_records(options: argparse.Namespace) -> Records:
             "Pass a public set, or --public for a folder in which nothing is sensitive."
         )
     return open_records(options.data, count=options.count)
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    """The folder of a private run's state, which must not be inside the release."""
+    if not (options.run_folder and options.out):
+        raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
+    if options.run_folder.resolve().is_relative_to(options.out.resolve()):
+        raise ValueError(
+            f"Expected run-folder={options.run_folder} outside of out={options.out}: the training "
+            "state is private, the release is not."
+        )
+    return _new_or_resumed(options.run_folder, resume=options.resume)
+
+
+def _plan(name: str, plan: PrivacyPlan, rehearsal: Rehearsal) -> dict[str, Any]:
+    """A plan and what it will take, for a person who decides whether to run it."""
+    return {
+        "dataset": name,
+        "records": plan.records,
+        "sampling_rate": plan.sampling_rate,
+        "steps": plan.steps,
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "delta": plan.delta,
+        "epsilon": asdict(plan.epsilons()),
+        **asdict(rehearsal),
+    }
 
 
 def _new_or_resumed(folder: Path, *, resume: bool) -> Path:

@@ -109,6 +109,23 @@ def test_a_folder_of_ones_own_becomes_a_private_release(
     )
 
 
+def test_a_plan_tells_noise_and_time_and_trains_nothing(
+    capsys, root, monkeypatch, tmp_path, image_folder
+):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    sizes = ("--batch", "4", "--steps", "30", "--delta", "1e-3", "--epsilon", "2")
+    told = ask(capsys, "finetune", "--plan", "--data", str(image_folder), *sizes)
+    assert (told["records"], told["steps"]) == (12, 30)
+    assert told["sampling_rate"] == 4 / 12
+    assert 1.99 < told["epsilon"]["pld"] <= 2 < told["epsilon"]["rdp"]
+    assert told["epsilon"]["prv"] == pytest.approx(told["epsilon"]["pld"], rel=0.01)
+    assert 0 < told["trainable_parameters"] < told["parameters"]
+    assert told["hours"] == pytest.approx(30 * told["seconds_per_step"] / 3600)
+    assert told["peak_bytes"] > 50e6
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
 def test_list_and_sample_with_a_real_release(capsys, tmp_path, root, monkeypatch):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     rows = {row["name"]: row for row in ask(capsys, "list")}

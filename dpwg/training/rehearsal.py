@@ -1,0 +1,86 @@
+"""What a private run will take on this machine, measured on made-up records."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dpwg.model import WaveletGPT
+from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.training.examples import Examples
+from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.ranks import Ranks
+
+MICRO_BATCHES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """`seconds_per_step` of the expected batch; `peak_bytes` is this process's, resident or GPU."""
+
+    parameters: int
+    trainable_parameters: int
+    seconds_per_step: float
+    hours: float
+    peak_bytes: int
+
+
+def rehearse(
+    model: WaveletGPT, plan: PrivacyPlan, settings: Finetuning, ranks: Ranks | None = None
+) -> Rehearsal:
+    """Take two real steps on random codes and captions, and scale the second to the plan's batch.
+
+    The model is left as it is, and no record of any data set is read.
+    """
+    ranks = ranks or Ranks()
+    records = settings.micro_batch * MICRO_BATCHES * ranks.world
+    short = dataclasses.replace(plan, records=records, batch_size=records, steps=2, delta=1e-9)
+    worker = copy.deepcopy(model).requires_grad_(True)
+    training = PrivateTraining(worker, _made_up(model, records), short, settings, ranks=ranks)
+    trainable = sum(p.numel() for p in worker.parameters() if p.requires_grad)
+    steps = training.run()
+    next(steps)
+    started = time.perf_counter()
+    next(steps)
+    seconds = (time.perf_counter() - started) * plan.batch_size / records
+    return Rehearsal(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=trainable,
+        seconds_per_step=seconds,
+        hours=seconds * plan.steps / 3600,
+        peak_bytes=_peak_bytes(ranks.device),
+    )
+
+
+def _made_up(model: WaveletGPT, records: int) -> Examples:
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    states_NLD = torch.randn(
+        (records, config.text_tokens, config.text_width), generator=generator
+    ).bfloat16()
+    mask_NL = torch.ones(records, config.text_tokens, dtype=torch.bool)
+    captions = {
+        "states": states_NLD,
+        "mask": mask_NL,
+        "count": torch.ones(records, dtype=torch.int64),
+        "empty_states": states_NLD[0],
+        "empty_mask": mask_NL[0],
+    }
+    shape = (records, config.positions, config.codes)
+    codes = {
+        f"codes_{scale}": torch.randint(size, shape, generator=generator)
+        for scale, size in enumerate(config.codebook_sizes)
+    }
+    return Examples(captions, codes)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
