@@ -1,7 +1,8 @@
 """What privacy costs here: training with and without it, Opacus beside it, sampling, start-up.
 
-The four ways to compute a training step take turns in one process, so that a machine that slows
-down slows them all; medians are compared. Peak memory is from a process for each way.
+The ways to compute a training step take turns in one process, so that a machine that slows down
+slows them all; medians are compared, of each way at its best micro-batch. Peak memory is from a
+process for each way.
 """
 
 from __future__ import annotations
@@ -15,37 +16,46 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dpwg.checkpoint import find_checkpoint, load_release
 from dpwg.config import ModelConfig
+from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
+from dpwg.training.finetune import LORA_LAYERS
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 
+K = TypeVar("K", bound=Hashable)
 MAX_GRAD_NORM = NOISE = 1.0
+LORA_RANK = 16
 NOTES = (
     "Time is that of one micro-batch: forward and backward pass; where it is private, clipping to "
-    "norm 1 and a sixteenth of the Gaussian noise that a logical batch gets once. All parameters "
-    "are trained. No optimizer step, which is the same for all.",
+    "norm 1 and its share of the Gaussian noise that a logical batch of 1,024 gets once. All "
+    "parameters are trained, or LoRA pairs where the name says so. No optimizer step, which is the "
+    "same for all.",
+    "matrix_peak is what bfloat16 products of the model's own shapes reach alone; share_of_peak "
+    "counts the products of the non-private step, whatever else a way computes.",
     "Opacus sees the code heads through a reshape to (B, T, features) and contiguous position ids: "
     "its ghost norms take neither 4-D inputs of Linear nor expanded ids (1.6.0).",
     "In bfloat16 Opacus computes norms and sums in bfloat16 too; dpwg does so in float32.",
 )
 CAPTIONS = ("A person with short brown hair, wearing a red hoodie, on a blue background",) * 4
 
-MICRO_BATCHES = 16
-"""Micro-batches of a logical batch: the released checkpoints took 16 of 64 records."""
+LOGICAL_BATCH = 1024
+"""Records of a logical batch, as the released checkpoints took them."""
 
 Step = Callable[[], None]
 Way = tuple[Step, Step]
@@ -57,9 +67,14 @@ class Benchmark:
     """The figures of one machine. Ratios are of seconds per example; memory is peak resident."""
 
     private_over_nonprivate: float
+    private_lora_over_nonprivate_lora: float
     opacus_ghost_over_private: float
     opacus_hooks_over_private: float
+    private_memory_over_nonprivate: float
     examples_per_second: dict[str, float]
+    micro_batch: dict[str, int]
+    matrix_peak_gigaflops: float
+    share_of_peak: dict[str, float]
     seconds_per_image: dict[str, float]
     seconds_to_ready: float
     peak_bytes: dict[str, int]
@@ -94,34 +109,53 @@ class _Flat(nn.Module):
 def measure(
     checkpoint: str | Path,
     *,
-    micro_batch: int = 64,
+    micro_batches: Sequence[int] = (32, 64),
     repetitions: int = 5,
     precision: str = "bfloat16",
     upsampler: str = DEFAULT_UPSAMPLER,
 ) -> dict[str, Any]:
     """Measure this machine with the model of a checkpoint: the fields of `Benchmark`."""
-    if micro_batch < 1 or repetitions < 1:
+    if not micro_batches or min(micro_batches) < 1 or repetitions < 1:
         raise ValueError(
-            f"Expected micro_batch={micro_batch} and repetitions={repetitions} >= 1; 64 and 5 are "
-            "usual."
+            f"Expected micro_batches={micro_batches} and repetitions={repetitions} >= 1; 32, 64 "
+            "and 5 are usual."
         )
     folder = find_checkpoint(checkpoint).resolve()
     model = load_release(folder).model
-    size = (model.config, micro_batch, precision)
-    seconds = _take_turns({name: way(*size) for name, way in WAYS.items()}, repetitions)
+    config = model.config
+    seconds = _take_turns(
+        {
+            (name, size): (*way(config, size, precision), size)
+            for name, way in WAYS.items()
+            for size in micro_batches
+        },
+        repetitions,
+    )
+    best = {name: min((seconds[name, size], size) for size in micro_batches) for name in WAYS}
+    example = {name: value for name, (value, _) in best.items()}
+    memory = {
+        name: _in_a_process(_peak_of_step, name, config, size, precision)
+        for name, (_, size) in best.items()
+    }
+    flops, peak = _flops(config, precision), _matrix_peak(config, max(micro_batches), precision)
     result = Benchmark(
-        private_over_nonprivate=seconds["private"] / seconds["nonprivate"],
-        opacus_ghost_over_private=seconds["opacus_ghost"] / seconds["private"],
-        opacus_hooks_over_private=seconds["opacus_hooks"] / seconds["private"],
-        examples_per_second={name: micro_batch / value for name, value in seconds.items()},
+        private_over_nonprivate=example["private"] / example["nonprivate"],
+        private_lora_over_nonprivate_lora=example["private_lora"] / example["nonprivate_lora"],
+        opacus_ghost_over_private=example["opacus_ghost"] / example["private"],
+        opacus_hooks_over_private=example["opacus_hooks"] / example["private"],
+        private_memory_over_nonprivate=memory["private"] / memory["nonprivate"],
+        examples_per_second={name: 1 / value for name, value in example.items()},
+        micro_batch={name: size for name, (_, size) in best.items()},
+        matrix_peak_gigaflops=peak / 1e9,
+        share_of_peak={name: flops / example[name] / peak for name in ("nonprivate", "private")},
         seconds_per_image=_seconds_per_image(folder, repetitions, upsampler),
         seconds_to_ready=_seconds_to_ready(folder),
-        peak_bytes={name: _in_a_process(_peak_of_step, name, *size) for name in WAYS}
-        | {"sampling": _in_a_process(_peak_of_sampling, folder, upsampler)},
+        peak_bytes=memory | {"sampling": _in_a_process(_peak_of_sampling, folder, upsampler)},
         settings={
             "checkpoint": str(checkpoint),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "micro_batch": micro_batch,
+            "micro_batches": list(micro_batches),
+            "lora_rank": LORA_RANK,
             "repetitions": repetitions,
             "precision": precision,
             "upsampler": upsampler,
@@ -132,9 +166,12 @@ def measure(
     return asdict(result)
 
 
-def _losses(config: ModelConfig, precision: str) -> _Losses:
+def _losses(config: ModelConfig, precision: str, lora_rank: int = 0) -> _Losses:
     torch.manual_seed(0)
-    return _Losses(WaveletGPT(config).to(getattr(torch, precision)))
+    model = WaveletGPT(config)
+    if lora_rank:
+        add_lora(model, lora_rank, LORA_LAYERS)
+    return _Losses(model.to(getattr(torch, precision)))
 
 
 def _inputs(config: ModelConfig, micro_batch: int) -> tuple[Tensor, ...]:
@@ -151,8 +188,8 @@ def _inputs(config: ModelConfig, micro_batch: int) -> tuple[Tensor, ...]:
     )
 
 
-def _nonprivate(config: ModelConfig, micro_batch: int, precision: str) -> Way:
-    losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
+def _nonprivate(config: ModelConfig, micro_batch: int, precision: str, lora_rank: int = 0) -> Way:
+    losses, inputs = _losses(config, precision, lora_rank), _inputs(config, micro_batch)
 
     def step() -> None:
         losses.zero_grad(set_to_none=True)
@@ -161,8 +198,8 @@ def _nonprivate(config: ModelConfig, micro_batch: int, precision: str) -> Way:
     return step, lambda: None
 
 
-def _private(config: ModelConfig, micro_batch: int, precision: str) -> Way:
-    losses, inputs = _losses(config, precision), _inputs(config, micro_batch)
+def _private(config: ModelConfig, micro_batch: int, precision: str, lora_rank: int = 0) -> Way:
+    losses, inputs = _losses(config, precision, lora_rank), _inputs(config, micro_batch)
     clipped = ClippedSums(losses, max_grad_norm=MAX_GRAD_NORM)
     generator = system_generator()
 
@@ -217,6 +254,8 @@ WAYS: dict[str, Callable[[ModelConfig, int, str], Way]] = {
     "private": _private,
     "opacus_hooks": _opacus_hooks,
     "opacus_ghost": _opacus_ghost,
+    "nonprivate_lora": partial(_nonprivate, lora_rank=LORA_RANK),
+    "private_lora": partial(_private, lora_rank=LORA_RANK),
 }
 
 
@@ -239,17 +278,18 @@ def _losses_for_opacus(config: ModelConfig, precision: str) -> _Losses:
     return losses
 
 
-def _take_turns(ways: dict[str, Way], repetitions: int) -> dict[str, float]:
-    """Seconds of a micro-batch, in turns: medians of the step and of its share of the finish.
+def _take_turns(ways: dict[K, tuple[Step, Step, int]], repetitions: int) -> dict[K, float]:
+    """Seconds an example, in turns: medians of the step and of its share of the finish.
 
-    A logical batch is `MICRO_BATCHES` steps and one finish. A first round warms up.
+    A way is its step, its finish, and the step's examples; a logical batch has one finish. A first
+    round warms up.
     """
-    steps: dict[str, list[float]] = {name: [] for name in ways}
-    finishes: dict[str, list[float]] = {name: [] for name in ways}
+    steps: dict[K, list[float]] = {name: [] for name in ways}
+    finishes: dict[K, list[float]] = {name: [] for name in ways}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook")
         for _ in range(repetitions + 1):
-            for name, (step, finish) in ways.items():
+            for name, (step, finish, _) in ways.items():
                 clock = [time.perf_counter()]
                 for part in (step, finish):
                     part()
@@ -257,10 +297,33 @@ def _take_turns(ways: dict[str, Way], repetitions: int) -> dict[str, float]:
                 steps[name].append(clock[1] - clock[0])
                 finishes[name].append(clock[2] - clock[1])
     return {
-        name: statistics.median(steps[name][1:])
-        + statistics.median(finishes[name][1:]) / MICRO_BATCHES
-        for name in ways
+        name: statistics.median(steps[name][1:]) / size
+        + statistics.median(finishes[name][1:]) / LOGICAL_BATCH
+        for name, (_, _, size) in ways.items()
     }
+
+
+def _flops(config: ModelConfig, precision: str) -> float:
+    """Floating-point operations of the matrix products of a non-private step, an example."""
+    step, _ = _nonprivate(config, 1, precision)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def _matrix_peak(config: ModelConfig, micro_batch: int, precision: str) -> float:
+    """Operations a second of products alone, in the shapes of the blocks' layers."""
+    rows, dtype = micro_batch * config.length, getattr(torch, precision)
+    flops = seconds = 0.0
+    for layer in (m for m in WaveletGPT(config).blocks.modules() if isinstance(m, nn.Linear)):
+        x, weight = torch.randn(rows, layer.in_features).to(dtype), layer.weight.detach().to(dtype)
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            x @ weight.T
+            times.append(time.perf_counter() - started)
+        flops, seconds = flops + 2.0 * rows * weight.numel(), seconds + min(times)
+    return flops / seconds
 
 
 def _seconds_per_image(folder: Path, repetitions: int, upsampler: str) -> dict[str, float]:
@@ -290,7 +353,8 @@ def _in_a_process(work: Callable[..., int], *arguments: Any) -> int:
 
 
 def _peak_of_step(name: str, config: ModelConfig, micro_batch: int, precision: str) -> int:
-    _take_turns({name: WAYS[name](config, micro_batch, precision)}, repetitions=1)
+    way = WAYS[name](config, micro_batch, precision)
+    _take_turns({name: (*way, micro_batch)}, repetitions=1)
     return _peak_bytes()
 
 

@@ -260,7 +260,7 @@ def _account(options: argparse.Namespace) -> Any:
 def _bench(options: argparse.Namespace) -> Any:
     from dpwg.bench import measure
 
-    answer = measure(options.checkpoint, micro_batch=options.micro_batch)
+    answer = measure(options.checkpoint, micro_batches=options.micro_batches)
     return _kept(answer, options.results)
 
 
@@ -386,7 +386,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = verb("bench", _bench, "measure training, sampling and start-up on this machine")
     bench.add_argument("--checkpoint", default="faces/public")
-    bench.add_argument("--micro-batch", type=int, default=64)
+    bench.add_argument(
+        "--micro-batches", type=int, nargs="+", default=[32, 64], help="each way takes its best"
+    )
     bench.add_argument("--results", type=Path, help="write the measurement to this file")
 
     evaluate = verb("evaluate", _evaluate, "measure checkpoints on held-out records")

@@ -24,7 +24,12 @@ from dpwg.privacy.clipping import ClippedSums
 CONFIG = ModelConfig(
     codebook_sizes=(8, 12, 16), width=16, blocks=1, heads=2, code_hidden=16, text_tokens=6
 )
-RATIOS = ("private_over_nonprivate", "opacus_ghost_over_private", "opacus_hooks_over_private")
+RATIOS = {
+    "private_over_nonprivate": ("private", "nonprivate"),
+    "private_lora_over_nonprivate_lora": ("private_lora", "nonprivate_lora"),
+    "opacus_ghost_over_private": ("opacus_ghost", "private"),
+    "opacus_hooks_over_private": ("opacus_hooks", "private"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +50,14 @@ def measured(make_tokenizer, tmp_path_factory) -> dict[str, Any]:
     )
     folder: Path = tmp_path_factory.mktemp("release")
     save_release(folder, release)
-    return bench.measure(folder, micro_batch=3, repetitions=1, upsampler="bicubic")
+    return bench.measure(folder, micro_batches=(2, 3), repetitions=1, upsampler="bicubic")
 
 
 def test_ratios_are_those_of_the_examples_per_second(measured) -> None:
     speed = measured["examples_per_second"]
     assert set(speed) == set(bench.WAYS)
     assert all(measured[name] > 0 for name in RATIOS)
-    for name, (slow, fast) in zip(
-        RATIOS,
-        (("private", "nonprivate"), ("opacus_ghost", "private"), ("opacus_hooks", "private")),
-        strict=True,
-    ):
+    for name, (slow, fast) in RATIOS.items():
         assert measured[name] == pytest.approx(speed[fast] / speed[slow])
 
 
@@ -67,11 +68,26 @@ def test_times_and_memory_are_there_and_plausible(measured) -> None:
     assert 0.2 < measured["seconds_to_ready"] < 300
     assert set(measured["peak_bytes"]) == {*bench.WAYS, "sampling"}
     assert all(100e6 < peak < 4e9 for peak in measured["peak_bytes"].values())
+    peaks = measured["peak_bytes"]
+    assert measured["private_memory_over_nonprivate"] == peaks["private"] / peaks["nonprivate"]
+
+
+def test_the_share_of_the_peak_counts_three_products_of_every_weight(measured) -> None:
+    assert all(share > 0 for share in measured["share_of_peak"].values())
+    layers = [m for m in WaveletGPT(CONFIG).blocks.modules() if isinstance(m, torch.nn.Linear)]
+    positions = {True: CONFIG.text_tokens, False: CONFIG.length}
+    least = sum(
+        6 * positions[layer.in_features == CONFIG.text_width] * layer.weight.numel()
+        for layer in layers
+    )
+    assert least < bench._flops(CONFIG, "bfloat16") < 4 * least
+    assert 1e7 < bench._matrix_peak(CONFIG, 2, "bfloat16") < 1e14
 
 
 def test_the_answer_says_what_was_measured_and_where_as_json(measured) -> None:
     assert json.loads(json.dumps(measured, allow_nan=False)).keys() == measured.keys()
-    assert measured["settings"]["micro_batch"] == 3
+    assert measured["settings"]["micro_batches"] == [2, 3]
+    assert set(measured["micro_batch"].values()) <= {2, 3}
     assert measured["settings"]["precision"] == "bfloat16"
     assert measured["machine"]["torch"] == torch.__version__
     assert measured["machine"]["cpu"]
@@ -81,7 +97,11 @@ def test_the_answer_says_what_was_measured_and_where_as_json(measured) -> None:
 def test_the_steps_take_turns() -> None:
     order: list[str] = []
     ways = {
-        name: (lambda name=name: order.append(name), lambda name=name: order.append(name.upper()))
+        name: (
+            lambda name=name: order.append(name),
+            lambda name=name: order.append(name.upper()),
+            1,
+        )
         for name in "abc"
     }
     seconds = bench._take_turns(ways, repetitions=2)
@@ -110,7 +130,9 @@ def test_opacus_computes_the_same_as_the_private_step() -> None:
     assert (ours - expected).norm() < 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": 0}, {"repetitions": 0}])
-def test_settings_out_of_range_are_refused(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"micro_batch=.*repetitions="):
+@pytest.mark.parametrize(
+    "change", [{"micro_batches": ()}, {"micro_batches": (0,)}, {"repetitions": 0}]
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"micro_batches=.*repetitions="):
         bench.measure("faces/public", **change)
