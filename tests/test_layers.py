@@ -33,7 +33,6 @@ LEVELS = {
     "dpwg.training": 5,
     "dpwg.pipeline": 6,
     "dpwg.evaluate": 7,
-    "dpwg.audit": 7,
     "dpwg.bench": 7,
     "dpwg.readme": 7,
     "dpwg.cli": 8,
@@ -42,7 +41,7 @@ LEVELS = {
 }
 INSIDE = {  # the order within a package, lowest first
     "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
-    "dpwg.privacy": ("accounting", "mechanism", "clipping", "card"),
+    "dpwg.privacy": ("accounting", "audit", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
 }
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}
@@ -138,7 +137,8 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 
 def test_accounting_and_cards_load_no_torch() -> None:
-    assert "torch" not in loaded("import dpwg.privacy.accounting, dpwg.privacy.card")
+    names = "dpwg.privacy.accounting, dpwg.privacy.audit, dpwg.privacy.card"
+    assert "torch" not in loaded(f"import {names}")
 
 
 def test_the_pipeline_loads_no_user_interface_and_no_training_library() -> None:

@@ -1,0 +1,551 @@
+"""The one-run audit: its statistics, the real engine, and broken engines that are to be caught.
+
+`pytest -s` shows the table of broken engines, and what caught each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor, nn
+
+from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.audit import (
+    audit_guesses,
+    correct_guesses,
+    epsilon_lower_bound,
+    guesses_p_value,
+)
+from dpwg.privacy.clipping import ClippedBatch, ClippedSums
+from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample
+from dpwg.training import finetune
+from dpwg.training.audit import (
+    EMBEDDINGS,
+    CanaryModel,
+    EngineAudit,
+    audit_private_training,
+    canary_examples,
+    canary_readings,
+    optimizer_gradients,
+)
+from dpwg.training.examples import Examples
+from dpwg.training.finetune import Finetuning, PrivateTraining
+
+CANARIES, GUESSES = 2000, 100  # guesses each way
+EXACT_STEPS = 6
+PLAN = PrivacyPlan(
+    records=CANARIES,
+    batch_size=CANARIES // 4,
+    steps=20,
+    delta=1e-4,
+    noise_multiplier=2.23,  # epsilon 2
+    max_grad_norm=0.1,
+)
+FULL_BATCH = dataclasses.replace(PLAN, batch_size=CANARIES)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+# The statistics
+
+
+@pytest.mark.parametrize(
+    ("canaries", "guesses", "correct", "delta", "printed"),
+    [(1000, 100, 75, 1e-4, 0.673), (100_000, 1510, 1439, 1e-5, 2.675)],
+)
+def test_the_bounds_that_the_paper_prints(canaries, guesses, correct, delta, printed) -> None:
+    bound = epsilon_lower_bound(canaries=canaries, guesses=guesses, correct=correct, delta=delta)
+    assert bound == pytest.approx(printed, abs=1e-3)  # Appendix D, and section 7
+
+
+def tail(least: int, guesses: int, rate: float) -> float:
+    return math.fsum(
+        math.comb(guesses, k) * rate**k * (1 - rate) ** (guesses - k)
+        for k in range(max(least, 0), guesses + 1)
+    )
+
+
+@pytest.mark.parametrize("correct", [0, 1, 9, 20, 29, 30])
+@pytest.mark.parametrize("delta", [0.0, 1e-4, 0.02])
+@pytest.mark.parametrize("epsilon", [0.0, 0.7, 3.0])
+def test_the_p_value_is_that_of_the_theorem(epsilon, delta, correct) -> None:
+    rate = math.exp(epsilon) / (math.exp(epsilon) + 1)
+    own = tail(correct, 30, rate)
+    shares = [(tail(correct - i, 30, rate) - own) / i for i in range(1, 51)]
+    found = guesses_p_value(epsilon=epsilon, canaries=50, guesses=30, correct=correct, delta=delta)
+    assert found == pytest.approx(min(1, own + 2 * 50 * delta * max(shares)), rel=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+@pytest.mark.parametrize("guesses", [10, 500])
+def test_without_delta_all_correct_has_a_closed_form(guesses: int, confidence: float) -> None:
+    rate = (1 - confidence) ** (1 / guesses)
+    bound = epsilon_lower_bound(
+        canaries=1000, guesses=guesses, correct=guesses, delta=0.0, confidence=confidence
+    )
+    assert bound == pytest.approx(math.log(rate / (1 - rate)), abs=2e-6)
+
+
+@given(st.integers(2, 300), st.floats(0, 1e-2), st.floats(0.5, 0.999))
+@settings(max_examples=12)
+def test_the_bound_rises_with_correct_guesses_and_falls_with_delta_and_confidence(
+    guesses: int, delta: float, confidence: float
+) -> None:
+    def bound(correct: int, delta: float = delta, confidence: float = confidence) -> float:
+        return epsilon_lower_bound(
+            canaries=300, guesses=guesses, correct=correct, delta=delta, confidence=confidence
+        )
+
+    every = [bound(correct) for correct in range(0, guesses + 1, max(1, guesses // 8))]
+    assert every == sorted(every)
+    for correct in (guesses, 4 * guesses // 5):
+        assert bound(correct, delta=delta + 1e-3) <= bound(correct) <= bound(correct, delta=0.0)
+        assert bound(correct, confidence=(1 + confidence) / 2) <= bound(correct)
+
+
+@pytest.mark.parametrize("guesses", [0, 1, 4, 1000])
+def test_chance_proves_nothing(guesses: int) -> None:
+    for correct in {0, guesses // 2}:
+        found = epsilon_lower_bound(canaries=1000, guesses=guesses, correct=correct, delta=1e-5)
+        assert found == 0.0
+
+
+def test_the_bound_is_the_least_epsilon_that_is_not_refuted() -> None:
+    counts = {"canaries": 800, "guesses": 150, "correct": 120, "delta": 1e-4}
+    bound = epsilon_lower_bound(**counts, confidence=0.9)
+    assert guesses_p_value(epsilon=bound, **counts) <= 0.1
+    assert guesses_p_value(epsilon=bound + 1e-5, **counts) > 0.1
+
+
+def randomized_response(
+    epsilon: float, leak: float, canaries: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coins, and scores from reports that are (epsilon, leak)-DP: sure of the coins it leaks."""
+    included_M = random.random(canaries) < 0.5
+    honest_M = random.random(canaries) < 1 / (1 + math.exp(-epsilon))
+    leaked_M = random.random(canaries) < leak
+    reported_M = np.where(honest_M | leaked_M, included_M, ~included_M)
+    return np.where(reported_M, 1.0, -1.0) * (1 + leaked_M), included_M
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 3.0])
+def test_randomized_response_is_bounded_from_below_and_closely(epsilon: float) -> None:
+    random, bounds = generator(), []
+    for _ in range(200):
+        scores_M, included_M = randomized_response(epsilon, 0.0, CANARIES, random)
+        said_in = int((scores_M > 0).sum())
+        found = audit_guesses(
+            scores_M, included_M, k_plus=said_in, k_minus=CANARIES - said_in, delta=0.0
+        )
+        bounds.append(found.epsilon)
+    assert np.mean(np.array(bounds) > epsilon) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(bounds) > 0.75 * epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("guesses", [30, 400])
+def test_the_chance_to_refute_a_true_epsilon_is_exactly_within_the_confidence(
+    epsilon: float, guesses: int
+) -> None:
+    bounds = [
+        epsilon_lower_bound(canaries=guesses, guesses=guesses, correct=correct, delta=0.0)
+        for correct in range(guesses + 1)
+    ]
+    least = int(np.searchsorted(bounds, epsilon, side="right"))
+    assert stats.binom.sf(least - 1, guesses, 1 / (1 + math.exp(-epsilon))) <= 0.05
+
+
+def test_what_delta_gives_away_refutes_no_epsilon() -> None:
+    random, epsilon, leak = generator(), 0.5, 0.01
+    with_delta, without = [], []
+    for _ in range(100):
+        scores_M, included_M = randomized_response(epsilon, leak, 1000, random)
+        guesses = {"k_plus": 4, "k_minus": 4}  # about ten coins are leaked
+        with_delta.append(audit_guesses(scores_M, included_M, delta=leak, **guesses).epsilon)
+        without.append(audit_guesses(scores_M, included_M, delta=0.0, **guesses).epsilon)
+    assert np.mean(np.array(with_delta) > epsilon) <= 0.05
+    assert np.mean(np.array(without) > epsilon) > 0.3
+
+
+SCORES = np.array([0.3, -2.0, 5.0, 0.2, -1.0, 1.0])
+INCLUDED = np.array([True, True, True, False, False, False])
+
+
+@pytest.mark.parametrize(
+    ("k_plus", "k_minus", "correct"),
+    [(0, 0, 0), (1, 0, 1), (2, 0, 1), (3, 0, 2), (0, 1, 0), (0, 2, 1), (1, 2, 2), (3, 3, 4)],
+)
+def test_the_highest_are_guessed_in_and_the_lowest_out(k_plus, k_minus, correct) -> None:
+    assert correct_guesses(SCORES, INCLUDED, k_plus=k_plus, k_minus=k_minus) == correct
+
+
+def test_equal_scores_stand_in_the_order_of_the_canaries() -> None:
+    assert correct_guesses(np.zeros(6), INCLUDED, k_plus=3, k_minus=3) == 0
+    assert correct_guesses(np.zeros(6), ~INCLUDED, k_plus=3, k_minus=3) == 6
+
+
+def test_an_audit_says_what_it_counted() -> None:
+    found = audit_guesses(SCORES, INCLUDED, k_plus=1, k_minus=2, delta=1e-6, confidence=0.6)
+    assert dataclasses.asdict(found) == {
+        "epsilon": epsilon_lower_bound(
+            canaries=6, guesses=3, correct=2, delta=1e-6, confidence=0.6
+        ),
+        "delta": 1e-6,
+        "confidence": 0.6,
+        "canaries": 6,
+        "guesses": 3,
+        "correct": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k_plus": -1}, "k_plus=-1"),
+        ({"k_minus": 1.5}, "k_minus=1.5"),
+        ({"k_plus": True}, "k_plus=True"),
+        ({"k_plus": 4}, "6 canaries at most"),
+        ({"scores_M": SCORES[:5]}, "one of each a canary"),
+        ({"scores_M": SCORES[None], "included_M": INCLUDED[None]}, r"\(canaries,\)"),
+        ({"scores_M": np.where(INCLUDED, np.nan, 1)}, "without NaN"),
+        ({"included_M": INCLUDED.astype(int)}, "as bool"),
+        ({"delta": 1.0}, "delta=1.0"),
+        ({"delta": float("nan")}, "delta=nan"),
+        ({"confidence": 1.0}, "confidence=1.0"),
+        ({"confidence": 95}, "confidence=95"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_by_name(change: dict, message: str) -> None:
+    values = {"scores_M": SCORES, "included_M": INCLUDED, "k_plus": 3, "k_minus": 3, "delta": 0.0}
+    with pytest.raises(ValueError, match=message):
+        audit_guesses(**{**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guesses": 11}, "guesses=11 <= canaries=10"),
+        ({"correct": 6}, "correct=6 <= guesses=5"),
+        ({"correct": -1}, "correct=-1"),
+        ({"canaries": 10.0}, "canaries=10.0"),
+        ({"epsilon": -0.1}, "epsilon=-0.1"),
+        ({"epsilon": math.inf}, "epsilon=inf"),
+    ],
+)
+def test_impossible_counts_are_refused_by_name(change: dict, message: str) -> None:
+    values = {"epsilon": 1.0, "canaries": 10, "guesses": 5, "correct": 4, "delta": 0.0}
+    with pytest.raises(ValueError, match=message):
+        guesses_p_value(**{**values, **change})
+
+
+# The real engine
+
+
+def test_a_canary_moves_its_own_coordinates_and_one_left_out_moves_none() -> None:
+    included_M = np.array([True, False, True, True])
+    batch = canary_examples(included_M).batch(torch.arange(4))
+    for index, joined in enumerate(included_M):
+        model = CanaryModel(4, pull=0.5)
+        losses_B = model.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes)
+        losses_B[index].backward()
+        own_M = 0.5 * float(joined) * torch.nn.functional.one_hot(torch.tensor(index), 4)
+        for parameter in model.parameters():
+            assert torch.equal(parameter.grad.flatten(), own_M)
+    assert len(list(model.parameters())) == EMBEDDINGS + 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_reading_is_one_clip_norm_a_visit_and_nothing_without(monkeypatch, precision) -> None:
+    monkeypatch.setattr(finetune, "add_gaussian_noise", no_noise)
+    plan, included_M = dataclasses.replace(PLAN, steps=4), np.arange(CANARIES) % 3 > 0
+    readings_TM, ledger = canary_readings(
+        plan, included_M, precision=precision, generator=generator()
+    )
+    assert readings_TM.shape == (ledger.steps, CANARIES) == (4, CANARIES)
+    assert not readings_TM[:, ~included_M].any()
+    visited = readings_TM[:, included_M] > 0
+    assert visited.mean() == pytest.approx(0.25, abs=0.03)
+    sizes = readings_TM[:, included_M][visited]
+    assert sizes.max() <= 1
+    assert sizes.min() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("plan", "precision"),
+    [
+        (PLAN, "float32"),
+        (PLAN, "bfloat16"),
+        (dataclasses.replace(FULL_BATCH, steps=8, noise_multiplier=9.0), "float32"),
+        (dataclasses.replace(FULL_BATCH, steps=4, noise_multiplier=1.95), "bfloat16"),
+    ],
+)
+def test_the_bound_of_the_real_engine_is_below_its_ledger_and_not_empty(plan, precision) -> None:
+    found = audit(plan, precision=precision, seed=1)
+    assert found.bound.canaries == CANARIES
+    assert found.bound.guesses == 2 * GUESSES
+    assert found.bound.confidence == 0.95
+    assert 0.2 * found.ledger_epsilon < found.bound.epsilon <= found.ledger_epsilon
+    assert not found.refutes_the_ledger
+    assert 0.9 < found.ledger_epsilon < 4.5
+
+
+def test_a_plan_without_noise_is_not_audited() -> None:
+    with pytest.raises(ValueError, match="claims nothing"):
+        audit(dataclasses.replace(PLAN, noise_multiplier=0.0))
+
+
+def test_gradients_are_collected_inside_the_block_only() -> None:
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other)]
+
+    def step() -> None:
+        for optimizer, module in zip(optimizers, (model, other), strict=True):
+            optimizer.zero_grad()
+            module(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with optimizer_gradients(model) as seen:
+        step()
+        step()
+    step()
+    assert [set(own) for own in seen] == [{"weight", "bias"}] * 2
+    assert torch.equal(seen[0]["weight"], torch.ones(1, 2))
+
+
+def audit(plan: PrivacyPlan = PLAN, *, precision: str = "float32", seed: int = 0) -> EngineAudit:
+    return audit_private_training(
+        plan, k_plus=GUESSES, k_minus=GUESSES, precision=precision, generator=generator(seed)
+    )
+
+
+# Broken engines
+
+
+def no_noise(sums: dict[str, Tensor], **_: object) -> None:
+    pass
+
+
+def noise_divided_by_the_batch_size(
+    sums: dict[str, Tensor], *, standard_deviation: float, generator: np.random.Generator
+) -> None:
+    small = standard_deviation / PLAN.batch_size
+    add_gaussian_noise(sums, standard_deviation=small, generator=generator)
+
+
+def the_same_noise_every_step(
+    sums: dict[str, Tensor], *, standard_deviation: float, generator: np.random.Generator
+) -> None:
+    again = np.random.Generator(np.random.Philox(7))
+    add_gaussian_noise(sums, standard_deviation=standard_deviation, generator=again)
+
+
+def every_record_twice(records: int, rate: float, generator: np.random.Generator) -> Tensor:
+    return poisson_sample(records, rate, generator).repeat(2)
+
+
+def every_record_in_every_step(records: int, rate: float, generator: np.random.Generator) -> Tensor:
+    return torch.arange(records)
+
+
+class ForgetfulLedger(Ledger):
+    """Records every other step."""
+
+    calls = 0
+
+    def record_step(self, *, sampling_rate: float, noise_multiplier: float) -> None:
+        self.calls += 1
+        if self.calls % 2 == 0:
+            super().record_step(sampling_rate=sampling_rate, noise_multiplier=noise_multiplier)
+
+
+class PaddingCounts(ClippedSums):
+    """Takes the padding of a micro-batch, which repeats its first record, for records."""
+
+    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
+        return super().add(losses)
+
+
+class ClippedApart:
+    """Stands where ClippedSums does, and clips groups of layers apart from each other."""
+
+    def __init__(self, model: nn.Module, *, max_grad_norm: float) -> None:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+        self.parts: list[ClippedSums] = []
+        for group, bound in self.groups(layers, max_grad_norm):
+            own = {id(p) for layer in group for p in layer.parameters(recurse=False)}
+            for parameter in trained:
+                parameter.requires_grad_(id(parameter) in own)
+            self.parts.append(ClippedSums(model, max_grad_norm=bound))
+
+    def groups(self, layers: list[nn.Module], norm: float) -> list[tuple[list[nn.Module], float]]:
+        raise NotImplementedError
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        return {name: total for part in self.parts for name, total in part.sums.items()}
+
+    def zero(self) -> None:
+        for part in self.parts:
+            part.zero()
+
+    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
+        batches = [part.add(losses, weights_B) for part in self.parts]
+        return batches[0]
+
+
+class ClippedByLayer(ClippedApart):
+    def groups(self, layers: list[nn.Module], norm: float) -> list[tuple[list[nn.Module], float]]:
+        return [([layer], norm) for layer in layers]
+
+
+class EmbeddingsUnclipped(ClippedApart):
+    def groups(self, layers: list[nn.Module], norm: float) -> list[tuple[list[nn.Module], float]]:
+        embeddings = [layer for layer in layers if isinstance(layer, nn.Embedding)]
+        others = [layer for layer in layers if not isinstance(layer, nn.Embedding)]
+        return [(others, norm), (embeddings, math.inf)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exactness:
+    """What is checked without an attack. A sound engine has 1 everywhere, and `steps_alike` 0.
+
+    `one_record`: how far removing a record moves the un-noised sum, in clip norms. `noise`: its
+    deviation, in the plan's. `steps_alike`: the greatest correlation of the noise of two steps.
+    `rate`: the share of records drawn, in the plan's sampling rate. `steps`: steps taken for each
+    one in the ledger.
+    """
+
+    one_record: float
+    noise: float
+    steps_alike: float
+    rate: float
+    steps: float
+
+    def failed(self) -> set[str]:
+        """The checks that did not hold; those of random numbers allow 4.5 standard errors."""
+        draws, rate = CANARIES * EXACT_STEPS, PLAN.sampling_rate
+        sound = {
+            "one record": 0.98 < self.one_record <= 1 + 1e-5,
+            "noise": abs(self.noise - 1) < 4.5 / math.sqrt(2 * draws),
+            "steps alike": self.steps_alike < 4.5 / math.sqrt(CANARIES),
+            "rate": abs(self.rate - 1) < 4.5 * math.sqrt((1 - rate) / (rate * draws)),
+            "steps": self.steps == 1,
+        }
+        return {name for name, holds in sound.items() if not holds}
+
+
+def moved_by_one_record(make_model, make_inputs) -> float:
+    """The norm by which removing record 0 moves WaveletGPT's un-noised sum, in clip norms."""
+    sums = []
+    for first in (0, 1):
+        examples = caption_examples(make_inputs, first)
+        plan = dataclasses.replace(PLAN, records=len(examples), batch_size=len(examples), steps=1)
+        settings = Finetuning(lora_rank=0, precision="float32", micro_batch=9, caption_dropout=0.0)
+        model = make_model()
+        training = PrivateTraining(model, examples, plan, settings, generator=generator())
+        with optimizer_gradients(model) as gradients:
+            list(training.run())
+        flat = torch.cat([own.double().flatten() for own in gradients[0].values()])
+        sums.append(plan.batch_size * flat)
+    return float((sums[0] - sums[1]).norm()) / PLAN.max_grad_norm
+
+
+def caption_examples(make_inputs, first: int) -> Examples:
+    """Random captions and codes of six records, without the `first` of them."""
+    inputs = make_inputs(6)[slice(first, None)]
+    captions = {
+        "states": inputs.states_BLD,
+        "mask": inputs.mask_BL,
+        "count": torch.ones(len(inputs.mask_BL), dtype=torch.int64),
+        "empty_states": torch.zeros_like(inputs.states_BLD[0]),
+        "empty_mask": torch.arange(inputs.mask_BL.shape[1]) < 2,
+    }
+    return Examples(captions, {f"codes_{s}": codes for s, codes in enumerate(inputs.codes)})
+
+
+def exactness(make_model, make_inputs, monkeypatch) -> Exactness:
+    plan = dataclasses.replace(PLAN, steps=EXACT_STEPS)
+    nobody, everybody = np.zeros(CANARIES, dtype=bool), np.ones(CANARIES, dtype=bool)
+    noise_TM, ledger = canary_readings(plan, nobody, generator=generator())
+    with np.errstate(invalid="ignore"):
+        alike_TT = np.nan_to_num(np.corrcoef(noise_TM)) - np.eye(plan.steps)
+    with monkeypatch.context() as quiet:
+        quiet.setattr(finetune, "add_gaussian_noise", no_noise)
+        signal_TM, _ = canary_readings(plan, everybody, generator=generator())
+        one_record = moved_by_one_record(make_model, make_inputs)
+    return Exactness(
+        one_record=one_record,
+        noise=float(noise_TM.std()) / plan.noise_multiplier,
+        steps_alike=float(alike_TT.max()),
+        rate=float((signal_TM > 0).mean()) / plan.sampling_rate,
+        steps=len(noise_TM) / ledger.steps,
+    )
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """Rows that every engine adds to, printed at the end."""
+    rows = [
+        "| engine | ledger epsilon | audit: at least | attacker | one record | noise | "
+        "steps alike | rate | steps | caught by |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    yield rows
+    print("\n" + "\n".join(rows))
+
+
+SOUND = ("the real one", {}, set())
+BROKEN = [
+    ("no noise", {"add_gaussian_noise": no_noise}, {"audit", "noise"}),
+    (
+        "noise too small by the batch size",
+        {"add_gaussian_noise": noise_divided_by_the_batch_size},
+        {"audit", "noise"},
+    ),
+    (
+        "the same noise every step",
+        {"add_gaussian_noise": the_same_noise_every_step},
+        {"audit", "steps alike"},
+    ),
+    ("clipped by layer", {"ClippedSums": ClippedByLayer}, {"audit", "one record"}),
+    ("embeddings unclipped", {"ClippedSums": EmbeddingsUnclipped}, {"audit", "one record"}),
+    ("every record twice", {"poisson_sample": every_record_twice}, {"one record"}),
+    ("padding counts", {"ClippedSums": PaddingCounts}, {"one record"}),
+    (
+        "every record in every step",
+        {"poisson_sample": every_record_in_every_step},
+        {"audit", "rate"},
+    ),
+    ("a ledger of every other step", {"Ledger": ForgetfulLedger}, {"steps"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "expected"), [SOUND, *BROKEN], ids=[name for name, *_ in (SOUND, *BROKEN)]
+)
+def test_broken_engines_are_caught(
+    make_model, make_inputs, monkeypatch, table, name: str, parts: dict, expected: set[str]
+) -> None:
+    for part, broken in parts.items():
+        monkeypatch.setattr(finetune, part, broken)
+    found, exact = audit(), exactness(make_model, make_inputs, monkeypatch)
+    caught = exact.failed() | ({"audit"} if found.refutes_the_ledger else set())
+    figures = [f"{figure:.3g}" for figure in dataclasses.astuple(exact)]
+    table.append(
+        f"| {name} | {found.ledger_epsilon:.2f} | {found.bound.epsilon:.2f} | {found.attacker} | "
+        f"{' | '.join(figures)} | {', '.join(sorted(caught)) or 'nothing'} |"
+    )
+    assert caught == expected
