@@ -43,7 +43,7 @@ MAX_GRAD_NORM = NOISE = 1.0
 LORA_RANK = 16
 NOTES = (
     "Time is that of one micro-batch: forward and backward pass; where it is private, clipping to "
-    "norm 1 and its share of the Gaussian noise that a logical batch of 1,024 gets once. All "
+    "norm 1 and its share of the Gaussian noise that a logical batch of 4,096 gets once. All "
     "parameters are trained, or LoRA pairs where the name says so. No optimizer step, which is the "
     "same for all.",
     "matrix_peak is what bfloat16 products of the model's own shapes reach alone; share_of_peak "
@@ -54,7 +54,7 @@ NOTES = (
 )
 CAPTIONS = ("A person with short brown hair, wearing a red hoodie, on a blue background",) * 4
 
-LOGICAL_BATCH = 1024
+LOGICAL_BATCH = 4096
 """Records of a logical batch, as the released checkpoints took them."""
 
 Step = Callable[[], None]

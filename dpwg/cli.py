@@ -148,7 +148,7 @@ def _finetune(options: argparse.Namespace) -> Any:
     records = open_records(options.data, count=options.count)
     sizes = {
         "records": len(records),
-        "batch_size": options.batch,
+        "batch_size": min(4096, -(-len(records) // 12)) if options.batch is None else options.batch,
         "steps": options.steps,
         "delta": options.delta,
         "max_grad_norm": options.max_grad_norm,
@@ -292,6 +292,31 @@ def _evaluate(options: argparse.Namespace) -> Any:
     return _kept(answer, options.results)
 
 
+def _audit(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import load_public, load_release
+    from dpwg.data import open_records
+    from dpwg.membership import calibrated_scores, membership_attack
+
+    release, public = load_release(options.checkpoint), load_public(options.reference)
+    if release.card.dataset != options.data:
+        raise ValueError(
+            f"Expected data={options.data!r} to be {release.card.dataset!r}, what "
+            f"{options.checkpoint} was trained on; otherwise there is nothing to infer."
+        )
+    scores = []
+    for name in (options.data, options.others):
+        examples = _examples(open_records(name), release.tokenizer)
+        part = examples.first(min(options.count, len(examples)))
+        scores.append(calibrated_scores(release.model, public.model, part).double().numpy())
+    attack = membership_attack(
+        *scores,
+        checkpoint=options.checkpoint,
+        epsilon=release.card.epsilon,
+        delta=release.card.delta,
+    )
+    return _kept(attack.to_json(), options.results)
+
+
 def _readme(options: argparse.Namespace) -> Any:
     from dpwg.readme import update
 
@@ -345,8 +370,12 @@ def _parser() -> argparse.ArgumentParser:
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
     promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
     finetune.add_argument("--delta", type=float, default=1e-5)
-    finetune.add_argument("--batch", type=int, default=1024, help="expected size of a batch")
-    finetune.add_argument("--steps", type=int, default=45)
+    finetune.add_argument(
+        "--batch",
+        type=int,
+        help="expected size of a batch; a twelfth of the records by default, at most 4096",
+    )
+    finetune.add_argument("--steps", type=int, default=40)
     finetune.add_argument("--max-grad-norm", type=float, default=0.1)
     finetune.add_argument("--learning-rate", type=float)
     finetune.add_argument("--warmup", type=int)
@@ -399,6 +428,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
     evaluate.add_argument("--seed", type=int, default=0)
     _add_sampling(evaluate)
+
+    audit = verb("audit", _audit, "attack a checkpoint: which records was it trained on?")
+    audit.add_argument("--checkpoint", default="faces/eps-10")
+    audit.add_argument("--reference", default="faces/public", help="the public model it began from")
+    audit.add_argument("--data", default="faces-train", help="the records it was trained on")
+    audit.add_argument("--others", default="faces-test", help="records of the same kind, left out")
+    audit.add_argument("--count", type=int, default=5000, help="the first records of each, at most")
+    audit.add_argument("--results", type=Path, help="write the measurement to this file")
 
     readme = verb("readme", _readme, "rewrite the README's tables from cards and result files")
     readme.add_argument("--file", type=Path, default=Path("README.md"))
@@ -507,12 +544,16 @@ def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
 
 def _train(reports: Iterable[Progress], title: str, ranks: Ranks) -> None:
     """Run a training to its end, with the leading rank's progress bar on standard error."""
+    shown: dict[str, str] = {}
     with tqdm(desc=title, unit="step", disable=not ranks.leads) as bar:
         for report in reports:
             bar.total = report.steps
-            shown = {"loss": f"{report.loss:.4f}"}
+            if report.gradient_norm is None:
+                shown = {"loss": f"{report.loss:.4f}"}
+            else:
+                shown["private loss"] = f"{report.loss:.4f}"
             if report.epsilon is not None:
-                shown = {"private loss": shown["loss"], "epsilon": f"{report.epsilon:.3f}"}
+                shown["epsilon"] = f"{report.epsilon:.3f}"
             bar.set_postfix(shown, refresh=False)
             bar.update(report.step - bar.n)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 from torch.nn import functional as F
 
 from dpwg.data.records import Records
@@ -64,17 +65,21 @@ def tokenizer_quality(tokenizer: SpectralTokenizer, records: Records) -> Tokeniz
     )
 
 
-@torch.no_grad()
-def held_out_loss(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> float:
+def held_out_loss(model: WaveletGPT, examples: Examples) -> float:
     """Mean nats per code of a model on all examples, first captions, computed in bfloat16."""
+    return float(losses_of(model, examples).double().mean())
+
+
+@torch.no_grad()
+def losses_of(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> Tensor:
+    """Nats per code of every example, first captions, computed in bfloat16; float32 (N,)."""
     worker = copy.deepcopy(model).bfloat16()
-    total = 0.0
+    losses = []
     for start in range(0, len(examples), batch):
         chosen_B = torch.arange(start, min(start + batch, len(examples)))
         part = examples.batch(chosen_B)
-        losses_B = worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes)
-        total += float(losses_B.sum())
-    return total / len(examples)
+        losses.append(worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes))
+    return torch.cat(losses)
 
 
 def sheet(

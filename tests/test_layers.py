@@ -33,11 +33,12 @@ LEVELS = {
     "dpwg.training": 5,
     "dpwg.pipeline": 6,
     "dpwg.evaluate": 7,
+    "dpwg.membership": 8,
     "dpwg.bench": 7,
     "dpwg.readme": 7,
-    "dpwg.cli": 8,
-    "dpwg.__main__": 9,
-    "dpwg.ui": 9,
+    "dpwg.cli": 9,
+    "dpwg.__main__": 10,
+    "dpwg.ui": 10,
 }
 INSIDE = {  # the order within a package, lowest first
     "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),

@@ -69,6 +69,19 @@ class Examples:
     def __len__(self) -> int:
         return len(self._count_N)
 
+    def first(self, count: int) -> Examples:
+        """The first `count` examples, without copying."""
+        rows = int(self._count_N[:count].sum())
+        captions = {
+            "states": self._states_CLD[:rows],
+            "mask": self._mask_CL[:rows],
+            "count": self._count_N[:count],
+            "empty_states": self._empty_states_LD,
+            "empty_mask": self._empty_mask_L,
+        }
+        codes = {f"{scale:04}": scale_NPK[:count] for scale, scale_NPK in enumerate(self._codes)}
+        return Examples(captions, codes)
+
     def batch(
         self, indices_B: Tensor, *, draw_B: Tensor | None = None, dropped_B: Tensor | None = None
     ) -> Batch:

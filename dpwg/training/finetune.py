@@ -36,7 +36,7 @@ from torch import Tensor
 
 from dpwg.lora import add_lora, merge_lora
 from dpwg.model import WaveletGPT
-from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.training.examples import Examples
@@ -89,7 +89,7 @@ class PrivateTraining:
                 f"Expected plan.records={plan.records} to be the {len(examples)} examples; the "
                 "sampling rate of the accounting would not be the one that is used."
             )
-        self.plan, self.settings, self.ledger = plan, settings, Ledger()
+        self._plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
         self._generator = generator or system_generator()
         self._ranks = ranks or Ranks()
@@ -111,11 +111,21 @@ class PrivateTraining:
             check_same_run(folder, values, self._run)
             self._weights.load(tensors)
             self.ledger = Ledger.from_json(values["ledger"])
-            if self.ledger.steps != self._weights.steps:
+            taken = LedgerEntry(
+                sampling_rate=plan.sampling_rate,
+                noise_multiplier=plan.noise_multiplier,
+                steps=self._weights.steps,
+            )
+            if self.ledger.entries != [taken]:
                 raise ValueError(
-                    f"Expected {self._weights.steps} steps in the ledger of {folder}, found "
-                    f"{self.ledger.steps}; the state is damaged, begin the run again."
+                    f"Expected {taken} in the ledger of {folder}, found {self.ledger.entries}; the "
+                    "state is damaged, begin the run again."
                 )
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What clips, samples, noises and is recorded: one plan from the first step to the last."""
+        return self._plan
 
     def run(self) -> Iterator[Progress]:
         """Take the remaining steps of the plan, one report a step."""
@@ -139,11 +149,8 @@ class PrivateTraining:
             self._weights.step(gradients, factor=factor)
             records, loss, norm, refused = seen.tolist()
             done, examples = self._weights.steps, examples + round(records)
-            if (
-                self._ranks.leads
-                and self._folder
-                and (done % self.settings.save_every == 0 or done == plan.steps)
-            ):
+            save = done % self.settings.save_every == 0 or done == plan.steps
+            if save and self._folder and self._ranks.leads:
                 values = {**self._run, "ledger": self.ledger.to_json()}
                 save_state(self._folder, done, self._weights.state(), values)
             yield Progress(
@@ -154,7 +161,7 @@ class PrivateTraining:
                 loss=loss / max(1, records),
                 gradient_norm=norm / max(1, records),
                 refused=round(refused),
-                epsilon=self.ledger.pld_epsilon(plan.delta),
+                epsilon=self.ledger.pld_epsilon(plan.delta) if save else None,
             )
         self._weights.finish()
         if self.settings.lora_rank:

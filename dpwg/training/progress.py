@@ -10,10 +10,11 @@ from dataclasses import dataclass
 class Progress:
     """One report. `loss` is the mean over the examples since the last one.
 
-    In private training everything but the steps and `epsilon`, what the ledger has spent so far, is
-    itself private: the realised batch sizes in `examples` and `seconds` as much as `loss`,
-    `gradient_norm` and `refused` (records left out for a gradient that is not finite). Show them to
-    the owner of the data, never publish them.
+    `epsilon` is what the ledger has spent so far, at the steps that are saved: accounting takes
+    longer than a small step. In private training everything but it and the steps is itself private:
+    the realised batch sizes in `examples` and `seconds` as much as `loss`, `gradient_norm` and
+    `refused` (records left out for a gradient that is not finite). Show them to the owner of the
+    data, never publish them.
     """
 
     step: int

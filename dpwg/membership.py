@@ -1,0 +1,172 @@
+"""Membership inference against a checkpoint: how well losses tell training records from others.
+
+The score of a record is how much better the checkpoint predicts it than the public model that it
+came from (a loss calibrated by a reference model, arXiv 2111.08440). Where epsilon bounds every
+attack, this is one attack: what it finds is a lower bound on what could be found. Nearest training
+records of a generated image are here too. All of it reads private records: show it only where, as
+for the synthetic faces, nobody is in them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from dpwg.evaluate import losses_of
+from dpwg.model import WaveletGPT
+from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.training.examples import Examples
+
+RATES = (0.001, 0.01)
+"""False-positive rates at which true-positive rates are told."""
+CONFIDENCE = 0.95
+BINS = 60
+POINTS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruePositives:
+    """True positives at a false-positive rate: Clopper-Pearson interval, and what epsilon allows.
+
+    The interval is that of the detection rate with the threshold as found; the threshold itself is
+    a quantile of the non-members.
+    """
+
+    false_positive_rate: float
+    rate: float
+    low: float
+    high: float
+    allowed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipAttack:
+    """What a membership attack by loss found; scores are in nats a code, higher is "member".
+
+    `roc` holds (false-positive rate, true-positive rate) pairs; `histogram` the edges and the
+    counts of members and non-members.
+    """
+
+    checkpoint: str
+    epsilon: float | None
+    delta: float
+    members: int
+    nonmembers: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: tuple[TruePositives, ...]
+    roc: tuple[tuple[float, float], ...]
+    histogram: dict[str, tuple[float, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrated_scores(model: WaveletGPT, public: WaveletGPT, examples: Examples) -> Tensor:
+    """How much less loss than the public model a checkpoint has on each record, float32 (N,)."""
+    return losses_of(public, examples) - losses_of(model, examples)
+
+
+def membership_attack(
+    members_N: NDArray[np.float64],
+    others_N: NDArray[np.float64],
+    *,
+    checkpoint: str,
+    epsilon: float | None,
+    delta: float,
+) -> MembershipAttack:
+    """Sum up an attack from the scores of training records and of records that were left out."""
+    for name, scores_N in (("members", members_N), ("others", others_N)):
+        if scores_N.ndim != 1 or len(scores_N) < 2 or not np.isfinite(scores_N).all():
+            raise ValueError(
+                f"Expected two or more finite scores of {name}, found shape {scores_N.shape}."
+            )
+    auc, half = _area(members_N, others_N)
+    edges = np.histogram_bin_edges(np.concatenate((members_N, others_N)), bins=BINS)
+    return MembershipAttack(
+        checkpoint=checkpoint,
+        epsilon=epsilon,
+        delta=delta,
+        members=len(members_N),
+        nonmembers=len(others_N),
+        auc=auc,
+        auc_low=max(0.0, auc - half),
+        auc_high=min(1.0, auc + half),
+        true_positives=tuple(
+            _true_positives(members_N, others_N, rate, epsilon, delta) for rate in RATES
+        ),
+        roc=_roc(members_N, others_N),
+        histogram={
+            "edges": tuple(edges.tolist()),
+            "members": tuple(np.histogram(members_N, edges)[0].tolist()),
+            "nonmembers": tuple(np.histogram(others_N, edges)[0].tolist()),
+        },
+    )
+
+
+def nearest_records(image_BCHW: Tensor, records_NCHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` nearest records of each image: indices (B, count) and root mean squared errors.
+
+    Images are (., 3, S, S) in [0, 1] of one size; distances are those of the pixels.
+    """
+    if image_BCHW.shape[1:] != records_NCHW.shape[1:]:
+        raise ValueError(
+            f"Expected images of one size, found {tuple(image_BCHW.shape[1:])} and "
+            f"{tuple(records_NCHW.shape[1:])}; resize one of them."
+        )
+    if not 1 <= count <= len(records_NCHW):
+        raise ValueError(f"Expected count={count} in 1..{len(records_NCHW)}, the records.")
+    image_BD, records_ND = image_BCHW.flatten(1).float(), records_NCHW.flatten(1).float()
+    distance_BN = torch.cdist(image_BD, records_ND) / image_BD.shape[1] ** 0.5
+    nearest = distance_BN.topk(count, largest=False)
+    return nearest.indices, nearest.values
+
+
+def _area(members_N: NDArray[np.float64], others_N: NDArray[np.float64]) -> tuple[float, float]:
+    """Area under the ROC curve and the half width of its interval (Hanley and McNeil 1982)."""
+    m, n = len(members_N), len(others_N)
+    ranks = stats.rankdata(np.concatenate((members_N, others_N)))[:m]
+    auc = float((ranks.sum() - m * (m + 1) / 2) / (m * n))
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (m - 1) * (q1 - auc**2) + (n - 1) * (q2 - auc**2)) / (m * n)
+    return auc, float(stats.norm.ppf((1 + CONFIDENCE) / 2) * max(variance, 0.0) ** 0.5)
+
+
+def _true_positives(
+    members_N: NDArray[np.float64],
+    others_N: NDArray[np.float64],
+    rate: float,
+    epsilon: float | None,
+    delta: float,
+) -> TruePositives:
+    allowed_alarms = int(rate * len(others_N))
+    threshold = np.sort(others_N)[::-1][allowed_alarms]
+    found = int((members_N > threshold).sum())
+    interval = stats.binomtest(found, len(members_N)).proportion_ci(CONFIDENCE, "exact")
+    return TruePositives(
+        false_positive_rate=rate,
+        rate=found / len(members_N),
+        low=float(interval.low),
+        high=float(interval.high),
+        allowed=max_true_positive_rate(epsilon, delta, rate),
+    )
+
+
+def _roc(
+    members_N: NDArray[np.float64], others_N: NDArray[np.float64]
+) -> tuple[tuple[float, float], ...]:
+    """Rates over thresholds from the highest score down, thinned to `POINTS`, low rates kept."""
+    thresholds = np.unique(np.concatenate((members_N, others_N)))[::-1]
+    false = 1 - np.searchsorted(np.sort(others_N), thresholds, side="left") / len(others_N)
+    true = 1 - np.searchsorted(np.sort(members_N), thresholds, side="left") / len(members_N)
+    marks = np.geomspace(1 / len(others_N), 1, POINTS)
+    kept = np.unique(np.searchsorted(false, marks, side="left").clip(max=len(false) - 1))
+    points = [(0.0, 0.0), *zip(false[kept].tolist(), true[kept].tolist(), strict=True), (1.0, 1.0)]
+    return tuple(points)
