@@ -26,10 +26,10 @@ class Sampling(Config):
     `temperature` 0 takes the likeliest code. `top_k` 0 and `top_p` 1 cut nothing.
     """
 
-    guidance: float = 2.5
-    temperature: float = 0.7
+    guidance: float = 1.5
+    temperature: float = 0.5
     top_k: int = 0
-    top_p: float = 0.95
+    top_p: float = 0.9
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= 20:
