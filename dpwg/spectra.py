@@ -132,11 +132,9 @@ def spectra_figure(images: Mapping[str, Array], *, marked: int | None = None) ->
         axes.loglog(cycles, power.clip(1e-12), label=f"{name}, {_size(image_HWC)}")
     if marked is not None:
         axes.axvline(marked / 2, color=_GREY, linestyle=":")
-        note = f" finest of {marked} pixels"
-        transform = axes.get_xaxis_transform()
-        axes.text(
-            marked / 2, 0.02, note, color=_GREY, fontsize=10, transform=transform, rotation=90
-        )
+        style: dict[str, Any] = {"color": _GREY, "rotation": 90, "va": "top"}
+        note = f" finest of {marked} pixels "
+        axes.text(marked / 2, 1, note, transform=axes.get_xaxis_transform(), **style)
     axes.set(xlabel="frequency, cycles per image side", ylabel="mean power of luminance")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
