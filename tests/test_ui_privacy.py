@@ -100,7 +100,7 @@ def test_a_checkpoint_fills_in_its_own_run():
 
 
 def test_cards_are_whole():
-    assert _card("faces/eps-1").startswith("# faces/eps-1\n")
+    assert _card("faces/eps-1").startswith("## faces/eps-1\n")
     assert load_card(find_checkpoint("faces/eps-1")).to_markdown() in _card("faces/eps-1")
 
 

@@ -38,7 +38,7 @@ another mechanism, with another epsilon:
 - With shuffling every record is used exactly once in each pass, and an attacker can count on it.
   For the same noise its guarantee can be **substantially weaker** than the Poisson figure: lower
   bounds for one pass ([Chua et al. 2024](https://arxiv.org/abs/2403.17673)) and for several
-  ([Chua et al. 2024](https://arxiv.org/abs/2411.04205)) lie above what these accountants report.
+  ([Chua et al. 2024](https://arxiv.org/abs/2411.04205)) can lie above what the accountants report.
 - Audits of shuffled training measured leakage of up to **4 times** the epsilon that was claimed
   ([Annamalai et al. 2024](https://arxiv.org/abs/2411.10614)).
 - So an epsilon computed here and quoted for a shuffled run is not a bound at all. The training loop
@@ -253,4 +253,4 @@ PRINT = """() => {
 
 
 def _card(name: str) -> str:
-    return f"# {name}\n\n{describe_checkpoint(name)[1]}"
+    return f"## {name}\n\n{describe_checkpoint(name)[1]}"
