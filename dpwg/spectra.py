@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pywt
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 Array = NDArray[np.floating[Any]]
@@ -69,6 +70,16 @@ def reconstruct(
     return np.asarray(image_HWC)[:height, :width]
 
 
+def first_bands(bands: Bands, count: int) -> list[tuple[str, NDArray[np.floating[Any]]]]:
+    """The same bands with all but the first `count`, coarse to fine, set to zero."""
+    if not 1 <= count <= len(bands):
+        raise ValueError(f"Expected count={count} in [1, {len(bands)}], the number of bands.")
+    return [
+        (name, band if place < count else np.zeros_like(band))
+        for place, (name, band) in enumerate(bands)
+    ]
+
+
 def energy_shares(bands: Bands) -> dict[str, float]:
     """Each band's share of the summed squared coefficients, 1 in all; LL's holds the image's mean.
 
@@ -103,6 +114,31 @@ def radial_spectrum(image_HWC: Array) -> tuple[NDArray[np.float64], NDArray[np.f
     counts = np.bincount(ring_HW.ravel())
     rings = np.arange(1, shorter // 2 + 1)
     return rings / shorter, totals[rings] / counts[rings]
+
+
+def spectra_figure(images: Mapping[str, Array], *, marked: int | None = None) -> Figure:
+    """The radial spectra of images of any size in one plot, over cycles per shorter side.
+
+    Powers of one picture in two sizes can be compared: a sine has the same in both. `marked` draws
+    a line at half that many pixels a side, the finest that an image so small can hold.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, image_HWC in images.items():
+        frequency, power = radial_spectrum(image_HWC)
+        cycles = frequency * min(image_HWC.shape[:2])
+        axes.loglog(cycles, power.clip(1e-12), label=f"{name}, {_size(image_HWC)}")
+    if marked is not None:
+        axes.axvline(marked / 2, color=_GREY, linestyle=":")
+        style: dict[str, Any] = {"color": _GREY, "rotation": 90, "va": "top"}
+        note = f" finest of {marked} pixels "
+        axes.text(marked / 2, 1, note, transform=axes.get_xaxis_transform(), **style)
+    axes.set(xlabel="frequency, cycles per image side", ylabel="mean power of luminance")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    return figure
 
 
 def bands_figure(

@@ -42,7 +42,7 @@ LEVELS = {
 }
 INSIDE = {  # the order within a package, lowest first
     "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
-    "dpwg.privacy": ("accounting", "audit", "mechanism", "clipping", "card"),
+    "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
 }
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}

@@ -14,8 +14,10 @@ from dpwg.spectra import (
     bands_figure,
     decompose,
     energy_shares,
+    first_bands,
     radial_spectrum,
     reconstruct,
+    spectra_figure,
 )
 from dpwg.wavelet import haar_pyramid
 
@@ -66,6 +68,39 @@ def test_fewer_bands_give_block_means(image: np.ndarray) -> None:
     coarse = reconstruct(decompose(image, levels=3)[:4], shape=(8, 12)) / 4
     means = image.reshape(8, 4, 12, 4, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(coarse, means, atol=1e-12)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db3"])
+def test_first_bands_lead_to_the_image(image: np.ndarray, wavelet: str) -> None:
+    bands = decompose(image, wavelet=wavelet, levels=2)
+    errors = []
+    for count in range(1, len(bands) + 1):
+        kept = first_bands(bands, count)
+        assert [name for name, _ in kept] == list(band_names(2))
+        seen = reconstruct(kept, wavelet=wavelet, shape=image.shape)
+        errors.append(float(np.square(seen - image).sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == pytest.approx(0, abs=1e-15)
+    left = sum(float(np.square(band).sum()) for _, band in bands[4:])
+    assert errors[3] == pytest.approx(left)  # Parseval
+    for count in (0, 8):
+        with pytest.raises(ValueError, match=f"count={count} in"):
+            first_bands(bands, count)
+
+
+def test_a_sine_has_one_height_in_two_sizes() -> None:
+    def wave(side: int) -> np.ndarray:
+        columns = (np.arange(side) + 0.5) / side
+        return np.tile(0.5 + 0.3 * np.sin(2 * np.pi * 3 * columns), (side, 1))[..., None]
+
+    figure = spectra_figure({"small": wave(64), "large": wave(256)}, marked=64)
+    small, large, line = figure.axes[0].get_lines()
+    assert [item.get_label() for item in (small, large)] == ["small, 64×64", "large, 256×256"]
+    for item in (small, large):
+        cycles, power = item.get_data()
+        assert cycles[np.argmax(power)] == pytest.approx(3)
+    assert max(small.get_ydata()) == pytest.approx(max(large.get_ydata()))
+    assert line.get_xdata()[0] == 32
 
 
 def test_energies_sum_to_one_and_keep_parseval(image: np.ndarray) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from threading import Event
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import gradio as gr
 import numpy as np
@@ -20,8 +21,17 @@ from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import explain
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.demo import build_demo
-from dpwg.ui.generate import describe_checkpoint, example_captions, generate, random_seed
+from dpwg.ui.generate import (
+    describe_checkpoint,
+    example_captions,
+    generate,
+    opened,
+    random_seed,
+    surprise,
+    swiped,
+)
 from dpwg.ui.pipelines import stream
+from dpwg.ui.sharing import Drawing, from_query, to_query
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -62,26 +72,35 @@ def test_false_card_is_refused_in_words(root, tmp_path, monkeypatch):
 
 
 def test_scales_stream_in_order_and_the_picture_follows():
-    frames = list(generate(**INPUTS))
+    frames, pictures = [], []
+    for frame in generate(**INPUTS):
+        frames.append(frame)
+        pictures.append([np.asarray(Image.open(file)) for file, _ in frame.coarse])
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
     assert [frame.coarse_title for frame in frames] == [
-        f"### Coarse {size}×{size}\n*private model, ε = {epsilon:.4g}*"
-        for size in (8, 16, 32, 32, 32)
+        f"### Coarse {size}×{size}\n*private model, ε = {epsilon:.4g}*" for size in (8, 16, 32, 32)
     ]
-    assert [frame.images is None for frame in frames] == [True, True, True, False, False]
+    assert [frame.images is None for frame in frames] == [True, True, True, False]
     assert "Drawing 16×16" in frames[0].status
     assert "Upsampling with bicubic" in frames[2].status
-    for frame, size in zip(frames, (8, 16, 32, 32, 32), strict=True):
-        (coarse, label), side = frame.coarse[0], 512 // size
-        assert (coarse.shape, coarse.dtype, label) == ((512, 512, 3), np.uint8, None)
+    for frame, (coarse,), size in zip(frames, pictures, (8, 16, 32, 32), strict=True):
+        side = 512 // size
+        assert (coarse.shape, coarse.dtype) == ((512, 512, 3), np.uint8)
+        assert frame.coarse[0][1] is None
         blocks = coarse.reshape(size, side, size, side, 3)
         assert (blocks == blocks[:, :1, :, :1]).all()
-    assert frames[-1].images[0][0].shape == (128, 128, 3)
+    shown = frames[-1].shown
+    assert (shown.coarse.shape, shown.image.shape) == ((1, 32, 32, 3), (1, 128, 128, 3))
+    for picture, other in zip(frames[-1].swipe, swiped(shown, 0), strict=True):
+        np.testing.assert_array_equal(picture, other)
+        assert picture.shape == (512, 512, 3)
+    np.testing.assert_array_equal(frames[-1].swipe[0], pictures[-1][0])
+    assert swiped(shown, 1) is swiped(None, 0) is None
     assert frames[-1].image_title == "### Image 128×128\n*public upsampler*"
     assert frames[-1].status.startswith("seed 7 · text ")
     assert all(part in frames[-1].status for part in ("tokens", "upsampling", "total"))
-    assert frames[-1].bands.width > frames[-1].bands.height / 2
-    assert "fewer than 32×32 pixels" in frames[-1].bands_text
+    assert "at 32×32 was decided by the private model" in frames[-1].authors
+    assert "the public upsampler bicubic" in frames[-1].authors
 
 
 def test_files_hold_the_pictures_and_the_facts():
@@ -93,7 +112,7 @@ def test_files_hold_the_pictures_and_the_facts():
         *("seed-7-coarse.png", "seed-7.png", "seed-8-coarse.png", "seed-8.png", "result.json")
     }
     assert Image.open(files["seed-8-coarse.png"]).size == (32, 32)
-    assert (np.asarray(Image.open(files["seed-8.png"])) == last.images[1][0]).all()
+    np.testing.assert_array_equal(Image.open(files["seed-8.png"]), Image.open(last.images[1][0]))
     facts, card = (
         json.loads(files["result.json"].read_text()),
         load_card(find_checkpoint("faces/eps-1")),
@@ -127,6 +146,8 @@ def test_no_caption_is_unconditional_and_said_so():
         ({"checkpoint": "../checkpoints/faces/eps-1"}, "Expected checkpoint="),
         ({"caption": "x" * (MAX_CAPTION_CHARACTERS + 1)}, f"{MAX_CAPTION_CHARACTERS} characters"),
         ({"seed": None}, "Expected seed=None"),
+        ({"seed": float("nan")}, "Expected seed=nan"),
+        ({"seed": 0.5}, r"Expected seed=0\.5"),
         ({"seed": -1}, "Expected seed=-1"),
         ({"seed": MAX_SEED, "count": 2}, "2 seeds"),
         ({"count": 5}, "Expected count=5"),
@@ -165,11 +186,72 @@ def test_seeds_and_examples_are_usable():
     assert all(0 < len(caption) <= MAX_CAPTION_CHARACTERS for caption in example_captions())
 
 
+def test_a_surprise_is_a_caption_that_can_be_drawn():
+    captions = {surprise()[0] for _ in range(5)}
+    assert len(captions) == 5
+    assert all(0 < len(caption) <= MAX_CAPTION_CHARACTERS for caption in captions)
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        Drawing("faces/eps-1", "A person, 50 % & more? (ünïcode 🎈)", 7),
+        Drawing("faces/public", "", 0, 3, 1.5, 0.25, "bicubic"),
+    ],
+)
+def test_a_link_opens_the_same(drawing):
+    query = to_query(drawing)
+    assert dict(parse_qsl(query[1:], keep_blank_values=True)).keys() >= {
+        *("caption", "seed", "checkpoint")
+    }
+    assert from_query(dict(parse_qsl(query[1:], keep_blank_values=True))) == drawing
+
+
+def test_a_link_leaves_out_what_is_usual():
+    assert (
+        to_query(Drawing("faces/eps-1", "a b", 7)) == "?caption=a+b&seed=7&checkpoint=faces%2Feps-1"
+    )
+    assert from_query({"__theme": "dark"}) is None
+    assert opened({"caption": "hi"}) == Drawing("faces/eps-1", "hi", 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"caption": "x" * 5_000}, "found 5000"),
+        ({"seed": "NaN"}, "seed=nan"),
+        ({"seed": "seven"}, "seed='seven' in the link"),
+        ({"seed": "-1"}, "seed=-1"),
+        ({"seed": "1", "count": "99"}, "count=99"),
+        ({"seed": "1", "guidance": "inf"}, "guidance=inf"),
+        ({"seed": "1", "checkpoint": "../../etc/passwd"}, "checkpoint='../../etc/passwd'"),
+        ({"seed": "1", "upsampler": "magic"}, "upsampler='magic'"),
+    ],
+)
+def test_a_bad_link_is_an_error_in_words(query, message):
+    with pytest.raises(gr.Error, match=re.escape(message)):
+        opened(query)
+
+
 def test_page_names_its_handlers():
     names = {
         block.api_name for block in build_demo().fns.values() if block.api_visibility == "public"
     }
-    assert names == {"describe_checkpoint", "random_seed", "generate"}
+    assert names == {
+        *("describe_checkpoint", "random_seed", "surprise", "generate"),
+        *("compare_checkpoints", "compare_captions", "mark"),
+        *("take_generated", "take_upload", "pyramid", "rebuild", "spectra"),
+        *("account", "settings_of", "card", "story"),
+    }
+
+
+def test_building_the_page_loads_no_model(monkeypatch):
+    def load(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("dpwg.pipeline.load_release", load)
+    monkeypatch.setattr("dpwg.checkpoint.load_card", load)
+    build_demo()
 
 
 def test_page_without_checkpoints_says_what_to_do(tmp_path, monkeypatch):
@@ -216,13 +298,14 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
 
     complaints, hosts = [], set()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+        chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        browser = chromium.new_context(viewport={"width": 390, "height": 844})
+        browser.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        browser.on("weberror", lambda error: complaints.append(str(error.error)))
+        browser.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+        page = browser.new_page()
         page.goto(server)
         page.get_by_text("an attacker who accepts").first.wait_for()
         page.get_by_role("button", name="More settings").click()
@@ -232,16 +315,33 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
         page.get_by_label("Caption").fill(CAPTION)
         page.get_by_role("button", name="Generate").click()
         page.get_by_role("heading", name="Image 128×128").wait_for()
-        page.locator("#bands img").scroll_into_view_if_needed()
+        page.locator("#swipe img").first.scroll_into_view_if_needed()
         page.wait_for_function(
-            "['#coarse img', '#images img', '#bands img'].every("
+            "['#coarse img', '#images img', '#swipe img'].every("
             "s => document.querySelector(s).naturalWidth > 0)"
         )
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        link = page.get_by_role("link", name="link to the same").get_attribute("href")
         page.get_by_role("button", name="Files to download").click()
         with page.expect_download() as download:
             page.locator("a[download='result.json']").click()
         assert json.loads(download.value.path().read_text())["caption"] == CAPTION
-        browser.close()
+        assert "upsampler=bicubic" in link
+        for tab, button, seen in (
+            ("Compare", "Compare", "#checkpoints-images img"),
+            ("Bands", "Take the generated image", "#rebuilt img"),
+            ("Privacy", "Compute", "text=PRV, cross-check"),
+            ("About", None, "text=It is synthetic"),
+        ):
+            page.get_by_role("tab", name=tab, exact=True).click()
+            if button:
+                page.get_by_role("button", name=button, exact=True).click()
+            page.locator(seen).first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
+        page = browser.new_page()
+        page.goto(server + link)
+        page.get_by_text("seed 0 · text").first.wait_for()
+        assert page.get_by_label("Caption").first.input_value() == CAPTION
+        chromium.close()
     assert complaints == []
     assert hosts - {None} == {"127.0.0.1"}

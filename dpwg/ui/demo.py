@@ -1,73 +1,32 @@
-"""The whole app: its pages in one frame, and how they are served."""
+"""The whole app: its tabs in one frame, and how they are served."""
 
 from __future__ import annotations
 
 import gradio as gr
 
+from dpwg.checkpoint import checkpoint_names, checkpoint_root
+from dpwg.ui.about import build_about
+from dpwg.ui.bands import build_bands
+from dpwg.ui.compare import build_compare
 from dpwg.ui.generate import build_generate
+from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, QUEUE_SIZE
+from dpwg.ui.privacy import build_privacy
+from dpwg.ui.style import CSS, THEME
 
 HEADING = """# DP-Wavelet
 Pictures from a caption, coarse to fine. Only the **coarse picture** comes from a model that was
 trained on sensitive pictures, within the privacy promise of its checkpoint; every finer detail is
 invented by a **public model** that never saw them."""
-QUEUE_SIZE = 32
-KEPT_SECONDS = 3600
+NO_CHECKPOINT = """### There is no checkpoint yet
 
-THEME = gr.themes.Default(
-    primary_hue="teal",
-    secondary_hue="teal",
-    neutral_hue="slate",
-    font=("system-ui", "sans-serif"),
-    font_mono=("ui-monospace", "monospace"),
-).set(
-    body_text_color_subdued="*neutral_600",
-    block_info_text_color="*neutral_600",
-    block_radius="*radius_lg",
-    button_primary_background_fill="*primary_700",
-    button_primary_background_fill_dark="*primary_700",
-    button_primary_background_fill_hover="*primary_800",
-    button_primary_background_fill_hover_dark="*primary_800",
-)
-CSS = """
-.gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
-.heading h1 { margin-bottom: 4px; }
-.heading p { margin: 0; color: var(--body-text-color-subdued); }
-.heading strong { color: var(--body-text-color); }
-.prompt > button { align-self: stretch; }
-#examples .gallery { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 6px; }
-#examples .gallery-item { flex: none; max-width: 260px; }
-#examples .gallery-item div { white-space: nowrap !important; overflow: hidden;
-  text-overflow: ellipsis; }
-.page { display: grid !important; grid-template: "settings results" auto "settings extras" 1fr
-  / minmax(280px, 3fr) 10fr; }
-.settings { grid-area: settings; }
-.results { grid-area: results; }
-.extras { grid-area: extras; }
-.block.promise { padding: 10px 12px !important; background: var(--block-background-fill); }
-.title .md { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: baseline;
-  justify-content: space-between; }
-.title h3, .title p { margin: 0; }
-.title em { font-style: normal; color: var(--primary-700); }
-.dark .title em { color: var(--primary-400); }
-.pictures, .pictures .gallery-container, .pictures .grid-wrap { height: auto !important;
-  max-height: none !important; }
-.pictures { aspect-ratio: 1; }
-.pictures .grid-wrap { padding: 0; }
-.dark input[type="range"] { --neutral-200: var(--neutral-600); }
-.status p { color: var(--body-text-color-subdued); }
-#bands:not(:has(img)) { display: none; }
-#bands img { min-height: 12rem; }
-.card h1 { display: none; }
-.card h2 { font-size: var(--text-lg); }
-footer .divider:last-child { display: none; }
-@media (max-width: 767px) {
-  .page { grid-template: "results" "settings" "extras" / minmax(0, 1fr); }
-}
-"""
+None was found in `{root}`. Make the first with `python -m dpwg data`, `python -m dpwg tokenizer`
+and `python -m dpwg pretrain`, a private one with `python -m dpwg finetune`; or let
+`DPWG_CHECKPOINTS` name a folder that holds some. Then start this page again."""
+KEPT_SECONDS = 3600
 
 
 def build_demo() -> gr.Blocks:
-    """The app, not yet served. Loads no model."""
+    """The app, not yet served. Reads the checkpoints' names and loads no model."""
     with gr.Blocks(
         title="DP-Wavelet",
         analytics_enabled=False,
@@ -75,11 +34,27 @@ def build_demo() -> gr.Blocks:
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as demo:
         gr.Markdown(HEADING, elem_classes="heading")
-        build_generate()
+        names = checkpoint_names()
+        if not names:
+            gr.Markdown(NO_CHECKPOINT.format(root=checkpoint_root()))
+            return demo
+        with gr.Tabs(overflow_behavior="wrap"):
+            with gr.Tab("Generate", id="generate"):
+                shown = build_generate(demo, names)
+            with gr.Tab("Compare", id="compare"):
+                build_compare(names)
+            with gr.Tab("Bands", id="bands"):
+                build_bands(names, shown)
+            with gr.Tab("Privacy", id="privacy"):
+                build_privacy(names)
+            with gr.Tab("About", id="about") as about:
+                build_about(names, about)
     return demo
 
 
 def serve() -> None:
     """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
     demo = build_demo().queue(max_size=QUEUE_SIZE)
-    demo.launch(theme=THEME, css=CSS, footer_links=["api"])
+    demo.launch(
+        theme=THEME, css=CSS, footer_links=["api"], max_file_size=MAX_UPLOAD_MEGABYTES * 1_000_000
+    )

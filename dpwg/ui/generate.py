@@ -1,40 +1,43 @@
-"""The Generate page: a caption to pictures, shown scale by scale as the model draws them."""
+"""The Generate tab: a caption to pictures, shown scale by scale as the model draws them."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import checkpoint_names, checkpoint_root, find_checkpoint, load_card
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.data.faces import face
 from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
-from dpwg.spectra import bands_figure
 from dpwg.text import MAX_CAPTION_CHARACTERS
-from dpwg.ui.pipelines import load_pipeline, stream
+from dpwg.ui.limits import MAX_IMAGES, whole
+from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
+from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline, stream
+from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
 
-MAX_IMAGES = 4
-SHOWN_PIXELS = 512
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "captions.txt"
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
-NO_CHECKPOINT = """### There is no checkpoint yet
 
-None was found in `{root}`. Make the first with `python -m dpwg data`, `python -m dpwg tokenizer`
-and `python -m dpwg pretrain`, a private one with `python -m dpwg finetune`; or let
-`DPWG_CHECKPOINTS` name a folder that holds some. Then start this page again."""
 
-Pictures = list[tuple[np.ndarray, str | None]]
+class Shown(NamedTuple):
+    """The images of the last generation, for the other tabs and the slider."""
+
+    coarse: np.ndarray
+    image: np.ndarray
+    title: str
 
 
 class Frame(NamedTuple):
@@ -45,9 +48,10 @@ class Frame(NamedTuple):
     image_title: str
     images: Pictures | None
     status: str
-    bands_text: str = ""
-    bands: Image.Image | None = None
+    swipe: tuple[np.ndarray, np.ndarray] | None = None
+    authors: str = ""
     files: list[str] | None = None
+    shown: Shown | None = None
 
 
 def describe_checkpoint(name: str) -> tuple[str, str]:
@@ -75,6 +79,11 @@ def random_seed() -> int:
     return random.randrange(1_000_000)
 
 
+def surprise() -> tuple[str, int]:
+    """A caption worded as the training captions are, of no record of any set, and a seed."""
+    return face("surprise", random.getrandbits(31)).captions[0], random_seed()
+
+
 def generate(
     checkpoint: str,
     caption: str,
@@ -86,36 +95,38 @@ def generate(
 ) -> Iterator[Frame]:
     """Frames of `count` images with seeds from `seed`: one a scale, the pictures, then the rest.
 
-    An empty caption draws unconditionally. The files of the last frame live until it is left.
+    An empty caption draws unconditionally. The files of a frame live until the last one is left.
     """
     try:
-        if not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
-            raise ValueError(f"Expected seed={seed} to be an integer in [0, {MAX_SEED}].")
-        if count not in range(1, MAX_IMAGES + 1):
-            raise ValueError(f"Expected count={count} to be an integer in [1, {MAX_IMAGES}].")
-        pipe = load_pipeline(checkpoint)
-        seeds = tuple(range(seed, seed + int(count)))
-        steps = stream(
-            pipe,
-            (caption.strip(),) * len(seeds),
-            seed=seeds,
-            settings=Sampling(guidance=guidance, temperature=temperature),
-            upsampler=upsampler,
+        drawing = Drawing(
+            checkpoint,
+            caption.strip(),
+            whole("seed", seed, 0, MAX_SEED),
+            whole("count", count, 1, MAX_IMAGES),
+            guidance,
+            temperature,
+            upsampler,
         )
-        for step in steps:
-            if isinstance(step, GenerationResult):
-                yield from _finished(checkpoint, step)
-                continue
-            size = step.shape[1]
-            last = size == pipe.release.tokenizer.config.coarse_size
-            work = f"Upsampling with {upsampler}" if last else f"Drawing {_square(2 * size)}"
-            yield Frame(
-                coarse_title=_coarse_title(size, pipe.release.card),
-                coarse=_enlarged(step, seeds),
-                image_title=IMAGE_TITLE.format(""),
-                images=None,
-                status=f"{work} …",
-            )
+        settings = Sampling(guidance=guidance, temperature=temperature)
+        pipe = load_pipeline(checkpoint)
+        seeds = tuple(range(drawing.seed, drawing.seed + drawing.count))
+        captions = (drawing.caption,) * len(seeds)
+        steps = stream(pipe, captions, seed=seeds, settings=settings, upsampler=upsampler)
+        with TemporaryDirectory(prefix="dpwg-") as folder:
+            for step in steps:
+                if isinstance(step, GenerationResult):
+                    yield _finished(Path(folder), drawing, step)
+                    continue
+                size = step.shape[1]
+                last = size == pipe.release.tokenizer.config.coarse_size
+                work = f"Upsampling with {upsampler}" if last else f"Drawing {_square(2 * size)}"
+                yield Frame(
+                    coarse_title=_coarse_title(size, pipe.release.card),
+                    coarse=_coarse(Path(folder), step, seeds),
+                    image_title=IMAGE_TITLE.format(""),
+                    images=None,
+                    status=f"{work} …",
+                )
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
 
@@ -125,27 +136,55 @@ def example_captions() -> list[str]:
     return EXAMPLES.read_text().splitlines() if EXAMPLES.exists() else []
 
 
-def _finished(checkpoint: str, result: GenerationResult) -> Iterator[Frame]:
-    coarsest, coarse = result.partials[0].shape[1], result.coarse.shape[1]
-    full = result.image.shape[1]
+def opened(query: Mapping[str, str]) -> Drawing | None:
+    """What a link asks for, or None; a bad link is an error in words."""
+    try:
+        return from_query(query)
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
+
+
+def swiped(shown: Shown | None, place: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Coarse and upsampled picture number `place` of the last generation, in one size."""
+    if shown is None or not 0 <= place < len(shown.image):
+        return None
+    return enlarged(shown.coarse[place : place + 1])[0], enlarged(shown.image[place : place + 1])[0]
+
+
+def author(card: PrivacyCard) -> str:
+    """Who drew a coarse picture: what its model promises, in a few words."""
+    if card.epsilon is None:
+        return "model trained without privacy"
+    if card.epsilon == 0:
+        return "public model, ε = 0"
+    return f"private model, ε = {card.epsilon:.4g}"
+
+
+def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame:
+    coarse, full = _square(result.coarse.shape[1]), _square(result.image.shape[1])
     seeds = ("seed " if len(result.seeds) == 1 else "seeds ") + ", ".join(map(str, result.seeds))
     facts = [] if result.captions[0] else ["no caption, so unconditional"]
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
-    frame = Frame(
-        coarse_title=_coarse_title(coarse, result.card),
-        coarse=_enlarged(result.coarse, result.seeds),
-        image_title=IMAGE_TITLE.format(_square(full)),
-        images=_labelled(result.image, result.seeds),
+    facts += [f"[link to the same]({to_query(drawing)})"]
+    shown = Shown(result.coarse, result.image, f"{drawing.checkpoint}, {seeds}")
+    return Frame(
+        coarse_title=_coarse_title(result.coarse.shape[1], result.card),
+        coarse=_coarse(folder, result.coarse, result.seeds),
+        image_title=IMAGE_TITLE.format(full),
+        images=saved(folder, "image", result.image, _labels(result.seeds)),
         status=" · ".join(facts),
+        swipe=swiped(shown, 0),
+        authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. Every "
+        f"finer detail, up to {full}, was invented by the public upsampler {drawing.upsampler}, "
+        "which never saw a sensitive picture.",
+        files=_write(folder, drawing.checkpoint, result),
+        shown=shown,
     )
-    yield frame
-    with TemporaryDirectory(prefix="dpwg-") as folder:
-        yield frame._replace(
-            bands_text=f"Details of fewer than {_square(coarse)} pixels follow the coarse picture; "
-            "the larger ones are the public upsampler's invention.",
-            bands=bands_figure(result.image[0] / 255.0, levels=(full // coarsest).bit_length() - 1),
-            files=_write(Path(folder), checkpoint, result),
-        )
+
+
+def _coarse(folder: Path, coarse_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
+    name = f"coarse-{coarse_BHWC.shape[1]}"
+    return saved(folder, name, enlarged(coarse_BHWC), _labels(seeds))
 
 
 def _write(folder: Path, checkpoint: str, result: GenerationResult) -> list[str]:
@@ -161,15 +200,8 @@ def _write(folder: Path, checkpoint: str, result: GenerationResult) -> list[str]
     return [*files, str(facts)]
 
 
-def _labelled(images_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
-    labels = [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [None]
-    return list(zip(images_BHWC, labels, strict=True))
-
-
-def _enlarged(images_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
-    """Every pixel as a square, so that no browser smooths it."""
-    times = max(SHOWN_PIXELS // images_BHWC.shape[1], 1)
-    return _labelled(images_BHWC.repeat(times, axis=1).repeat(times, axis=2), seeds)
+def _labels(seeds: Sequence[int]) -> list[str | None]:
+    return [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [None]
 
 
 def _square(size: int) -> str:
@@ -177,21 +209,12 @@ def _square(size: int) -> str:
 
 
 def _coarse_title(size: int, card: PrivacyCard) -> str:
-    if card.epsilon is None:
-        author = "model trained without privacy"
-    elif card.epsilon == 0:
-        author = "public model, ε = 0"
-    else:
-        author = f"private model, ε = {card.epsilon:.4g}"
-    return f"### Coarse {_square(size)}\n*{author}*"
+    return f"### Coarse {_square(size)}\n*{author(card)}*"
 
 
-def build_generate() -> None:
-    """Add the page to the Blocks around it. Reads the checkpoints' names and loads none."""
-    names = checkpoint_names()
-    if not names:
-        gr.Markdown(NO_CHECKPOINT.format(root=checkpoint_root()))
-        return
+def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
+    """Add the tab's components. Loads no model. Returns what will hold the images shown last."""
+    shown = gr.State()
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
             label="Caption",
@@ -204,6 +227,7 @@ def build_generate() -> None:
             elem_id="caption",
         )
         button = gr.Button("Generate", variant="primary", size="lg", min_width=140)
+        lucky = gr.Button("Surprise me", size="lg", min_width=140)
     if lines := example_captions():
         gr.Examples(
             [[line] for line in lines],
@@ -227,16 +251,42 @@ def build_generate() -> None:
         outputs=[promise, card],
         api_name="describe_checkpoint",
     )
-    gr.on(
-        [button.click, caption.submit],
-        generate,
-        inputs=[checkpoint, caption, *settings],
-        outputs=[*pictures, *extras],
-        api_name="generate",
-        concurrency_limit=1,
-        scroll_to_output=True,
-        show_progress_on=pictures[1],
+    inputs, outputs = [checkpoint, caption, *settings], [*pictures, *extras, shown]
+    run: dict[str, Any] = {
+        "inputs": inputs,
+        "outputs": outputs,
+        "concurrency_limit": 1,
+        "concurrency_id": MODEL_QUEUE,
+        "scroll_to_output": True,
+        "show_progress_on": pictures[1],
+    }
+    gr.on([button.click, caption.submit], generate, api_name="generate", **run)
+    lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
+        generate, api_visibility="private", **run
     )
+    pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
+    asked = gr.State(value=False)
+    demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
+        _generate_if_asked, **run | {"inputs": [asked, *inputs]}, api_visibility="private"
+    )
+    return shown
+
+
+def _on_load(request: gr.Request) -> list[Any]:
+    """Whether the page's address asks for images, and the settings that it asks for."""
+    drawing = opened(dict(request.query_params))
+    if drawing is None:
+        return [False, *[gr.skip()] * len(fields(Drawing))]
+    return [True, *astuple(drawing)]
+
+
+def _generate_if_asked(asked: bool, *inputs: Any) -> Iterator[Frame]:
+    if asked:
+        yield from generate(*inputs)
+
+
+def _picked(shown: Shown | None, event: gr.SelectData) -> tuple[np.ndarray, np.ndarray] | None:
+    return swiped(shown, int(event.index))
 
 
 def _build_settings(names: Sequence[str]) -> tuple[Component, Component, list[Component]]:
@@ -246,7 +296,7 @@ def _build_settings(names: Sequence[str]) -> tuple[Component, Component, list[Co
         promise = gr.Markdown(elem_classes="promise")
     with gr.Group():
         count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images")
-        seed = gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed")
+        seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed")
         dice = gr.Button("⚄ Random seed", size="sm")
     with gr.Accordion("More settings", open=False):
         guidance = gr.Slider(
@@ -281,9 +331,9 @@ def _build_settings(names: Sequence[str]) -> tuple[Component, Component, list[Co
     return checkpoint, promise, [seed, count, guidance, temperature, upsampler]
 
 
-def _build_pictures() -> list[Component]:
+def _build_pictures() -> list[Any]:
     """The first outputs of `generate`, up to the status."""
-    shown: list[Component] = []
+    shown: list[Any] = []
     with gr.Row():
         for name, title in (
             ("coarse", "### Coarse\n*chosen checkpoint*"),
@@ -305,17 +355,19 @@ def _build_pictures() -> list[Component]:
 
 
 def _build_extras() -> list[Component]:
-    """The last outputs of `generate`: what the bands are, the bands, the files."""
-    with gr.Accordion("Wavelet bands of the first image"):
-        bands_text = gr.Markdown("They appear with the first picture.")
-        bands = gr.Image(
-            show_label=False,
-            container=False,
-            format="png",
-            interactive=False,
-            buttons=["fullscreen", "download"],
-            elem_id="bands",
-        )
-    with gr.Accordion("Files to download", open=False):
+    """The last outputs of `generate`: the slider, who drew what, the files."""
+    with gr.Accordion("Swipe from coarse to upsampled"), gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            swipe = gr.ImageSlider(
+                show_label=False,
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+                max_height=SHOWN_PIXELS,
+                elem_id="swipe",
+            )
+        with gr.Column(min_width=220):
+            authors = gr.Markdown("It appears with the first picture; with several, click on one.")
+    with gr.Accordion("Files to download: the pictures and result.json", open=False):
         files = gr.Files(show_label=False, interactive=False)
-    return [bands_text, bands, files]
+    return [swipe, authors, files]

@@ -14,6 +14,9 @@ import numpy as np
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
 
+MODEL_QUEUE = "model"
+"""One line for all handlers that run a model: two at once would each take twice as long."""
+
 _loading = Lock()
 
 

@@ -1,0 +1,259 @@
+"""The Compare tab: one caption under every checkpoint, or several captions under one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import gradio as gr
+from gradio.components import Component
+from matplotlib.figure import Figure
+
+from dpwg.checkpoint import checkpoint_names
+from dpwg.pipeline import MAX_SEED, GenerationResult
+from dpwg.privacy.card import PrivacyCard
+from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.figures import quality_figure
+from dpwg.ui.generate import example_captions, random_seed
+from dpwg.ui.limits import MAX_CAPTIONS, whole
+from dpwg.ui.pictures import Pictures, enlarged, saved
+from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline, stream
+from dpwg.ui.results import measures
+from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
+
+
+class Rows(NamedTuple):
+    """What both modes show at one moment, in the order of their components."""
+
+    coarse: Pictures
+    images: Pictures
+    status: str
+
+
+def family_of(name: str) -> str:
+    """The data set in a checkpoint's name."""
+    return name.rpartition("/")[0]
+
+
+def siblings(family: str) -> list[str]:
+    """The checkpoints of one data set: public first, then by epsilon."""
+    return [name for name in checkpoint_names() if family_of(name) == family]
+
+
+def compare_checkpoints(family: str, caption: str, seed: int, upsampler: str) -> Iterator[Rows]:
+    """One caption and seed under every checkpoint of a data set, each shown as it grows."""
+    try:
+        seed = whole("seed", seed, 0, MAX_SEED)
+        if not (names := siblings(family)):
+            raise ValueError(f"There is no checkpoint for {family!r:.80}; choose another data set.")
+        with TemporaryDirectory(prefix="dpwg-") as folder:
+            yield from _row(Path(folder), names, caption.strip(), seed, upsampler)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+
+
+def _row(
+    folder: Path, names: Sequence[str], caption: str, seed: int, upsampler: str
+) -> Iterator[Rows]:
+    coarse: Pictures = []
+    images: Pictures = []
+    seconds = 0.0
+    for place, name in enumerate(names):
+        status = f"{name} … ({place + 1} of {len(names)})"
+        yield Rows(coarse, images, status)
+        pipe = load_pipeline(name)
+        label = [_label(pipe.release.card)]
+        for step in stream(pipe, (caption,), seed=seed, upsampler=upsampler):
+            if isinstance(step, GenerationResult):
+                images = [*images, *saved(folder, f"image-{place}", step.image, label)]
+                seconds += step.seconds["total"]
+            else:
+                part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), label)
+                coarse = [*coarse[:place], *part]
+            yield Rows(coarse, images, status)
+    told = "" if caption else "no caption, so unconditional · "
+    yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
+
+
+def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> Iterator[Rows]:
+    """Every line of `text` as a caption under one checkpoint, all from one seed."""
+    try:
+        seed = whole("seed", seed, 0, MAX_SEED)
+        captions = tuple(line.strip() for line in text.splitlines() if line.strip())
+        if not 1 <= len(captions) <= MAX_CAPTIONS:
+            raise ValueError(
+                f"Expected 1 to {MAX_CAPTIONS} captions, one a line, found {len(captions)}."
+            )
+        pipe = load_pipeline(checkpoint)
+        labels = [f"line {number}" for number in range(1, len(captions) + 1)]
+        steps = stream(pipe, captions, seed=(seed,) * len(captions), upsampler=upsampler)
+        coarse: Pictures = []
+        with TemporaryDirectory(prefix="dpwg-") as name:
+            folder = Path(name)
+            for step in steps:
+                if isinstance(step, GenerationResult):
+                    images = saved(folder, "image", step.image, labels)
+                    facts = f"seed {seed} for all · drawn in {step.seconds['total']:.2f} s"
+                    yield Rows(coarse, images, f"{_label(pipe.release.card)} · {facts}")
+                else:
+                    size = step.shape[1]
+                    coarse = saved(folder, f"coarse-{size}", enlarged(step), labels)
+                    yield Rows(coarse, [], f"{size}×{size} is drawn …")
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+
+
+def mark(picked: str | None) -> tuple[Figure | None, str]:
+    """The measured curve with one checkpoint marked, and its value in words with the source."""
+    found = measures()
+    if not found:
+        return None, "No result file came with this copy; `python -m dpwg evaluate` writes one."
+    measure = found[0]
+    values = {point.name: point for point in measure.points}
+    if picked not in values:
+        return quality_figure(measure, None), f"{picked} was not measured. {measure.source}"
+    told = f"**{picked}**: {values[picked].value:.3f} {measure.unit}."
+    return quality_figure(measure, picked), f"{told} {measure.source}"
+
+
+def _label(card: PrivacyCard) -> str:
+    if card.epsilon is None:
+        return "no privacy"
+    return "public, ε = 0" if card.epsilon == 0 else f"ε = {card.epsilon:.4g}"
+
+
+def build_compare(names: Sequence[str]) -> None:
+    """Add the tab's components. Loads no model."""
+    gr.Markdown(
+        "What does a promise of privacy cost, and what does a caption change? One seed draws all "
+        "pictures, so that what differs comes from the checkpoints, or from the captions."
+    )
+    with gr.Tabs():
+        with gr.Tab("Checkpoints"):
+            _build_checkpoints(names)
+        with gr.Tab("Captions"):
+            _build_captions(names)
+
+
+def _build_checkpoints(names: Sequence[str]) -> None:
+    lines = example_captions()
+    with gr.Row(elem_classes="prompt"):
+        caption = gr.Textbox(
+            lines[0] if lines else "",
+            label="Caption",
+            info="Empty means unconditional.",
+            max_lines=4,
+            max_length=MAX_CAPTION_CHARACTERS,
+            scale=6,
+            min_width=300,
+            elem_id="compared-caption",
+        )
+        button = gr.Button("Compare", variant="primary", size="lg", min_width=140)
+    families = sorted({family_of(name) for name in names})
+    family = gr.Radio(families, value=families[0], label="Data set", visible=len(families) > 1)
+    seed, upsampler = _build_settings()
+    rows = _build_rows("checkpoints", max(len(siblings(name)) for name in families))
+    with gr.Row():
+        with gr.Column(min_width=280):
+            gr.Markdown("### What was measured", elem_classes="title")
+            picked = gr.Radio(names, value=names[len(names) // 2], label="Mark a checkpoint")
+            told = gr.Markdown(elem_classes="status")
+        with gr.Column(scale=2, min_width=300):
+            curve = gr.Plot(label="Quality against epsilon", format="png", elem_classes="framed")
+    gr.on(
+        [button.click, caption.submit],
+        compare_checkpoints,
+        [family, caption, seed, upsampler],
+        rows,
+        api_name="compare_checkpoints",
+        concurrency_limit=1,
+        concurrency_id=MODEL_QUEUE,
+        show_progress_on=rows[2],
+    )
+    gr.on(fn=mark, inputs=picked, outputs=[curve, told], api_name="mark")
+    for row in rows[:2]:
+        row.select(_chosen, family, picked, api_visibility="private")
+
+
+def _build_captions(names: Sequence[str]) -> None:
+    with gr.Row(elem_classes="prompt"):
+        text = gr.Textbox(
+            "\n".join(_variations()),
+            label="Captions",
+            info=f"One a line, at most {MAX_CAPTIONS}.",
+            lines=4,
+            max_lines=8,
+            max_length=MAX_CAPTIONS * (MAX_CAPTION_CHARACTERS + 1),
+            scale=6,
+            min_width=300,
+            elem_id="captions",
+        )
+        button = gr.Button("Draw all", variant="primary", size="lg", min_width=140)
+    checkpoint = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint")
+    seed, upsampler = _build_settings()
+    rows = _build_rows("captions", MAX_CAPTIONS)
+    button.click(
+        compare_captions,
+        [checkpoint, text, seed, upsampler],
+        rows,
+        api_name="compare_captions",
+        concurrency_limit=1,
+        concurrency_id=MODEL_QUEUE,
+        show_progress_on=rows[2],
+    )
+
+
+def _variations() -> list[str]:
+    """One caption in which one thing changes at a time."""
+    caption = "A person smiling, with {} and {} skin, wearing a {} hoodie, {} background"
+    return [
+        caption.format(*parts)
+        for parts in (
+            ("long curly red hair", "pale", "green", "sky blue"),
+            ("a black afro", "pale", "green", "sky blue"),
+            ("long curly red hair", "dark brown", "green", "sky blue"),
+            ("long curly red hair", "pale", "purple", "sky blue"),
+            ("long curly red hair", "pale", "green", "orange"),
+        )
+    ]
+
+
+def _build_settings() -> tuple[Component, Component]:
+    with gr.Row():
+        with gr.Column(min_width=160), gr.Group():
+            seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed")
+            dice = gr.Button("⚄ Random seed", size="sm")
+        with gr.Column(min_width=160):
+            upsampler = gr.Dropdown(
+                [name for name, _ in UPSAMPLERS], value=DEFAULT_UPSAMPLER, label="Upsampler"
+            )
+    dice.click(random_seed, outputs=seed, api_visibility="private")
+    return seed, upsampler
+
+
+def _build_rows(name: str, columns: int) -> list[Any]:
+    """A row of coarse pictures, one of upsampled ones, and the status."""
+    shown: list[Any] = []
+    for row, title in (
+        ("coarse", "Coarse, by the checkpoint"),
+        ("images", "Upsampled, by the public model"),
+    ):
+        shown.append(
+            gr.Gallery(
+                label=title,
+                columns=columns,
+                height="auto",
+                format="png",
+                interactive=False,
+                buttons=["fullscreen", "download"],
+                elem_id=f"{name}-{row}",
+                elem_classes=["compared", "framed"],
+            )
+        )
+    return [*shown, gr.Markdown("They appear one after the other.", elem_classes="status")]
+
+
+def _chosen(family: str, event: gr.SelectData) -> str:
+    return siblings(family)[int(event.index)]

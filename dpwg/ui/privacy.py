@@ -1,0 +1,256 @@
+"""The Privacy tab: an accountant to play with, what epsilon leaves an attacker, every card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+from matplotlib.figure import Figure
+
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.privacy.accounting import (
+    MAX_EPSILON,
+    MAX_NOISE,
+    MIN_DELTA,
+    LedgerEntry,
+    PrivacyPlan,
+    explain,
+    max_true_positive_rate,
+    pld_epsilon,
+)
+from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
+from dpwg.ui.figures import steps_figure, trade_off_figure
+from dpwg.ui.generate import describe_checkpoint
+from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
+
+RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
+CURVE_POINTS = 14
+NOISE, EPSILON = "noise, find epsilon", "epsilon, find noise"
+SAMPLING = """### Why the batches must be drawn by Poisson sampling
+
+All three accountants assume that each step takes every record **independently with the same
+probability**. Most training code shuffles the records instead and cuts them into batches. That is
+another mechanism, with another epsilon:
+
+- With shuffling every record is used exactly once in each pass, and an attacker can count on it.
+  For the same noise its guarantee can be **substantially weaker** than the Poisson figure: lower
+  bounds for one pass ([Chua et al. 2024](https://arxiv.org/abs/2403.17673)) and for several
+  ([Chua et al. 2024](https://arxiv.org/abs/2411.04205)) can lie above what the accountants report.
+- Audits of shuffled training measured leakage of up to **4 times** the epsilon that was claimed
+  ([Annamalai et al. 2024](https://arxiv.org/abs/2411.10614)).
+- So an epsilon computed here and quoted for a shuffled run is not a bound at all. The training loop
+  of this project draws by Poisson sampling, divides by the *expected* batch size, and takes a noise
+  step for an empty batch too."""
+
+
+class Answer(NamedTuple):
+    """What the accountant shows, in the order of its components."""
+
+    noise: float
+    epsilon: float | None
+    told: str
+    table: list[list[str]]
+    growth: Figure | None
+    trade_off: Figure | None
+
+
+def account(
+    records: int, batch: int, steps: int, delta: float, known: str, noise: float, epsilon: float
+) -> Iterator[Answer]:
+    """Epsilon of a noise, or the noise for an epsilon: first by PLD, then with the curves, then by
+    all three accountants, since PRV can take seconds.
+    """
+    try:
+        run = {
+            "records": whole("records", records, 1, MAX_RECORDS),
+            "batch_size": whole("batch", batch, 1, MAX_RECORDS),
+            "steps": whole("steps", steps, 1, MAX_STEPS),
+        }
+        if known == EPSILON:
+            if not 0 < (epsilon or 0) <= MAX_EPSILON:
+                raise ValueError(f"Expected epsilon={epsilon} in (0, {MAX_EPSILON:g}].")
+            plan = PrivacyPlan.calibrated(
+                **run, delta=delta, max_grad_norm=1.0, target_epsilon=float(epsilon)
+            )
+        else:
+            if not 0 <= (noise if noise is not None else -1) <= MAX_NOISE:
+                raise ValueError(f"Expected noise={noise} in [0, {MAX_NOISE:,.0f}].")
+            plan = PrivacyPlan(**run, delta=delta, max_grad_norm=1.0, noise_multiplier=float(noise))
+        answer = _figure_to_quote(plan)
+        yield answer
+        answer = _with_curves(answer, plan)
+        yield answer
+        spent = plan.epsilons()
+    except (TypeError, ValueError) as error:
+        raise gr.Error(str(error)) from error
+    yield answer._replace(table=_table(spent.pld, spent.prv, spent.rdp))
+
+
+def _figure_to_quote(plan: PrivacyPlan) -> Answer:
+    spent = _spent(plan)
+    quoted = (
+        f"**ε = {_figure(spent)} at δ = {plan.delta:g}** with noise multiplier "
+        f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps."
+    )
+    return Answer(
+        noise=_rounded_up(plan.noise_multiplier),
+        epsilon=_rounded_up(spent) if math.isfinite(spent) else None,
+        told=f"{quoted} {explain(spent, plan.delta)}",
+        table=_table(spent),
+        growth=None,
+        trade_off=None,
+    )
+
+
+def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
+    rate, noise, delta, spent = (
+        plan.sampling_rate,
+        plan.noise_multiplier,
+        plan.delta,
+        _spent(plan),
+    )
+    parts = np.linspace(0, 1, CURVE_POINTS) ** 2  # closer where the curve bends
+    points = sorted({0, 1, *(round(plan.steps * float(part)) for part in parts)})
+    growth = epsilon_over_steps(
+        sampling_rate=rate, noise_multiplier=noise, delta=delta, steps=points
+    )
+    run = LedgerEntry(sampling_rate=rate, noise_multiplier=noise, steps=plan.steps)
+    *exact, at_one_percent = max_true_positive_rates([run], [*RATES, 0.01])
+    by_pair = [max_true_positive_rate(spent, delta, f) for f in RATES]
+    percent = math.ceil(at_one_percent * 1e4) / 100
+    more = f" Against this very mechanism it is at most {percent:g} %."
+    pair = f"(ε, δ) = ({_figure(spent)}, {delta:g})"
+    return answer._replace(
+        told=answer.told + (more if math.isfinite(spent) else ""),
+        growth=steps_figure(points, growth, delta) if math.isfinite(growth[1]) else None,
+        trade_off=trade_off_figure(RATES, by_pair, exact, pair),
+    )
+
+
+def _spent(plan: PrivacyPlan) -> float:
+    return pld_epsilon(
+        sampling_rate=plan.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        steps=plan.steps,
+        delta=plan.delta,
+    )
+
+
+def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> list[list[str]]:
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "is computed …"
+        return "cannot resolve it" if math.isnan(value) else _figure(value)
+
+    return [
+        ["PLD, the figure to quote", shown(pld)],
+        ["PRV, cross-check", shown(prv)],
+        ["RDP, looser", shown(rdp)],
+    ]
+
+
+def _rounded_up(value: float) -> float:
+    """Five digits; up, since neither epsilon nor the noise for it may be understated."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - 4)
+    return float(f"{math.ceil(value / unit - 1e-6) * unit:.5g}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "no bound"
+
+
+def settings_of(name: str) -> tuple[int, int, int, float, str, float]:
+    """Records, batch, steps, delta and noise of a checkpoint, from its card, for `account`."""
+    try:
+        card = load_card(find_checkpoint(name))
+    except (ValueError, FileNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+    if card.sampling_rate is None or card.noise_multiplier is None:
+        raise gr.Error(
+            f"{name} took no step on sensitive records: its epsilon is 0."
+            if card.epsilon == 0
+            else f"{name} has steps of several kinds: see the ledger in its card."
+        )
+    batch = round(card.sampling_rate * card.records)
+    return card.records, batch, card.steps, card.delta, NOISE, card.noise_multiplier
+
+
+def build_privacy(names: Sequence[str]) -> None:
+    """Add the tab's components. Reads no card before somebody asks."""
+    gr.Markdown(
+        "Epsilon is a figure about an **attacker**: how well anybody can tell, from the released "
+        "model and from all that it generates, whether one record was in the training set."
+    )
+    with gr.Row(elem_classes=["page", "form"]):
+        with gr.Column(elem_classes="settings"):
+            origin = gr.Dropdown(
+                names, value=None, label="Fill in from a checkpoint", info="From its privacy card."
+            )
+            with gr.Group():
+                records = gr.Number(50_000, label="Records", minimum=1, step=1)
+                batch = gr.Number(1024, label="Expected batch size", minimum=1, step=1)
+                steps = gr.Number(200, label="Steps", minimum=1, maximum=MAX_STEPS, step=1)
+                delta = gr.Number(
+                    1e-5, label="Delta", info=f"From {MIN_DELTA:g}, and below 1 / records."
+                )
+            with gr.Group():
+                known = gr.Radio([NOISE, EPSILON], value=NOISE, label="I choose")
+                noise = gr.Number(1.0, label="Noise multiplier", minimum=0)
+                epsilon = gr.Number(3.0, label="Epsilon", interactive=False, minimum=0)
+            button = gr.Button("Compute", variant="primary", elem_id="account")
+        with gr.Column(elem_classes="results"):
+            told = gr.Markdown("Press Compute.", elem_classes="answer")
+            table = gr.Dataframe(
+                headers=["accountant", "epsilon"], label="By three accountants", interactive=False
+            )
+            with gr.Row():
+                with gr.Column(min_width=280):
+                    growth = gr.Plot(
+                        label="Epsilon over the steps", format="png", elem_classes="framed"
+                    )
+                with gr.Column(min_width=280):
+                    trade_off = gr.Plot(
+                        label="The best attack that is left", format="png", elem_classes="framed"
+                    )
+        with gr.Column(elem_classes="extras"):
+            gr.Markdown(SAMPLING)
+            gr.Markdown("### Privacy cards")
+            with gr.Row():
+                name = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint", scale=4)
+                printer = gr.Button("Print this card", size="sm", min_width=140)
+            card = gr.Markdown(elem_classes="card", elem_id="printed-card")
+    outputs = [noise, epsilon, told, table, growth, trade_off]
+    inputs = [records, batch, steps, delta, known, noise, epsilon]
+    run: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "accountant"}
+    button.click(account, inputs, outputs, api_name="account", show_progress_on=told, **run)
+    origin.change(
+        settings_of, origin, [records, batch, steps, delta, known, noise], api_name="settings_of"
+    ).success(account, inputs, outputs, api_visibility="private", show_progress_on=told, **run)
+    known.change(
+        lambda known: (
+            gr.Number(interactive=known == NOISE),
+            gr.Number(interactive=known == EPSILON),
+        ),
+        known,
+        [noise, epsilon],
+        api_visibility="private",
+        queue=False,
+    )
+    gr.on(fn=_card, inputs=name, outputs=card, api_name="card")
+    printer.click(None, js=PRINT, api_visibility="private")
+
+
+PRINT = """() => {
+  document.body.classList.add("printing-card");
+  window.print();
+  document.body.classList.remove("printing-card");
+}"""
+
+
+def _card(name: str) -> str:
+    return f"## {name}\n\n{describe_checkpoint(name)[1]}"

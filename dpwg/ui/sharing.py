@@ -1,0 +1,77 @@
+"""Links that open the same images: what was asked for, as a query and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from urllib.parse import urlencode
+
+from dpwg.checkpoint import checkpoint_names
+from dpwg.pipeline import MAX_SEED
+from dpwg.sampling import Sampling
+from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.limits import MAX_IMAGES, whole
+from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that decides what is drawn, in the order of `generate`'s parameters."""
+
+    checkpoint: str
+    caption: str
+    seed: int
+    count: int = 1
+    guidance: float = Sampling.guidance
+    temperature: float = Sampling.temperature
+    upsampler: str = DEFAULT_UPSAMPLER
+
+
+def to_query(drawing: Drawing) -> str:
+    """`?caption=…&seed=…&checkpoint=…`, and whatever else differs from its default."""
+    always = {name: getattr(drawing, name) for name in ("caption", "seed", "checkpoint")}
+    usual = {field.name: field.default for field in fields(Drawing)}
+    changed = {name: value for name, value in asdict(drawing).items() if value != usual[name]}
+    return "?" + urlencode(always | changed, errors="replace")
+
+
+def from_query(query: Mapping[str, str]) -> Drawing | None:
+    """The inverse of `to_query`: None where nothing was asked for, ValueError where it is bad.
+
+    A link needs a caption or a seed; what it leaves out is the page's own.
+    """
+    if not {"caption", "seed"} & set(query):
+        return None
+    names, upsamplers = checkpoint_names(), [name for name, _ in UPSAMPLERS]
+    caption = query.get("caption", "")
+    if len(caption) > MAX_CAPTION_CHARACTERS:
+        raise ValueError(
+            f"Expected a caption of at most {MAX_CAPTION_CHARACTERS} characters in the link, found "
+            f"{len(caption)}; shorten it."
+        )
+    drawing = Drawing(
+        checkpoint=query.get("checkpoint", names[len(names) // 2] if names else ""),
+        caption=caption,
+        seed=whole("seed", _number(query, "seed", 0), 0, MAX_SEED),
+        count=whole("count", _number(query, "count", 1), 1, MAX_IMAGES),
+        guidance=_number(query, "guidance", Sampling.guidance),
+        temperature=_number(query, "temperature", Sampling.temperature),
+        upsampler=query.get("upsampler", DEFAULT_UPSAMPLER),
+    )
+    Sampling(guidance=drawing.guidance, temperature=drawing.temperature)  # refuses what is absurd
+    for name, value, known in (
+        ("checkpoint", drawing.checkpoint, names),
+        ("upsampler", drawing.upsampler, upsamplers),
+    ):
+        if value not in known:
+            raise ValueError(f"Expected {name}={value!r:.80} in the link to be in {known}.")
+    return drawing
+
+
+def _number(query: Mapping[str, str], name: str, default: float) -> float:
+    try:
+        return float(query.get(name, default))
+    except ValueError:
+        raise ValueError(
+            f"Expected {name}={query[name]!r:.80} in the link to be a number."
+        ) from None

@@ -1,0 +1,99 @@
+"""The Compare tab's handlers, on tiny releases and a made-up result file."""
+
+import json
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.ui import results
+from dpwg.ui.compare import compare_captions, compare_checkpoints, mark, siblings
+from dpwg.ui.limits import MAX_CAPTIONS
+
+NAMES = ["faces/public", "faces/eps-1", "faces/eps-inf"]
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(root, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+
+
+def test_checkpoints_stream_from_left_to_right_and_end_with_all():
+    counts, last = [], {}
+    for rows in compare_checkpoints("faces", " A person ", 7, "bicubic"):
+        counts.append((len(rows.coarse), len(rows.images)))
+        last = {label: np.asarray(Image.open(file)) for file, label in rows.images}
+    assert counts == sorted(counts)
+    assert counts[:5] == [(0, 0), (1, 0), (1, 0), (1, 0), (1, 1)]
+    epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
+    assert list(last) == ["public, ε = 0", f"ε = {epsilon:.4g}", "no privacy"]
+    assert rows.status.startswith("seed 7 for all · drawn in ")
+    alone = DPWaveletPipeline.from_pretrained("faces/eps-1")(
+        "A person", seed=7, upsampler="bicubic"
+    )
+    np.testing.assert_array_equal(last[f"ε = {epsilon:.4g}"], alone.image[0])
+
+
+def test_captions_share_a_seed_and_are_numbered():
+    frames = compare_captions("faces/eps-1", "one\n\n  two \r\n", 3, "bicubic")
+    sizes = []
+    for rows in frames:
+        sizes.append(len(rows.images))
+        pictures = [np.asarray(Image.open(file)) for file, _ in rows.images]
+    assert sizes == [0, 0, 0, 2]
+    assert [label for _, label in rows.images] == ["line 1", "line 2"]
+    assert [picture.shape for picture in pictures] == [(128, 128, 3)] * 2
+    alone = DPWaveletPipeline.from_pretrained("faces/eps-1")("two", seed=3, upsampler="bicubic")
+    np.testing.assert_array_equal(pictures[1], alone.image[0])
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: compare_checkpoints("nobody", "a", 0, "bicubic"), "no checkpoint for 'nobody'"),
+        (lambda: compare_checkpoints("faces", "a" * 5_000, 0, "bicubic"), "found 5000"),
+        (lambda: compare_checkpoints("faces", "a", -1, "bicubic"), "seed=-1"),
+        (lambda: compare_checkpoints("faces", "a", MAX_SEED + 1, "bicubic"), "seed="),
+        (lambda: compare_checkpoints("faces", "a", 0, "magic"), "magic"),
+        (lambda: compare_captions("faces/eps-1", " \n ", 0, "bicubic"), "found 0"),
+        (
+            lambda: compare_captions("faces/eps-1", "a\n" * (MAX_CAPTIONS + 1), 0, "bicubic"),
+            f"found {MAX_CAPTIONS + 1}",
+        ),
+        (lambda: compare_captions("/etc", "a", 0, "bicubic"), "checkpoint='/etc'"),
+    ],
+)
+def test_bad_input_is_an_error_in_words(ask, message):
+    with pytest.raises(gr.Error, match=message):
+        list(ask())
+
+
+def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
+    rows = [
+        {"name": name, "epsilon": epsilon, "loss": loss}
+        for name, epsilon, loss in zip(NAMES, (0.0, 1.0, None), (3.0, 2.5, 2.0), strict=True)
+    ]
+    facts = {"data": "some", "records": 1234, "nats_per_code": rows}
+    (tmp_path / "held-out.json").write_text(json.dumps(facts))
+    (measure,) = results.measures(tmp_path)
+    assert [tuple(point) for point in measure.points] == [
+        *(("faces/public", 0.0, 3.0), ("faces/eps-1", 1.0, 2.5), ("faces/eps-inf", None, 2.0))
+    ]
+    monkeypatch.setattr("dpwg.ui.compare.measures", lambda: [measure])
+    figure, told = mark("faces/eps-1")
+    assert told.startswith("**faces/eps-1**: 2.500 nats a code. Held-out loss on 1,234 records")
+    ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert ticks == ["public\nε = 0", "1", "no\nprivacy"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3.000", "2.500", "2.000"]
+    assert mark("faces/eps-2")[1].startswith("faces/eps-2 was not measured")
+    monkeypatch.setattr("dpwg.ui.compare.measures", list)
+    assert mark("faces/eps-1")[0] is None
+    assert results.measures(tmp_path / "nowhere") == []
+
+
+def test_siblings_are_ordered_by_epsilon():
+    assert siblings("faces") == NAMES
+    assert siblings("scenes") == []

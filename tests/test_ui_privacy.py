@@ -1,0 +1,137 @@
+"""The Privacy and About tabs: every figure is that of the accountants and of the cards."""
+
+import math
+import re
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.privacy.accounting import MAX_EPSILON, epsilons, explain
+from dpwg.ui.about import ROOT, section, story
+from dpwg.ui.limits import MAX_STEPS, described, whole
+from dpwg.ui.privacy import EPSILON, NOISE, _card, _rounded_up, account, settings_of
+
+RUN = {
+    "records": 50_000,
+    "batch": 1024,
+    "steps": 100,
+    "delta": 1e-5,
+    "known": NOISE,
+    "noise": 1.0,
+    "epsilon": 3.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(root, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+
+
+def test_noise_gives_epsilon_by_three_accountants():
+    first, second, last = account(**RUN)
+    spent = epsilons(sampling_rate=1024 / 50_000, noise_multiplier=1.0, steps=100, delta=1e-5)
+    assert first.told.startswith(f"**ε = {spent.pld:.4g} at δ = 1e-05**")
+    assert explain(spent.pld, 1e-5) in first.told
+    assert (first.growth, first.table[1][1]) == (None, "is computed …")
+    assert [row[1] for row in last.table] == [f"{value:.4g}" for value in vars(spent).values()]
+    assert spent.pld <= last.epsilon <= spent.pld * 1.0002
+    line = second.growth.axes[0].get_lines()[0]
+    assert line.get_xdata()[-1] == 100
+    assert line.get_ydata()[-1] == pytest.approx(spent.pld, rel=0.01)
+    pair, exact, guess = (line.get_ydata() for line in second.trade_off.axes[0].get_lines())
+    assert (np.array(exact) <= np.array(pair) + 1e-6).all()
+    assert (np.array(guess) <= np.array(exact) + 1e-6).all()
+
+
+def test_epsilon_gives_a_noise_that_keeps_it():
+    *_, last = account(**RUN | {"known": EPSILON})
+    spent = epsilons(
+        sampling_rate=1024 / 50_000, noise_multiplier=last.noise, steps=100, delta=1e-5
+    )
+    assert 2.99 < spent.pld <= 3.0
+
+
+def test_no_noise_is_no_bound():
+    *_, last = account(**RUN | {"noise": 0.0})
+    assert "ε = no bound" in last.told
+    assert last.epsilon is last.growth is None
+    assert [row[1] for row in last.table] == ["no bound"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"records": 0}, "records=0"),
+        ({"records": math.nan}, "records=nan"),
+        ({"records": None}, "records=None"),
+        ({"batch": 60_000}, "pass records >= batch"),
+        ({"batch": 10.5}, r"batch=10\.5"),
+        ({"steps": MAX_STEPS + 1}, "steps="),
+        ({"delta": 0.5}, "one whole record"),
+        ({"delta": None}, "delta=None"),
+        ({"delta": math.nan}, "delta=nan"),
+        ({"noise": -1.0}, "noise=-1"),
+        ({"noise": math.inf}, "noise=inf"),
+        ({"noise": None}, "noise=None"),
+        ({"known": EPSILON, "epsilon": 0.0}, r"epsilon=0\.0"),
+        ({"known": EPSILON, "epsilon": None}, "epsilon=None"),
+        ({"known": EPSILON, "epsilon": MAX_EPSILON + 1}, "epsilon="),
+        ({"known": EPSILON, "epsilon": 1e-7}, "reachable with noise"),
+    ],
+)
+def test_absurd_values_are_errors_in_words(change, message):
+    with pytest.raises(gr.Error, match=message):
+        next(account(**RUN | change))
+
+
+def test_a_checkpoint_fills_in_its_own_run():
+    card = load_card(find_checkpoint("faces/eps-1"))
+    records, batch, steps, delta, known, noise = settings_of("faces/eps-1")
+    assert (records, batch, steps, delta, noise) == (5_000, 100, 100, 1e-6, 2.0)
+    *_, last = account(records, batch, steps, delta, known, noise, None)
+    assert last.told.startswith(f"**ε = {card.epsilon:.4g} at δ = 1e-06**")
+    assert settings_of("faces/eps-inf")[-1] == 0.0
+    with pytest.raises(gr.Error, match="its epsilon is 0"):
+        settings_of("faces/public")
+    with pytest.raises(gr.Error, match="release folder or one of"):
+        settings_of("../nowhere")
+
+
+def test_cards_are_whole():
+    assert _card("faces/eps-1").startswith("## faces/eps-1\n")
+    assert load_card(find_checkpoint("faces/eps-1")).to_markdown() in _card("faces/eps-1")
+
+
+def test_rounding_never_understates():
+    for value in (0.0, 1.0, 0.12345, 1.8980624827, 263.80625482, 1e-7):
+        assert value <= _rounded_up(value) <= value * 1.0002 + 1e-12
+
+
+def test_the_story_takes_its_figures_from_the_checkpoint():
+    told = story("faces/eps-1")
+    assert "of `faces/eps-1`: 2 radii" in told.noise_text
+    assert "32×32 into 192 codes, 64 a scale" in told.codes_text
+    assert "(8×8, 16×16, 32×32)" in told.codes_text
+    assert told.image.shape == (512, 512, 3)
+    assert told.codes.shape == (512, 3 * 512, 3)
+    assert told.upsampled.shape == (512, 2 * 512, 3)
+    assert "an example: 1 radii" in story("faces/public").noise_text
+
+
+def test_sections_are_those_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for title in ("Limits", "Cite", "Run it", "What is private, and what is not"):
+        assert section(title)
+        assert section(title) in readme
+        assert not re.search("^## ", section(title), flags=re.MULTILINE)
+    assert section("Nothing of the kind") == ""
+
+
+def test_bounds_are_stated_and_kept():
+    assert f"{MAX_STEPS:,} steps" in described()
+    assert whole("n", 3.0, 0, 5) == 3
+    for value in (True, "3", None, 2.5, math.inf, 6, -1):
+        with pytest.raises(ValueError, match="Expected n="):
+            whole("n", value, 0, 5)
