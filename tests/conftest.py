@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import default_encoder
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.examples import Examples
+from dpwg.training.finetune import LORA_LAYERS
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,6 +98,19 @@ def make_model() -> Callable[..., WaveletGPT]:
     return make
 
 
+@pytest.fixture(scope="session", params=["full", "lora"])
+def model(request, make_model) -> WaveletGPT:
+    """A tiny WaveletGPT, all of it trainable or pairs that do something; copy it to change it."""
+    model = make_model()
+    if request.param == "lora":
+        torch.manual_seed(0)
+        add_lora(model, 3, LORA_LAYERS)
+        for name, parameter in model.named_parameters():
+            if name.endswith("up.weight"):
+                nn.init.normal_(parameter, std=0.1)
+    return model
+
+
 @pytest.fixture(scope="session")
 def make_inputs() -> Callable[..., Inputs]:
     """Random captions of one to five tokens and random codes."""
@@ -111,6 +127,25 @@ def make_inputs() -> Callable[..., Inputs]:
                 for size in config.codebook_sizes
             ],
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_examples(make_inputs) -> Callable[..., Examples]:
+    """Random examples of as many captions as asked, one number a record."""
+
+    def make(captions: tuple[int, ...] = (1,) * 12) -> Examples:
+        inputs, texts = make_inputs(len(captions)), make_inputs(sum(captions), seed=1)
+        tensors = {
+            "states": texts.states_BLD,
+            "mask": texts.mask_BL,
+            "count": torch.tensor(captions),
+            "empty_states": torch.full((5, 8), 9.0),
+            "empty_mask": torch.arange(5) < 2,
+        }
+        codes = {f"codes_{s}": c.to(torch.int16) for s, c in enumerate(inputs.codes)}
+        return Examples(tensors, codes)
 
     return make
 

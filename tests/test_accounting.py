@@ -17,6 +17,7 @@ from dpwg.privacy.accounting import (
     LedgerEntry,
     PrivacyPlan,
     calibrate_noise,
+    check_delta,
     epsilons,
     explain,
     max_true_positive_rate,
@@ -26,10 +27,33 @@ from dpwg.privacy.accounting import (
 DELTA = 1e-5
 
 
-def plain_dp_accounting(rate: float, noise: float, steps: int) -> float:
+def plain_dp_accounting(rate: float, noise: float, steps: int, delta: float = DELTA) -> float:
     accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), steps)
-    return accountant.get_epsilon(DELTA)
+    return accountant.get_epsilon(delta)
+
+
+def one_step_epsilon(rate: float, noise: float) -> float:
+    """Epsilon of one subsampled step, where the hockey-stick divergence has a closed form.
+
+    P = (1 - rate) N(0, noise^2) + rate N(1, noise^2) against Q = N(0, noise^2), both ways: log P/Q
+    rises with the output, so each divergence is that of the tail beyond one threshold.
+    """
+
+    def threshold(eps: float) -> float:
+        return noise**2 * math.log((math.exp(eps) - 1 + rate) / rate) + 0.5
+
+    def excess(eps: float) -> float:
+        x = threshold(eps)
+        q, p = norm.sf(x / noise), norm.sf((x - 1) / noise)
+        removed, added = (1 - rate) * q + rate * p - math.exp(eps) * q, 0.0
+        if math.exp(-eps) > 1 - rate:
+            x = threshold(-eps)
+            q, p = norm.cdf(x / noise), norm.cdf((x - 1) / noise)
+            added = q - math.exp(eps) * ((1 - rate) * q + rate * p)
+        return max(removed, added) - DELTA
+
+    return brentq(excess, 1e-9, 30.0, xtol=1e-12)
 
 
 def analytic_gaussian_epsilon(noise: float, steps: int) -> float:
@@ -68,6 +92,47 @@ def test_calibration_never_overshoots_and_wastes_little(rate, steps, target):
     assert plain_dp_accounting(rate, noise / 1.003, steps) > target
 
 
+@st.composite
+def targets(draw: st.DrawFn, most_steps: int) -> dict[str, float]:
+    """Runs of any size, with more than none of every delta and epsilon."""
+
+    def spread(least: float, most: float) -> float:
+        return 10 ** draw(st.floats(math.log10(least), math.log10(most)))
+
+    records = round(spread(2, 1e9))
+    return {
+        "records": records,
+        "batch_size": max(1, round(spread(1 / records, 1) * records)),
+        "steps": round(spread(1, most_steps)),
+        "delta": max(1e-10, spread(1e-6, 0.99) / records),
+        "target_epsilon": spread(0.02, 30),
+    }
+
+
+def keeps_its_target(target: dict[str, float]) -> None:
+    try:
+        plan = PrivacyPlan.calibrated(**target, max_grad_norm=1.0)
+    except ValueError as error:
+        if "reachable with noise <= 16384" not in str(error):
+            raise
+        return
+    run = (plan.sampling_rate, plan.noise_multiplier, plan.steps, plan.delta)
+    assert plain_dp_accounting(*run) <= target["target_epsilon"]
+
+
+@settings(max_examples=4)
+@given(targets(most_steps=500))
+def test_no_calibrated_plan_overshoots(target):
+    keeps_its_target(target)
+
+
+@pytest.mark.slow
+@settings(max_examples=120)
+@given(targets(most_steps=20_000))
+def test_none_of_many_calibrated_plans_overshoots(target):
+    keeps_its_target(target)
+
+
 @pytest.mark.parametrize(("rate", "steps", "target"), [(0.02, 250, 100.0), (1.0, 250, 0.1)])
 def test_calibration_keeps_far_targets(rate, steps, target):
     noise = calibrate_noise(sampling_rate=rate, steps=steps, delta=DELTA, target_epsilon=target)
@@ -96,6 +161,42 @@ def test_full_batches_match_the_closed_form(noise, steps):
 
 
 @pytest.mark.parametrize(
+    ("rate", "noise"), [(0.02, 1.0), (0.02, 0.5), (0.2, 0.5), (0.5, 2.0), (0.9, 3.0), (1.0, 1.0)]
+)
+def test_one_sampled_step_matches_its_closed_form(rate: float, noise: float):
+    exact = one_step_epsilon(rate, noise)
+    found = pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=1, delta=DELTA)
+    assert exact * (1 - 1e-9) <= found <= exact * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "delta"), [(1.0, math.sqrt(3), 0.126936), (0.2, 0.5, 0.15594)]
+)
+def test_three_steps_spend_what_the_tests_of_dp_accounting_say(rate, noise, delta):
+    found = pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=3, delta=delta)
+    assert found == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps", "delta"),
+    [(0.001, 0.8, 1, 1e-6), (0.02, 0.7, 45, 1e-5), (0.3, 5.0, 2000, 1e-9), (1.0, 20.0, 50, 1e-3)],
+)
+def test_pld_is_what_dp_accounting_gives(rate, noise, steps, delta):
+    found = pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=delta)
+    assert found == pytest.approx(plain_dp_accounting(rate, noise, steps, delta), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("noise", "epochs", "published"), [(1.12, 60, 2.92), (0.6, 30, 9.74), (1.2, 10, 1.20)]
+)
+def test_published_mnist_runs_spend_less_than_their_first_analysis_said(noise, epochs, published):
+    """The table of TensorFlow Privacy's tutorial: RDP by the looser conversion of its time."""
+    steps = epochs * 60_000 // 256
+    found = epsilons(sampling_rate=256 / 60_000, noise_multiplier=noise, steps=steps, delta=DELTA)
+    assert 0.65 * published < found.pld < found.rdp < published
+
+
+@pytest.mark.parametrize(
     ("batch", "steps", "noise", "about"),
     [(1024, 200, 1.36, 1), (1024, 400, 0.95, 3), (2048, 200, 0.7, 10)],
 )
@@ -104,6 +205,26 @@ def test_three_accountants_agree_at_shipped_settings(batch, steps, noise, about)
     assert found.pld == pytest.approx(about, rel=0.2)
     assert found.prv == pytest.approx(found.pld, rel=0.01)
     assert found.pld < found.rdp < 1.3 * found.pld
+
+
+@settings(max_examples=6)
+@given(rate=st.floats(0.005, 0.3), noise=st.floats(0.7, 5.0), steps=st.integers(20, 1000))
+def test_three_accountants_agree_at_any_usual_settings(rate, noise, steps):
+    found = epsilons(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=DELTA)
+    assert found.prv == pytest.approx(found.pld, rel=0.01)
+    assert found.rdp >= found.pld
+
+
+powers_of_ten = st.floats(-3, 0).map(lambda x: 10**x)
+
+
+@settings(max_examples=8)
+@given(rate=powers_of_ten, noise=st.floats(0.5, 50.0), steps=st.integers(1, 1000))
+def test_rdp_is_never_below_pld(rate, noise, steps):
+    runs = ((rate, noise, steps),)
+    found = pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=steps, delta=DELTA)
+    rounded_up = 1e-4 * math.sqrt(steps)  # by PLD's grid, of which RDP has none
+    assert accounting._rdp(runs, DELTA) >= found - rounded_up
 
 
 def test_prv_beyond_its_reach_is_nan_and_not_a_number():
@@ -120,6 +241,27 @@ def test_epsilon_grows_with_steps_rate_and_less_noise():
     assert spent == sorted(set(spent))
     assert pld_epsilon(**base | {"sampling_rate": 0.03}) > spent[1]
     assert pld_epsilon(**base | {"noise_multiplier": 2.9}) > spent[1]
+
+
+@settings(max_examples=6)
+@given(
+    rate=powers_of_ten,
+    noise=st.floats(0.5, 50.0),
+    steps=st.lists(st.integers(1, 1000), min_size=2, max_size=3, unique=True).map(sorted),
+)
+def test_epsilon_never_falls_as_steps_grow(rate, noise, steps):
+    spent = [
+        pld_epsilon(sampling_rate=rate, noise_multiplier=noise, steps=count, delta=DELTA)
+        for count in steps
+    ]
+    assert spent == sorted(spent)
+
+
+@pytest.mark.parametrize("steps", [30, 31, 32, 33, 34])
+def test_epsilon_does_not_fall_where_the_grid_changes(steps):
+    run = {"sampling_rate": 1.0, "noise_multiplier": 0.86, "delta": DELTA}
+    assert 40 < pld_epsilon(**run, steps=30) < 50 < pld_epsilon(**run, steps=35)
+    assert pld_epsilon(**run, steps=steps) < pld_epsilon(**run, steps=steps + 1)
 
 
 def test_above_50_the_coarse_grid_stays_a_close_upper_bound():
@@ -171,6 +313,13 @@ def test_plan_refuses(change, message):
     PrivacyPlan(**good)
     with pytest.raises(ValueError, match=message):
         PrivacyPlan(**good | change)
+
+
+@given(st.integers(2, 10**9))
+def test_delta_must_be_below_one_record_in_all_of_them(records: int):
+    with pytest.raises(ValueError, match="publishing one whole record would count as private"):
+        check_delta(1 / records, records=records)
+    check_delta(math.nextafter(1 / records, 0), records=records)
 
 
 def test_ledger_merges_equal_steps_and_round_trips():

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
+from gradients import (
+    ONE_RECORD,
+    assert_same_sums,
+    clip,
+    gpt_losses,
+    minus,
+    norm_of,
+    one_by_one,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus import GradSampleModule
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
-from dpwg.lora import add_lora
-from dpwg.model import WaveletGPT
-from dpwg.privacy.clipping import ClippedBatch, ClippedSums
-from dpwg.training.finetune import LORA_LAYERS
-
-Sums = dict[str, Tensor]
-ONE_RECORD = 1 + 1e-5  # float32 rounding of a norm
+from dpwg.privacy.clipping import BFLOAT16_ERROR, ClippedSums
 
 
 class Chain(nn.Module):
@@ -35,75 +39,6 @@ class Chain(nn.Module):
         for layer in self.layers:
             x_BTC = torch.tanh(layer(x_BTC)) + 0.1 * layer(x_BTC)
         return x_BTC.square().sum((1, 2)) + x_BTC.sum((1, 2))
-
-
-def one_by_one(
-    losses_of: Callable[[nn.Module, slice], Tensor], model: nn.Module, records: int, bound: float
-) -> tuple[Tensor, Sums]:
-    """Norms and clipped sums by a backward pass a record, in float64."""
-    model = copy.deepcopy(model).double()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sums = {name: torch.zeros_like(p) for name, p in trained.items()}
-    norms = []
-    for i in range(records):
-        gradients = torch.autograd.grad(
-            losses_of(model, slice(i, i + 1)).sum(), list(trained.values()), allow_unused=True
-        )
-        norm = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
-        norms.append(norm)
-        for name, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:
-                sums[name] += gradient * (bound / norm).clamp(max=1)
-    return torch.stack(norms), sums
-
-
-def norm_of(sums: Sums) -> float:
-    return torch.stack([total.double().norm() for total in sums.values()]).norm().item()
-
-
-def minus(a: Sums, b: Sums) -> Sums:
-    return {name: a[name].double() - b[name].double() for name in a}
-
-
-def assert_same_sums(found: Sums, expected: Sums, tolerance: float = 1e-5) -> None:
-    """Every parameter to `tolerance` of its own norm, or of a hundredth of the whole."""
-    assert found.keys() == expected.keys()
-    whole = norm_of(expected)
-    for name, difference in minus(found, expected).items():
-        size = max(expected[name].norm().item(), 0.01 * whole)
-        assert difference.norm().item() <= tolerance * size, name
-
-
-def gpt_losses(inputs) -> Callable[[nn.Module, slice], Tensor]:
-    def losses(model: nn.Module, part: slice) -> Tensor:
-        own = inputs[part]
-        states_BLD = own.states_BLD.to(model.norm.weight.dtype)
-        return model.negative_log_likelihood(states_BLD, own.mask_BL, own.codes)
-
-    return losses
-
-
-def clip(
-    model: nn.Module,
-    losses_of: Callable[[nn.Module, slice], Tensor],
-    records: int,
-    bound: float,
-    weights_B: Tensor | None = None,
-) -> tuple[ClippedBatch, Sums]:
-    model = copy.deepcopy(model)
-    clipped = ClippedSums(model, max_grad_norm=bound)
-    return clipped.add(lambda: losses_of(model, slice(0, records)), weights_B), clipped.sums
-
-
-@pytest.fixture(params=["full", "lora"])
-def model(request, make_model) -> WaveletGPT:
-    model = make_model()
-    if request.param == "lora":
-        add_lora(model, 3, LORA_LAYERS)
-        for name, parameter in model.named_parameters():
-            if name.endswith("up.weight"):
-                nn.init.normal_(parameter, std=0.1)
-    return model
 
 
 def test_norms_and_sums_of_waveletgpt_equal_a_loop_over_records(model, make_inputs) -> None:
@@ -163,16 +98,34 @@ def test_short_and_long_sequences_follow_the_loop(length: int, width: int) -> No
 @given(st.integers(1, 8), st.integers(0, 3))
 @settings(max_examples=10)
 def test_any_split_into_padded_micro_batches_gives_the_same_sums(
-    make_model, make_inputs, size: int, seed: int
+    model, make_inputs, size: int, seed: int
 ) -> None:
-    model, inputs = make_model(), make_inputs(7, seed)
+    inputs, worker = make_inputs(7, seed), copy.deepcopy(model)
     _, whole = clip(model, gpt_losses(inputs), 7, 0.3)
-    clipped = ClippedSums(model, max_grad_norm=0.3)
+    clipped = ClippedSums(worker, max_grad_norm=0.3)
     for part_B in torch.arange(7).split(size):
         weights_B = (torch.arange(size) < len(part_B)).float()
         padded = inputs[torch.cat((part_B, part_B[:1].expand(size - len(part_B))))]
-        clipped.add(lambda padded=padded: padded.losses(model), weights_B)
+        clipped.add(lambda padded=padded: padded.losses(worker), weights_B)
     assert_same_sums(clipped.sums, whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_record_adds_the_same_wherever_it_stands_in_a_micro_batch(
+    model, make_inputs, dtype
+) -> None:
+    """So that a record that is added or removed does not move those behind it."""
+    worker, inputs = copy.deepcopy(model).to(dtype), make_inputs(6)
+    added = []
+    for place in range(6):
+        order = [*range(1, place + 1), 0, *range(place + 1, 6)]
+        batch, sums = clip(
+            worker, gpt_losses(inputs[torch.tensor(order)]), 6, 0.3, torch.eye(6)[place]
+        )
+        added.append((batch.norms_B[place], sums))
+    for norm, sums in added[1:]:
+        assert norm == pytest.approx(added[0][0].item(), rel=1e-6)
+        assert_same_sums(sums, added[0][1], 1e-6)
 
 
 def test_zero_begins_again(make_model, make_inputs) -> None:
@@ -186,20 +139,28 @@ def test_zero_begins_again(make_model, make_inputs) -> None:
 def test_a_bfloat16_worker_stays_near_the_loop(model, make_inputs) -> None:
     losses_of = gpt_losses(make_inputs(8))
     worker = copy.deepcopy(model).bfloat16()
-    norms_B, _ = one_by_one(losses_of, worker, 8, 1.0)
-    bound = norms_B.median().item()
-    _, expected = one_by_one(losses_of, worker, 8, bound)
-    batch, sums = clip(worker, losses_of, 8, bound)
-    torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=2e-2, atol=0)
-    assert norm_of(minus(sums, expected)) <= 2e-2 * norm_of(expected)
+    for dtype in (torch.bfloat16, torch.float64):
+        norms_B, _ = one_by_one(losses_of, worker, 8, 1.0, dtype)
+        bound = norms_B.median().item()
+        _, expected = one_by_one(losses_of, worker, 8, bound, dtype)
+        batch, sums = clip(worker, losses_of, 8, bound)
+        torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=2e-2, atol=0)
+        assert norm_of(minus(sums, expected)) <= 2e-2 * norm_of(expected)
+
+
+def test_every_parameter_of_a_bfloat16_worker_stays_near_the_loop(model, make_inputs) -> None:
+    losses_of, room = gpt_losses(make_inputs(8)), 1 - 2 * BFLOAT16_ERROR
+    worker = copy.deepcopy(model).bfloat16()
+    for bound in (0.5, 2.0):
+        _, expected = one_by_one(losses_of, worker, 8, bound * room, torch.bfloat16)
+        _, sums = clip(worker, losses_of, 8, bound)
+        assert_same_sums(sums, expected, 2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1.0, 1e6, 1e14])
-def test_one_record_moves_the_sum_by_at_most_the_bound(
-    make_model, make_inputs, dtype, size
-) -> None:
-    model, inputs, bound = make_model().to(dtype), make_inputs(6), 0.05
+def test_one_record_moves_the_sum_by_at_most_the_bound(model, make_inputs, dtype, size) -> None:
+    model, inputs, bound = copy.deepcopy(model).to(dtype), make_inputs(6), 0.05
 
     def losses_of(model: nn.Module, part: slice) -> Tensor:
         size_B = torch.ones(6)
@@ -267,10 +228,36 @@ def test_repeated_ids_that_nearly_cancel_contribute_at_most_the_bound(dtype, nea
         assert norm_of(own) <= ONE_RECORD
 
 
+@given(
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.lists(
+        st.sampled_from([0.0, 1e-38, 1e-3, -1.0, 1e6, 1e18, -1e25, 3e38, torch.inf, torch.nan]),
+        min_size=4,
+        max_size=4,
+    ),
+    st.integers(0, 3),
+)
+@settings(max_examples=15)
+def test_no_record_moves_the_sum_by_more_than_the_bound_whatever_stands_beside_it(
+    model, make_inputs, dtype, sizes: list[float], record: int
+) -> None:
+    worker, inputs = copy.deepcopy(model).to(dtype), make_inputs(4)
+
+    def losses_of(model: nn.Module, part: slice) -> Tensor:
+        return gpt_losses(inputs)(model, part) * torch.tensor(sizes)
+
+    batch, every = clip(worker, losses_of, 4, 0.05)
+    _, without = clip(worker, losses_of, 4, 0.05, torch.arange(4) != record)
+    assert norm_of(minus(every, without)) <= 0.05 * ONE_RECORD
+    assert batch.refused == int((~batch.norms_B.isfinite()).sum())
+    certain = [not abs(size) < torch.inf for size in sizes]
+    assert not batch.norms_B[torch.tensor(certain)].isfinite().any()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_record_without_finite_gradient_contributes_zero(make_model, make_inputs, bad, dtype):
-    model, inputs = make_model().to(dtype), make_inputs(5)
+def test_a_record_without_finite_gradient_contributes_zero(model, make_inputs, bad, dtype) -> None:
+    model, inputs = copy.deepcopy(model).to(dtype), make_inputs(5)
     inputs.states_BLD[2, 0, 0] = bad
     batch, sums = clip(model, gpt_losses(inputs), 5, 0.5)
     _, without = clip(model, gpt_losses(make_inputs(5)), 5, 0.5, torch.arange(5) != 2)
@@ -298,6 +285,21 @@ def test_a_gradient_too_large_for_its_square_is_refused_or_bounded(size: float) 
     assert batch.refused == int(not batch.norms_B[1].isfinite())
 
 
+def test_an_infinite_gradient_of_a_finite_loss_contributes_zero() -> None:
+    torch.manual_seed(0)
+    model, x_BC = nn.Sequential(nn.Linear(3, 2, bias=False)), torch.randn(3, 3)
+    x_BC[1] = 0
+
+    def losses_of(model: nn.Module, part: slice) -> Tensor:
+        return model(x_BC[part]).abs().sum(1).sqrt()
+
+    batch, sums = clip(model, losses_of, 3, 0.1)
+    _, without = clip(model, losses_of, 3, 0.1, torch.tensor([1.0, 0.0, 1.0]))
+    assert batch.losses_B.isfinite().all()
+    assert batch.refused == 1
+    assert_same_sums(sums, without)
+
+
 class WithParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -311,6 +313,23 @@ class Tied(nn.Module):
         self.embedding = nn.Embedding(4, 3)
         self.logits = nn.Linear(3, 4, bias=False)
         self.logits.weight = self.embedding.weight
+
+
+class TiedByUse(nn.Module):
+    """One matrix for the ids and for the logits, tied where no layer sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(4, 3)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        return F.linear(self.linear(self.embedding(ids_BT)), self.embedding.weight)
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    """The layer, frozen, beside one that is not."""
+    return nn.ModuleDict({"it": layer.requires_grad_(False), "linear": nn.Linear(3, 3)})
 
 
 def partially_frozen() -> nn.Module:
@@ -328,14 +347,58 @@ def partially_frozen() -> nn.Module:
         (partially_frozen(), "'partly'"),
         (nn.ModuleDict({"ids": nn.Embedding(4, 3, padding_idx=0)}), "padding_idx.*'ids'"),
         (nn.ModuleDict({"ids": nn.Embedding(4, 3, max_norm=1.0)}), "max_norm.*'ids'"),
+        (nn.ModuleDict({"ids": nn.Embedding(4, 3, scale_grad_by_freq=True)}), "freq.*'ids'"),
         (nn.ModuleDict({"mix": nn.BatchNorm1d(3)}), "'mix'.*BatchNorm1d"),
         (nn.ModuleDict({"mix": nn.MultiheadAttention(4, 2)}), "'mix'.*MultiheadAttention"),
+        (nn.ModuleDict({"it": nn.Conv1d(3, 3, 1)}), "'it'.*Conv1d"),
+        (nn.ModuleDict({"it": nn.ConvTranspose2d(3, 3, 1)}), "'it'.*ConvTranspose2d"),
+        (nn.ModuleDict({"it": nn.GroupNorm(1, 3)}), "'it'.*GroupNorm"),
+        (nn.ModuleDict({"it": nn.RMSNorm(3)}), "'it'.*RMSNorm"),
+        (nn.ModuleDict({"it": nn.InstanceNorm1d(3, affine=True)}), "'it'.*InstanceNorm1d"),
+        (nn.ModuleDict({"it": nn.RNN(3, 3)}), "'it'.*RNN"),
+        (nn.ModuleDict({"it": nn.LSTM(3, 3)}), "'it'.*LSTM"),
+        (nn.ModuleDict({"it": nn.GRUCell(3, 3)}), "'it'.*GRUCell"),
+        (nn.ModuleDict({"it": nn.Bilinear(3, 3, 3)}), "'it'.*Bilinear"),
+        (nn.ModuleDict({"it": nn.EmbeddingBag(3, 3)}), "'it'.*EmbeddingBag"),
+        (nn.ModuleDict({"it": nn.PReLU()}), "'it'.*PReLU"),
+        (nn.ModuleDict({"it": nn.LazyLinear(3)}), "'it'.*LazyLinear"),
+        (nn.ModuleDict({"it": nn.utils.spectral_norm(nn.Linear(3, 3))}), "'it'.*weight_orig"),
+        (nn.ModuleDict({"it": weight_norm(nn.Linear(3, 3))}), "'it'.*ParametrizedLinear"),
+        (frozen(nn.BatchNorm2d(3)), "'it'.*BatchNorm2d"),
+        (frozen(nn.BatchNorm1d(3, affine=False)), "'it'.*BatchNorm1d"),
+        (frozen(nn.InstanceNorm1d(3, track_running_stats=True)), "'it'.*InstanceNorm1d"),
         (nn.Linear(2, 2).requires_grad_(False), "trainable parameters, found none"),
     ],
 )
 def test_unsupported_layers_are_refused_by_name(model: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClippedSums(model, max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3), nn.LSTM(3, 3), nn.Linear(3, 3), nn.Dropout()]
+)
+def test_frozen_layers_that_keep_records_apart_are_let_through(layer: nn.Module) -> None:
+    assert ClippedSums(frozen(layer), max_grad_norm=1.0).sums.keys() == {
+        "linear.weight",
+        "linear.bias",
+    }
+
+
+def test_a_parameter_used_outside_its_layer_is_refused_by_name() -> None:
+    model, ids_BT = TiedByUse(), torch.randint(4, (3, 2))
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"'embedding\.weight' to be used by its own layer"):
+        clipped.add(lambda: model(ids_BT).square().sum((1, 2)))
+    assert norm_of(clipped.sums) == 0
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_layer_in_another_dtype_is_refused_by_name(dtype) -> None:
+    model, x_BC = nn.ModuleDict({"it": nn.Linear(3, 2)}).to(dtype), torch.randn(4, 3).to(dtype)
+    with pytest.raises(ValueError, match="'it' in float32 or bfloat16"):
+        ClippedSums(model, max_grad_norm=1.0).add(lambda: model["it"](x_BC).float().sum(1))
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("nan")])
@@ -422,33 +485,3 @@ def test_sums_carry_the_names_of_the_parameters(make_model) -> None:
     for model in (make_model(), nn.Linear(2, 2)):
         names = {name for name, _ in model.named_parameters()}
         assert ClippedSums(model, max_grad_norm=1.0).sums.keys() == names
-
-
-class Losses(nn.Module):
-    """WaveletGPT with its losses as output, the shape that Opacus takes."""
-
-    def __init__(self, model: WaveletGPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model.negative_log_likelihood(inputs[0], inputs[1], list(inputs[2:]))
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-def test_norms_and_sums_agree_with_the_per_sample_gradients_of_opacus(model, make_inputs) -> None:
-    inputs, bound = make_inputs(6), 0.4
-    batch, sums = clip(model, gpt_losses(inputs), 6, bound)
-    sampled = GradSampleModule(Losses(copy.deepcopy(model)), loss_reduction="sum")
-    sampled(inputs.states_BLD, inputs.mask_BL, *inputs.codes).sum().backward()
-    gradients = {
-        name.removeprefix("_module.model."): p.grad_sample.double()
-        for name, p in sampled.named_parameters()
-        if p.requires_grad
-    }
-    squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
-    norms_B = torch.stack(squares).sum(0).sqrt()
-    scale_B = (bound / norms_B).clamp(max=1)
-    torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=1e-5, atol=0)
-    expected = {name: torch.tensordot(scale_B, g, dims=1) for name, g in gradients.items()}
-    assert_same_sums(sums, expected)

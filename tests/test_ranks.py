@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, distributed, multiprocessing
 
 from dpwg.model import WaveletGPT
@@ -51,13 +52,16 @@ def finetuned(
     training = PrivateTraining(
         model, Examples(*inputs), plan, SETTINGS, ranks=ranks, generator=generator
     )
-    reports = list(training.run())
+    reports, noised = [], []
+    for report in training.run():
+        reports.append(report)
+        noised.append(torch.cat([total.flatten() for total in training._clipped.sums.values()]))
     return {
         "weights": flat(model),
         "examples": [report.examples for report in reports],
         "losses": [report.loss for report in reports],
         "steps": training.ledger.steps,
-        "noised": torch.cat([total.flatten() for total in training._clipped.sums.values()]),
+        "noised": torch.stack(noised),
     }
 
 
@@ -126,13 +130,17 @@ def test_two_ranks_fine_tune_as_one_process(tmp_path, monkeypatch, make_model, i
 
 
 def test_noise_is_added_once_whatever_the_ranks(tmp_path, make_model, inputs) -> None:
-    plan = dataclasses.replace(PLAN, batch_size=1, noise_multiplier=50.0, steps=1)
+    plan = dataclasses.replace(PLAN, batch_size=1, noise_multiplier=50.0, steps=3)
     two = together(tmp_path, finetuned, make_model(), inputs, plan)
     assert torch.equal(two[0]["noised"], two[1]["noised"])
     assert torch.equal(two[0]["weights"], two[1]["weights"])
-    noised = two[0]["noised"]
-    expected = plan.noise_multiplier * plan.max_grad_norm
-    assert noised.std().item() == pytest.approx(expected, rel=5 / (2 * len(noised)) ** 0.5)
+    noise_TN = two[0]["noised"] / (plan.noise_multiplier * plan.max_grad_norm)
+    steps, size = noise_TN.shape
+    for noise_N in noise_TN:
+        assert stats.kstest(noise_N.numpy(), "norm").pvalue > 1e-4
+        assert noise_N.std().item() == pytest.approx(1.0, rel=5 / (2 * size) ** 0.5)
+    correlation_TT = torch.corrcoef(noise_TN) - torch.eye(steps)
+    assert correlation_TT.abs().max() < 5 / size**0.5
 
 
 def test_two_ranks_train_the_public_parts_as_one_process(

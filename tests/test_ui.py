@@ -302,6 +302,7 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
         browser = chromium.new_context(viewport={"width": 390, "height": 844})
+        browser.set_default_timeout(90_000)  # a busy machine is not a broken page
         browser.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
         browser.on("weberror", lambda error: complaints.append(str(error.error)))
         browser.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))

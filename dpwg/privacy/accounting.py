@@ -290,7 +290,7 @@ def explain(epsilon: float | None, delta: float) -> str:
 def check_delta(delta: float, *, records: int) -> None:
     """Raise ValueError unless delta is in [MIN_DELTA, 1/records)."""
     _check_delta(delta)
-    if delta * records >= 1:
+    if delta >= 1 / records:
         raise ValueError(
             f"Expected delta={delta!r} < 1/records={1 / records:.3g}: at 1/records, publishing one "
             "whole record would count as private; pass a smaller delta."

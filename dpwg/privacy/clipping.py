@@ -7,19 +7,22 @@ is ever formed where a cheaper way exists. Sensitivity: adding or removing one r
 by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
 
 This file knows layers, not models: Linear, LayerNorm and Embedding. A trainable parameter that
-belongs to anything else is refused by name. Norms and sums are float32 whatever the model's dtype.
+belongs to anything else is refused by name, and so is one that is used outside its layer. Norms and
+sums are float32, whether the model computes in float32, in bfloat16 or under autocast to bfloat16.
+Activation checkpointing without reentrance keeps them as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 BFLOAT16_ERROR = 2.0**-8
@@ -55,13 +58,14 @@ class ClippedSums:
             raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self._layers = _trainable_layers(model)
+        self._parameters: list[Tensor] = []
         self.sums: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             for own, parameter in layer.named_parameters(recurse=False):
                 self.sums[_parameter_name(name, own)] = torch.zeros_like(
                     parameter, dtype=torch.float32
                 )
-                parameter.requires_grad_(False)
+                self._parameters.append(parameter.requires_grad_(False))
 
     def zero(self) -> None:
         """Begin a new logical batch."""
@@ -74,19 +78,34 @@ class ClippedSums:
         Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
         and records. Records must not mix in the model: no statistics over the batch.
         """
-        with _capture(self._layers) as calls, torch.enable_grad():
+        with _capture(self._layers) as captured, torch.enable_grad():
             losses_B = losses()
-        for call in calls:
-            call.check_unchanged()
-        outputs = [call.output for call in calls]
-        gradients = torch.autograd.grad(losses_B.sum(), outputs, allow_unused=True)
-        B = len(losses_B)
+            captured.complete = True
+            calls, device = captured.calls, losses_B.device.type
+            for call in calls:
+                call.check_unchanged()
+            outputs = [call.output for call in calls]
+            with torch.autocast(device, enabled=False):
+                gradients = torch.autograd.grad(
+                    losses_B.sum(), [*outputs, *self._parameters], allow_unused=True
+                )
+        B, own = len(losses_B), gradients[len(calls) :]
+        for name, gradient in zip(self.sums, own, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"Expected {name!r} to be used by its own layer alone, but the loss depends on "
+                    "it in another way too; call the layer, or untie it."
+                )
         bfloat16 = all(output.dtype == torch.bfloat16 for output in outputs)
         # Two factors rounded on their way into a product: (1 + e)^2 (1 - 2 e) < 1.
         bound = self.max_grad_norm * (1 - 2 * (BFLOAT16_ERROR if bfloat16 else FLOAT32_ERROR))
-        with torch.no_grad(), _float32_products(bfloat16_inputs=bfloat16):
+        with (
+            torch.no_grad(),
+            torch.autocast(device, enabled=False),
+            _float32_products(bfloat16_inputs=bfloat16),
+        ):
             by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
-            for call, gradient in zip(calls, gradients, strict=True):
+            for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
                 if gradient is not None:
                     pair = _by_record(call.name, call.input, gradient, B)
                     by_layer.setdefault(call.name, []).append(pair)
@@ -126,6 +145,14 @@ class _Call:
                 f"Expected the input and output of {self.name!r} to stay as they were, but the "
                 "model changed one in place; use the operation that returns a new tensor."
             )
+
+
+@dataclass(kw_only=True)
+class _Captured:
+    """The calls of the forward pass, `complete` before the backward pass runs blocks again."""
+
+    calls: list[_Call] = field(default_factory=list)
+    complete: bool = False
 
 
 class _Rule(Protocol):
@@ -185,22 +212,29 @@ class _LinearRule:
                     self.g_BTO.float().sum(1), zero_B
                 )
             return
-        scaled = (_zero_where(self.g_BTO, zero_B) * scale_B[:, None, None]).flatten(0, 1)
-        inputs = _zero_where(self.a_BTI, zero_B).flatten(0, 1).float()
-        sums[_parameter_name(name, "weight")].addmm_(scaled.T, inputs)
+        a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1).float()
+        g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1).float()
+        scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
         if self.has_bias:
-            sums[_parameter_name(name, "bias")] += scaled.sum(0)
+            sums[_parameter_name(name, "bias")].addmv_(g_NO.T, scale_N1[:, 0])
+        if a_NI.shape[1] < g_NO.shape[1]:  # the narrow one is quicker to scale
+            a_NI = a_NI * scale_N1
+        else:
+            g_NO = g_NO * scale_N1
+        sums[_parameter_name(name, "weight")].addmm_(g_NO.T, a_NI)
 
 
 class _LayerNormRule:
-    """Weight gradient: g times the normalized input, summed over positions; bias: g summed."""
+    """Weight gradient: g times the normalized input, summed over positions; bias: g summed.
+
+    In bfloat16 the products are rounded; what is measured and what is added are the same.
+    """
 
     def __init__(self, layer: nn.LayerNorm, a_BTC: Tensor, g_BTC: Tensor) -> None:
-        normal_BTC = F.layer_norm(a_BTC.float(), list(layer.normalized_shape), eps=layer.eps)
-        g_BTC = g_BTC.float()
-        self.gradients = {"weight": (g_BTC * normal_BTC).sum(1)}
+        normal_BTC = F.layer_norm(a_BTC, list(layer.normalized_shape), eps=layer.eps)
+        self.gradients = {"weight": (g_BTC * normal_BTC).sum(1, dtype=torch.float32)}
         if layer.bias is not None:
-            self.gradients["bias"] = g_BTC.sum(1)
+            self.gradients["bias"] = g_BTC.sum(1, dtype=torch.float32)
 
     def squared_norms(self) -> Tensor:
         return torch.stack([g_BC.square().sum(1) for g_BC in self.gradients.values()]).sum(0)
@@ -245,6 +279,11 @@ def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False):
+            raise ValueError(
+                f"Expected {name or 'the model'!r} to keep no statistics over records, found "
+                f"{type(module).__name__}; use LayerNorm."
+            )
         own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not own:
             continue
@@ -254,12 +293,21 @@ def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
                 f"belong to Linear, LayerNorm or Embedding, found {type(module).__name__}; freeze "
                 "them or build the layer from those."
             )
+        if not own.keys() <= {"weight", "bias"}:
+            raise ValueError(
+                f"Expected a weight and a bias in {name!r}, found {sorted(own)}; remove the "
+                "reparametrization."
+            )
         if len(own) < len(list(module.parameters(recurse=False))):
             raise ValueError(f"Expected all parameters of {name!r} trainable or none; freeze both.")
         if isinstance(module, nn.Embedding) and (
-            module.padding_idx is not None or module.max_norm is not None
+            module.padding_idx is not None
+            or module.max_norm is not None
+            or module.scale_grad_by_freq
         ):
-            raise ValueError(f"Expected no padding_idx and no max_norm in {name!r}; remove them.")
+            raise ValueError(
+                f"Expected no padding_idx, max_norm or scale_grad_by_freq in {name!r}; remove it."
+            )
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             raise ValueError(f"Expected {name!r} to normalize one dimension; flatten the others.")
         for parameter in own.values():
@@ -275,31 +323,49 @@ def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _capture(layers: dict[str, nn.Module]) -> Iterator[list[_Call]]:
-    """Keep the input and the output of every call of the layers."""
-    calls: list[_Call] = []
-    handles: list[RemovableHandle] = []
+def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
+    """Keep the input and the output of every call of the layers.
 
-    def keeper(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    Inside its layer's call a parameter is a constant, outside it is not: a gradient of it is one of
+    a use that no layer has seen.
+    """
+    captured, handles = _Captured(), list[RemovableHandle]()
+
+    def keeper(name: str) -> Callable[..., Tensor]:
+        def keep(
+            layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> Tensor:
+            layer.requires_grad_(True)
             if not torch.is_grad_enabled():
-                return output
+                raise ValueError(
+                    f"Expected {name!r} to be called with gradients on, but something turned them "
+                    "off; detach what it returns, and checkpoint with use_reentrant=False."
+                )
             if not output.requires_grad:  # nothing trainable before: the graph begins here
                 output = output.detach().requires_grad_()
-            kept = inputs[0].detach()
-            versions = (kept._version, output._version)
-            calls.append(_Call(name=name, input=kept, output=output, versions=versions))
+            if not captured.complete:
+                kept = (inputs[0] if inputs else named["input"]).detach()
+                versions = (kept._version, output._version)
+                captured.calls.append(
+                    _Call(name=name, input=kept, output=output, versions=versions)
+                )
             return output
 
         return keep
 
+    def freeze(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
+        layer.requires_grad_(False)
+
     for name, layer in layers.items():
-        handles.append(layer.register_forward_hook(keeper(name)))
+        handles.append(layer.requires_grad_(True).register_forward_pre_hook(freeze))
+        handles.append(layer.register_forward_hook(keeper(name), prepend=True, with_kwargs=True))
     try:
-        yield calls
+        yield captured
     finally:
         for handle in handles:
             handle.remove()
+        for layer in layers.values():
+            layer.requires_grad_(False)
 
 
 def _by_record(name: str, a: Tensor, g: Tensor, B: int) -> tuple[Tensor, Tensor]:
@@ -309,8 +375,9 @@ def _by_record(name: str, a: Tensor, g: Tensor, B: int) -> tuple[Tensor, Tensor]
             f"Expected dimension 0 of {name!r} to be the {B} records, found {tuple(a.shape)}; "
             "keep the batch dimension apart and expand what is the same for all records."
         )
-    if not a.is_floating_point():
-        a = a.unsqueeze(-1)
+    if g.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"Expected {name!r} in float32 or bfloat16, found {g.dtype}.")
+    a = a.to(g.dtype) if a.is_floating_point() else a.unsqueeze(-1)  # as autocast has it
     return a.reshape(B, -1, a.shape[-1]), g.reshape(B, -1, g.shape[-1])
 
 
@@ -334,12 +401,14 @@ def _float32_products(*, bfloat16_inputs: bool) -> Iterator[None]:
 
     Products and sums stay float32. What is not bfloat16 already (scales, scaled gradients) may be
     rounded on its way in, by `BFLOAT16_ERROR` at most; `ClippedSums.add` leaves room for that.
-    Float32 inputs are multiplied in full, whatever precision the caller has set.
+    Float32 inputs are multiplied in full, whatever precision the caller has set, and on a GPU.
     """
-    flags: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = flags.fp32_precision
-    flags.fp32_precision = "bf16" if bfloat16_inputs else "ieee"
+    cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    gpu: Any = torch.backends.cuda.matmul
+    before = cpu.fp32_precision, gpu.fp32_precision
+    cpu.fp32_precision = "bf16" if bfloat16_inputs else "ieee"
+    gpu.fp32_precision = "ieee"
     try:
         yield
     finally:
-        flags.fp32_precision = before
+        cpu.fp32_precision, gpu.fp32_precision = before

@@ -54,16 +54,23 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict
     )
     (partial / "values.json").write_text(json.dumps(values, indent=1))
     for file in partial.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        _flush(file)
     shutil.rmtree(state, ignore_errors=True)
     partial.rename(state)
     pointer = folder / f"latest-{os.getpid()}"
     pointer.write_text(state.name)
+    _flush(pointer)
     pointer.replace(folder / "latest")
-    for other in folder.glob("step-*"):
+    for other in (*folder.glob("step-*"), *folder.glob("partial-*")):
         if other != state:
             shutil.rmtree(other, ignore_errors=True)
+    for other in folder.glob("latest-*"):
+        other.unlink(missing_ok=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
