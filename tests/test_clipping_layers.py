@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpwg.model import WaveletGPT
+from dpwg.privacy.clipping import _float32_products
 
 IDS = 5
 SumsBy = Callable[[Tensor], Sums]  # of each record's scale
@@ -315,30 +316,15 @@ def test_autocast_around_the_engine_rounds_no_norm(computed: bool) -> None:
         assert norm_of(own) <= ONE_RECORD
 
 
-@pytest.mark.parametrize("precision", ["medium", "high"])
-def test_float32_sums_are_exact_whatever_precision_is_set(precision: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64, bias=False))
-    x_BTC, pull_BTC = torch.randn(4, 9, 64), torch.randn(4, 9, 64)
-    expected = torch.einsum("bto,bti->boi", pull_BTC.double(), x_BTC.double())
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        batch, sums = clip(model, lambda m, _: (m(x_BTC) * pull_BTC).sum((1, 2)), 4, 1e9)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert_near(batch.norms_B, expected.flatten(1).norm(dim=1), 1e-5, cancelling=0)
-    assert_same_sums(sums, {"0.weight": expected.sum(0)})
-
-
-def test_a_gpu_rounds_no_float32_product_either() -> None:
-    flags = torch.backends.cuda.matmul
+@pytest.mark.parametrize("backend", [torch.backends.mkldnn, torch.backends.cuda])
+def test_float32_is_multiplied_in_full_whatever_the_caller_set(backend) -> None:
+    flags, low = backend.matmul, "bf16" if backend is torch.backends.mkldnn else "tf32"
     before = flags.fp32_precision
-    flags.fp32_precision = "tf32"
+    flags.fp32_precision = low
     try:
         with _float32_products(bfloat16_inputs=False):
             assert flags.fp32_precision == "ieee"
-        assert flags.fp32_precision == "tf32"
+        assert flags.fp32_precision == low
     finally:
         flags.fp32_precision = before
 
