@@ -15,13 +15,19 @@ class Codebook(nn.Module):
         self.vectors_KD = nn.Parameter(torch.randn(size, width))
 
     def indices(self, x_D: Tensor) -> Tensor:
-        """The nearest vector of each of (..., D), int64 (...)."""
+        """The nearest vector of each of (..., D), int64 (...); in float32 under autocast too.
+
+        In bfloat16 the products of nearby vectors tie: three in ten of the coarsest scale's codes
+        came out as another one.
+        """
         vectors_KD = self.vectors_KD.detach()
         flat_ND = x_D.detach().reshape(-1, x_D.shape[-1]).to(vectors_KD.dtype)
         norms_K = vectors_KD.square().sum(1)
-        return torch.cat(
-            [(norms_K - 2 * part @ vectors_KD.T).argmin(1) for part in flat_ND.split(16_384)]
-        ).view(x_D.shape[:-1])
+        with torch.autocast(x_D.device.type, enabled=False):
+            nearest = [
+                (norms_K - 2 * part @ vectors_KD.T).argmin(1) for part in flat_ND.split(16_384)
+            ]
+        return torch.cat(nearest).view(x_D.shape[:-1])
 
     def forward(self, x_D: Tensor) -> tuple[Tensor, Tensor]:
         """(quantized (..., D), indices): the gradient goes to the vectors and on to x unchanged."""

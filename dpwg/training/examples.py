@@ -117,7 +117,7 @@ def prepare_examples(
     stem = f"{records.name}-{records.digest[:12]}"
     text = f"{encoder.digest[:12]}-{encoder.max_tokens}-{FORMAT}"
     captions = cache / f"{stem}-captions-{text}.safetensors"
-    codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}.safetensors"
+    codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}-{FORMAT}.safetensors"
     if not captions.exists():
         for done in encode_captions(records, encoder, captions):
             progress("captions", done, len(records))
