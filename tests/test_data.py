@@ -50,6 +50,11 @@ def test_public_styles_and_components_exist() -> None:
             assert variants(style, spec.hair_component), style
         if spec.mouth_words:
             assert variants(style, spec.mouth_component), style
+        if spec.clothes:
+            known = set(variants(style, spec.garment_component))
+            assert set(spec.garments) <= known | {""}, style
+        if spec.hat:
+            assert set(spec.hats) <= set(variants(style, spec.hat_component)) | {""}, style
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_images_are_rgb_of_128_pixels_and_differ(records) -> None:
 
 
 def test_captions_say_the_attributes(records) -> None:
-    words = ("skin", "background", "clothes", "expression", "glasses", "beard", "hair")
+    words = ("skin", "background", "clothes", "expression", "glasses", "beard", "hair", "hat")
     for own in records.values():
         for record in own:
             (caption,) = record.captions

@@ -15,6 +15,8 @@ import numpy as np
 from dpwg.data.records import Record
 
 CHUNK = 250
+COMPARED = 25
+"""Records of a set on disk that are drawn again, to see whether it is still what it was."""
 FORMAT = 1
 
 
@@ -70,10 +72,11 @@ def render_set(
     """Render records 0..count-1 of `make` into the cache; yields how many are done.
 
     `make` is called in worker processes, so it is a module-level function (or a partial of one).
-    A set that is there already is left alone. The folder appears under its name only when whole.
+    A set that is there already is left alone, unless `make` draws it in another way by now. The
+    folder appears under its name only when whole.
     """
     folder = set_folder(name, count, root=root)
-    if (folder / "manifest.json").exists():
+    if _is_current(folder, make):
         yield count
         return
     partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
@@ -98,9 +101,18 @@ def render_set(
         digests = {file: _sha256(partial / file) for file in ("images.bin", "records.jsonl")}
         manifest = {"format": FORMAT, "name": name, "count": count, "sha256": digests}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_current(folder: Path, make: Callable[[int], Record]) -> bool:
+    """Whether a folder's first records are what `make` gives today."""
+    if not (folder / "manifest.json").exists():
+        return False
+    records = RenderedRecords(folder)
+    return all(records[index] == make(index) for index in range(min(COMPARED, len(records))))
 
 
 def set_folder(name: str, count: int, *, root: Path | None = None) -> Path:

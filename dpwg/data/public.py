@@ -22,13 +22,18 @@ TUNING_TEST_RECORDS = 500
 JITTER = 20
 
 
+_PLAIN = ("shirt", "top", "sweater", "pullover")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StyleSpec:
     """How one style is drawn and described.
 
     `skin`, `hair`, `clothes` name the style's colour options. `hair_words` maps a hair variant, or
     the letters that begin it, to words with {} for the colour; likewise `mouth_words`, in the
-    component `mouth`, for the expression.
+    component `mouth`, for the expression. `clothes` are all options that colour the garment;
+    `garments` maps its variants, or is under "" what a plain one may be called. `hats` maps the
+    variants of `hat_component` to words, and `hat` names their colour option.
     """
 
     subject: str
@@ -36,8 +41,12 @@ class StyleSpec:
     skin: str = "skinColor"
     body_colour: bool = False
     hair: str | None = "hairColor"
-    clothes: str | None = None
-    garment: str = "shirt"
+    clothes: tuple[str, ...] = ()
+    garment_component: str = "clothes"
+    garments: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"": _PLAIN})
+    hat: str | None = None
+    hat_component: str = "hat"
+    hats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hair_component: str = "hair"
     hair_words: Mapping[str, str] = field(default_factory=dict)
     mouth_component: str = "mouth"
@@ -50,8 +59,14 @@ _LENGTHS = {"long": "long {} hair", "short": "short {} hair"}
 STYLES: dict[str, StyleSpec] = {
     "personas": StyleSpec(
         subject="flat cartoon person",
-        weight=1.5,
-        clothes="clothingColor",
+        weight=2.0,
+        clothes=("clothingColor",),
+        garments={
+            "checkered": ("striped shirt",),
+            "rounded": ("shirt", "sweater"),
+            "small": ("tank top",),
+            "squared": ("t-shirt", "pullover"),
+        },
         hair_words={
             "bald": "a bald head",
             "balding": "a bald top and {} hair on the sides",
@@ -83,8 +98,15 @@ STYLES: dict[str, StyleSpec] = {
     ),
     "toon-head": StyleSpec(
         subject="cartoon person",
-        weight=1.5,
-        clothes="clothesColor",
+        weight=2.5,
+        clothes=("clothesColor",),
+        garments={
+            "dress": ("dress", "sleeveless dress"),
+            "openJacket": ("jacket", "open jacket"),
+            "shirt": ("sweater over a shirt",),
+            "tShirt": ("t-shirt", "shirt"),
+            "turtleNeck": ("turtleneck", "turtleneck sweater"),
+        },
         hair_words={
             "bun": "{} hair in a bun",
             "sideComed": "combed {} hair",
@@ -102,9 +124,14 @@ STYLES: dict[str, StyleSpec] = {
     "big-ears": StyleSpec(subject="cartoon face with big ears", weight=1.0, hair_words=_LENGTHS),
     "micah": StyleSpec(
         subject="hand-drawn person",
-        weight=1.2,
+        weight=1.5,
         skin="baseColor",
-        clothes="shirtColor",
+        clothes=("shirtColor",),
+        garments={
+            "collared": ("collared shirt",),
+            "crew": ("crew neck shirt", "sweater"),
+            "open": ("open shirt", "v-neck top"),
+        },
         hair_words={
             "dannyPhantom": "messy {} hair",
             "dougFunny": "a few {} hairs",
@@ -130,7 +157,7 @@ STYLES: dict[str, StyleSpec] = {
         subject="sketched person",
         weight=1.0,
         hair="headContrastColor",
-        clothes="clothingColor",
+        clothes=("clothingColor",),
         hair_component="head",
         hair_words={
             "afro": "a {} afro",
@@ -166,8 +193,10 @@ STYLES: dict[str, StyleSpec] = {
     ),
     "miniavs": StyleSpec(
         subject="minimal cartoon person",
-        weight=1.0,
-        clothes="bodyColor",
+        weight=1.5,
+        clothes=("bodyColor",),
+        garment_component="body",
+        garments={"golf": ("turtleneck",), "tShirt": ("t-shirt",)},
         hair_words={
             "balndess": "a bald top and {} hair on the sides",
             "classic": "short {} hair",
@@ -208,14 +237,28 @@ STYLES: dict[str, StyleSpec] = {
     "pixel-art": StyleSpec(
         subject="pixel art person",
         weight=0.8,
-        clothes="clothingColor",
+        clothes=("clothingColor",),
+        hat="hatColor",
+        hats={"": ("hat", "cap", "beanie")},
         hair_words=_LENGTHS,
         mouth_words={"happy": "smiling", "sad": "looking sad"},
     ),
     "voxel-art": StyleSpec(
         subject="voxel person",
-        weight=0.6,
-        clothes="shirtColor",
+        weight=0.8,
+        clothes=("shirtColor", "jacketColor", "pantsColor"),
+        garment_component="outfit",
+        garments={
+            "plain": ("shirt",),
+            "stripes": ("striped shirt",),
+            "overalls": ("overalls",),
+            "hoodie": ("hoodie",),
+            "coat": ("coat",),
+            "dress": ("dress",),
+        },
+        hat="hatColor",
+        hat_component="top",
+        hats={"cap": ("cap",), "beanie": ("beanie", "hat")},
         hair_component="top",
         hair_words={
             "short": "short {} hair",
@@ -292,6 +335,19 @@ def _words(words: Mapping[str, str], variant: str) -> str | None:
     return words[max(keys, key=len)] if keys else None
 
 
+def _of(words: Mapping[str, tuple[str, ...]], variant: str) -> tuple[str, ...]:
+    return words[variant] if variant in words else words[""]
+
+
+def _hat(rng: random.Random, spec: StyleSpec, top: str) -> str:
+    """What is on the head in words, or nothing."""
+    if not spec.hat:
+        return ""
+    if spec.hat_component == spec.hair_component:
+        return rng.choice(spec.hats[top]) if top in spec.hats else ""
+    return rng.choice(spec.hats[""]) if rng.random() < 0.4 else ""
+
+
 def public_image(split: str, index: int) -> Record:
     """Record number `index` of `split` ("train" or "test") of the mix, always the same."""
     return _draw(random.Random(f"dpwg/public/{split}/{index}"), f"{split}-{index}", STYLES)
@@ -314,6 +370,12 @@ def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Rec
     mouth_variants = variants(style, spec.mouth_component)
     mouth = rng.choice(mouth_variants) if mouth_variants else ""
     glasses = spec.glasses is not None and rng.random() < 0.2
+    garments = variants(style, spec.garment_component) if spec.clothes else ()
+    if "" not in spec.garments:
+        garments = tuple(name for name in garments if name in spec.garments)
+    garment = rng.choice(garments) if garments else ""
+    hat_words = _hat(rng, spec, top)
+    hat, hat_hex = palette.pick(rng, palette.CLOTHES, jitter=JITTER) if hat_words else ("", "")
     options: dict[str, object] = {
         "seed": seed,
         "backgroundColor": [background_hex],
@@ -328,8 +390,13 @@ def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Rec
         options |= {f"{spec.hair_component}Variant": [top]}
         options.setdefault(spec.hair, [hair_hex])
         options[f"{spec.hair_component}Probability"] = 100
-    if spec.clothes:
-        options[spec.clothes] = [clothes_hex]
+    options |= {option: [clothes_hex] for option in spec.clothes}
+    if garment:
+        options[f"{spec.garment_component}Variant"] = [garment]
+    if spec.hat:
+        options |= {spec.hat: [hat_hex]} if hat_words else {}
+        if spec.hat_component != spec.hair_component:
+            options[f"{spec.hat_component}Probability"] = 100 if hat_words else 0
     if mouth:
         options[f"{spec.mouth_component}Variant"] = [mouth]
     if spec.glasses:
@@ -340,13 +407,16 @@ def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Rec
         *([hair_words.format(hair)] if hair_words else []),
         *([article(colour_words[0]) if spec.body_colour else colour_words[0]] if spec.skin else []),
         *(["glasses"] if glasses else []),
+        *([article(f"{hat} {hat_words}")] if hat_words else []),
     ]
+    worn = f"{clothes} {rng.choice(_of(spec.garments, garment))}" if spec.clothes else ""
     subject = spec.subject if rng.random() < 0.7 or not spec.hair else "person"
     attributes = {
         "style": style,
         "hair": hair_words.format(hair) if hair_words else "",
         "skin": skin if spec.skin else "",
-        "clothes": f"{clothes} {spec.garment}" if spec.clothes else "",
+        "hat": f"{hat} {hat_words}" if hat_words else "",
+        "clothes": worn,
         "expression": _words(spec.mouth_words, mouth) or "",
         "background": background,
     }
@@ -354,7 +424,7 @@ def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Rec
         rng,
         subject=subject,
         features=features or ["eyes and a mouth"],
-        clothes=article(attributes["clothes"]) if spec.clothes else None,
+        clothes=(worn if worn.endswith("overalls") else article(worn)) if worn else None,
         expression=attributes["expression"] or None,
         background=background,
     )
