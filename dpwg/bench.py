@@ -36,6 +36,7 @@ from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
 from dpwg.training.finetune import LORA_LAYERS
+from dpwg.training.memory import keep_freed_memory
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 
 K = TypeVar("K", bound=Hashable)
@@ -120,6 +121,7 @@ def measure(
             f"Expected micro_batches={micro_batches} and repetitions={repetitions} >= 1; 32, 64 "
             "and 5 are usual."
         )
+    keep_freed_memory()  # as the training verbs do
     folder = find_checkpoint(checkpoint).resolve()
     model = load_release(folder).model
     config = model.config
@@ -353,6 +355,7 @@ def _in_a_process(work: Callable[..., int], *arguments: Any) -> int:
 
 
 def _peak_of_step(name: str, config: ModelConfig, micro_batch: int, precision: str) -> int:
+    keep_freed_memory()
     way = WAYS[name](config, micro_batch, precision)
     _take_turns({name: (*way, micro_batch)}, repetitions=1)
     return _peak_bytes()

@@ -32,6 +32,9 @@ FLOAT32_ERROR = 5e-7
 FLOAT32_SUM_ERROR = 5e-6
 """The relative error of a float32 sum of some thousands of products."""
 
+ROWS = 384
+"""Positions that are copied to float32 at once: they stay in the cache."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedBatch:
@@ -84,19 +87,20 @@ class ClippedSums:
             calls, device = captured.calls, losses_B.device.type
             for call in calls:
                 call.check_unchanged()
-            outputs = [call.output for call in calls]
             with torch.autocast(device, enabled=False):
-                gradients = torch.autograd.grad(
-                    losses_B.sum(), [*outputs, *self._parameters], allow_unused=True
-                )
-        B, own = len(losses_B), gradients[len(calls) :]
+                own = torch.autograd.grad(
+                    losses_B.sum(),
+                    [*captured.beginnings, *self._parameters],
+                    allow_unused=True,
+                )[len(captured.beginnings) :]
+        B = len(losses_B)
         for name, gradient in zip(self.sums, own, strict=True):
             if gradient is not None:
                 raise ValueError(
                     f"Expected {name!r} to be used by its own layer alone, but the loss depends on "
                     "it in another way too; call the layer, or untie it."
                 )
-        bfloat16 = all(output.dtype == torch.bfloat16 for output in outputs)
+        bfloat16 = all(call.dtype == torch.bfloat16 for call in calls)
         # Two factors rounded on their way into a product: (1 + e)^2 (1 - 2 e) < 1.
         bound = self.max_grad_norm * (1 - 2 * (BFLOAT16_ERROR if bfloat16 else FLOAT32_ERROR))
         with (
@@ -105,9 +109,9 @@ class ClippedSums:
             _float32_products(bfloat16_inputs=bfloat16),
         ):
             by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
-            for call, gradient in zip(calls, gradients[: len(calls)], strict=True):
-                if gradient is not None:
-                    pair = _by_record(call.name, call.input, gradient, B)
+            for call in calls:
+                if call.gradient is not None:
+                    pair = _by_record(call.name, call.input, call.gradient, B)
                     by_layer.setdefault(call.name, []).append(pair)
             rules = {
                 name: _RULES[type(self._layers[name])](self._layers[name], *_joined(pairs))
@@ -134,24 +138,39 @@ class ClippedSums:
 
 @dataclass(kw_only=True)
 class _Call:
+    """One call of a layer. The output is let go before the backward pass fills in its gradient, so
+    that a gradient takes the place of its output in memory.
+    """
+
     name: str
     input: Tensor
-    output: Tensor
+    output: Tensor | None
     versions: tuple[int, int]
+    dtype: torch.dtype
+    gradient: Tensor | None = None
 
     def check_unchanged(self) -> None:
-        if (self.input._version, self.output._version) != self.versions:
+        output, self.output = self.output, None
+        if output is None or (self.input._version, output._version) != self.versions:
             raise ValueError(
                 f"Expected the input and output of {self.name!r} to stay as they were, but the "
                 "model changed one in place; use the operation that returns a new tensor."
             )
 
+    def keep(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
 
 @dataclass(kw_only=True)
 class _Captured:
-    """The calls of the forward pass, `complete` before the backward pass runs blocks again."""
+    """The calls of the forward pass, `complete` before the backward pass runs blocks again.
+
+    `beginnings` are the outputs that depend on no earlier layer: a gradient of those passes through
+    all others on its way.
+    """
 
     calls: list[_Call] = field(default_factory=list)
+    beginnings: list[Tensor] = field(default_factory=list)
     complete: bool = False
 
 
@@ -181,18 +200,20 @@ class _LinearRule:
         self.a_BTI, self.g_BTO = a_BTI, g_BTO
         self.has_bias = layer.bias is not None
         T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
-        self.per_record_BOI: Tensor | None = None
+        # In bfloat16 these are rounded; what is measured and what is added are the same.
+        self.per_record: Tensor | None = None  # (B, O, I), or (B, I, O): the narrow one is turned
+        self.turned = inputs <= outputs
         if inputs * outputs < T * (inputs + outputs):
-            # In bfloat16 these are rounded; what is measured and what is added are the same.
-            self.per_record_BOI = (
-                g_BTO.mT @ a_BTI if outputs < inputs else (a_BTI.mT @ g_BTO).mT  # narrow one turned
-            ).float()
+            self.per_record = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI
 
     def squared_norms(self) -> Tensor:
-        if self.per_record_BOI is not None:
-            squares_B = self.per_record_BOI.square().sum((1, 2))
-            bias_BO = self.g_BTO.float().sum(1)
-            return squares_B + bias_BO.square().sum(1) if self.has_bias else squares_B
+        if self.per_record is not None:
+            norms_B = torch.linalg.vector_norm(self.per_record, dim=(1, 2), dtype=torch.float32)
+            squares_B = norms_B.square()
+            if self.has_bias:
+                bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
+                squares_B = squares_B + bias_BO.square().sum(1)
+            return squares_B
         inputs_BTT = (self.a_BTI @ self.a_BTI.transpose(1, 2)).float()
         outputs_BTT = (self.g_BTO @ self.g_BTO.transpose(1, 2)).float()
         if self.has_bias:
@@ -204,24 +225,26 @@ class _LinearRule:
 
     def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
         zero_B = scale_B == 0
-        if self.per_record_BOI is not None:
-            finite = _zero_where(self.per_record_BOI, zero_B)
-            sums[_parameter_name(name, "weight")] += torch.tensordot(scale_B, finite, dims=1)
-            if self.has_bias:
-                sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(
-                    self.g_BTO.float().sum(1), zero_B
-                )
-            return
-        a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1).float()
-        g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1).float()
-        scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
         if self.has_bias:
-            sums[_parameter_name(name, "bias")].addmv_(g_NO.T, scale_N1[:, 0])
-        if a_NI.shape[1] < g_NO.shape[1]:  # the narrow one is quicker to scale
-            a_NI = a_NI * scale_N1
-        else:
-            g_NO = g_NO * scale_N1
-        sums[_parameter_name(name, "weight")].addmm_(g_NO.T, a_NI)
+            bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
+            sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, zero_B)
+        if self.per_record is not None:
+            finite = _zero_where(self.per_record, zero_B).float()
+            total = torch.tensordot(scale_B, finite, dims=1)
+            sums[_parameter_name(name, "weight")] += total.T if self.turned else total
+            return
+        a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1)
+        g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1)
+        scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
+        weight_OI = sums[_parameter_name(name, "weight")]
+        for start in range(0, len(a_NI), ROWS):
+            rows = slice(start, start + ROWS)
+            a_RI, g_RO = a_NI[rows].float(), g_NO[rows].float()
+            if a_NI.shape[1] < g_NO.shape[1]:  # the narrow one is quicker to scale
+                a_RI = a_RI * scale_N1[rows]
+            else:
+                g_RO = g_RO * scale_N1[rows]
+            weight_OI.addmm_(g_RO.T, a_RI)
 
 
 class _LayerNormRule:
@@ -341,14 +364,22 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
                     f"Expected {name!r} to be called with gradients on, but something turned them "
                     "off; detach what it returns, and checkpoint with use_reentrant=False."
                 )
-            if not output.requires_grad:  # nothing trainable before: the graph begins here
+            begins = not output.requires_grad  # nothing trainable before
+            if begins:
                 output = output.detach().requires_grad_()
             if not captured.complete:
                 kept = (inputs[0] if inputs else named["input"]).detach()
-                versions = (kept._version, output._version)
-                captured.calls.append(
-                    _Call(name=name, input=kept, output=output, versions=versions)
+                call = _Call(
+                    name=name,
+                    input=kept,
+                    output=output,
+                    versions=(kept._version, output._version),
+                    dtype=output.dtype,
                 )
+                output.register_hook(call.keep)
+                captured.calls.append(call)
+                if begins:
+                    captured.beginnings.append(output)
             return output
 
         return keep
