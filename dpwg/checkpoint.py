@@ -20,13 +20,16 @@ import torch
 from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
 from torch import Tensor, nn
 
-from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.config import ModelConfig, SuperResolutionConfig, TokenizerConfig
 from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
+from dpwg.superresolution import SuperResolution
 from dpwg.tokenizer import SpectralTokenizer
 
 FORMAT = 1
 SHARD_BYTES = 9_000_000
+UPSAMPLER = "upsampler"
+"""The folder of the super-resolution model among the checkpoints, which share it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +42,12 @@ class Release:
     text_encoder: str
 
 
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+
+
 def checkpoint_root() -> Path:
     """Where named checkpoints live: DPWG_CHECKPOINTS, or `checkpoints/` beside the package."""
-    beside = Path(__file__).resolve().parent.parent / "checkpoints"
-    return Path(os.environ.get("DPWG_CHECKPOINTS") or beside)
+    return Path(os.environ.get("DPWG_CHECKPOINTS") or SHIPPED)
 
 
 def checkpoint_names(root: Path | None = None) -> list[str]:
@@ -80,6 +85,32 @@ def load_tokenizer(folder: Path) -> SpectralTokenizer:
     tokenizer = SpectralTokenizer(TokenizerConfig.from_json(values))
     tokenizer.load_state_dict(_load_weights(folder))
     return tokenizer.eval().requires_grad_(False)
+
+
+def save_superresolution(folder: Path, model: SuperResolution) -> None:
+    """Write a super-resolution model's weights (bfloat16) and configuration."""
+    _save_weights(folder, model, keep=())
+    _write_json(folder / "config.json", {"format": FORMAT, **model.config.to_json()})
+
+
+def load_superresolution(folder: Path | None = None) -> SuperResolution:
+    """Read a model that `save_superresolution` wrote, in float32, ready to use.
+
+    Without a folder it is that of the checkpoints in use, or else the one that is shipped.
+    """
+    if folder is None:
+        named = checkpoint_root() / UPSAMPLER
+        folder = named if named.exists() else SHIPPED / UPSAMPLER
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"Expected a super-resolution model in {folder}; make it with `python -m dpwg "
+            "upsampler`, or choose the upsampler 'bicubic'."
+        )
+    values = _read_json(folder / "config.json")
+    values.pop("format", None)
+    model = SuperResolution(SuperResolutionConfig.from_json(values))
+    model.load_state_dict(_load_weights(folder))
+    return model.eval().requires_grad_(False)
 
 
 def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | None = None) -> None:

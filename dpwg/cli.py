@@ -85,6 +85,53 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     return {"folder": str(folder), "steps": settings.steps}
 
 
+def _upsampler(options: argparse.Namespace) -> Any:
+    import numpy as np
+    import torch
+
+    from dpwg.checkpoint import (
+        UPSAMPLER,
+        checkpoint_root,
+        load_tokenizer,
+        save_superresolution,
+    )
+    from dpwg.config import SuperResolutionConfig
+    from dpwg.data import open_records
+    from dpwg.evaluate import upsampler_quality
+    from dpwg.superresolution import SuperResolution
+    from dpwg.training.ranks import Ranks
+    from dpwg.training.superresolution import SuperResolutionTraining, train_superresolution
+    from dpwg.upsample import UPSAMPLERS, get_upsampler
+
+    tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
+    if options.evaluate:
+        records = open_records(options.evaluate)
+        rows = [
+            upsampler_quality(get_upsampler(name), tokenizer, records, options.count or 500)
+            for name, _ in tqdm(UPSAMPLERS, desc="upsamplers")
+        ]
+        answer = {"data": options.evaluate, "upsamplers": [row.to_json() for row in rows]}
+        return _kept(answer, options.results)
+    records = _public_records(options)
+    torch.manual_seed(options.seed)
+    model = SuperResolution(SuperResolutionConfig(coarse_size=tokenizer.config.coarse_size))
+    size = model.config.coarse_size << model.config.levels
+    settings = _settings(SuperResolutionTraining, options)
+    images_NHWC = np.empty((min(settings.images, len(records)), size, size, 3), np.uint8)
+    for index in tqdm(range(len(images_NHWC)), desc="images"):
+        images_NHWC[index] = records[index].image(size)
+    images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
+    ranks = Ranks.from_environment()
+    _train(
+        train_superresolution(model, tokenizer, images_NCHW, settings, ranks), "upsampler", ranks
+    )
+    if not ranks.leads:
+        return None
+    folder = options.out or checkpoint_root() / UPSAMPLER
+    save_superresolution(folder, model.cpu())
+    return {"folder": str(folder), "steps": settings.steps}
+
+
 def _pretrain(options: argparse.Namespace) -> Any:
     import torch
 
@@ -350,12 +397,23 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--evaluate", metavar="SET", help="measure PSNR on a set instead")
     tokenizer.add_argument("--results", type=Path, help="write the measurement to this file")
 
+    upsampler = verb("upsampler", _upsampler, "train the super-resolution model on public images")
+    _add_data(upsampler, "public-train")
+    upsampler.add_argument("--public", action="store_true", help=PUBLIC_HELP)
+    upsampler.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
+    upsampler.add_argument("--steps", type=int)
+    upsampler.add_argument("--seed", type=int, default=0)
+    upsampler.add_argument("--out", type=Path, help="folder; checkpoints/upsampler by default")
+    upsampler.add_argument("--evaluate", metavar="SET", help="compare all upsamplers on a set")
+    upsampler.add_argument("--results", type=Path, help="write the measurement to this file")
+
     pretrain = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
     _add_data(pretrain, "public-train")
     pretrain.add_argument("--public", action="store_true", help=PUBLIC_HELP)
     pretrain.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
     pretrain.add_argument("--base", help="public checkpoint to start from")
     pretrain.add_argument("--steps", type=int)
+    pretrain.add_argument("--batch", type=int, help="examples a step")
     pretrain.add_argument("--learning-rate", type=float)
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--delta", type=float, default=1e-5)
@@ -544,6 +602,9 @@ def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
 
 def _train(reports: Iterable[Progress], title: str, ranks: Ranks) -> None:
     """Run a training to its end, with the leading rank's progress bar on standard error."""
+    from dpwg.training.memory import keep_freed_memory
+
+    keep_freed_memory()
     shown: dict[str, str] = {}
     with tqdm(desc=title, unit="step", disable=not ranks.leads) as bar:
         for report in reports:

@@ -129,3 +129,31 @@ class ModelConfig(Config):
     def tokens(self) -> int:
         """Codes of an image."""
         return self.length * self.codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionConfig(Config):
+    """The super-resolution model: `levels` doublings of a `coarse_size` image.
+
+    `width`, `heads`, `blocks` are the transformer's over patches of `patch` x `patch` pixels;
+    `channels` and `residuals` those of the convolutions.
+    """
+
+    coarse_size: int = 32
+    levels: int = 2
+    patch: int = 4
+    width: int = 256
+    heads: int = 4
+    blocks: int = 4
+    channels: int = 48
+    residuals: int = 3
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"Expected levels={self.levels} >= 1; 2 makes 128 pixels of 32.")
+        if self.coarse_size % self.patch:
+            raise ValueError(
+                f"Expected coarse_size={self.coarse_size} to be a multiple of patch={self.patch}."
+            )
+        if self.width % self.heads:
+            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")

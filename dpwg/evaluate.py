@@ -25,6 +25,8 @@ from dpwg.pipeline import DPWaveletPipeline
 from dpwg.sampling import Sampling
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
+from dpwg.upsample import Upsampler
+from dpwg.wavelet import coarse_image, haar_pyramid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,51 @@ def tokenizer_quality(tokenizer: SpectralTokenizer, records: Records) -> Tokeniz
         },
         codes_used=tuple(int(seen.sum()) for seen in used),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerQuality:
+    """How near an upsampler comes to the images, from their decoded codes.
+
+    `psnr` is in dB; `detail_energy` is the energy of the finer Haar bands over that of the images'
+    own, 0 for repeated pixels and 1 for as much detail as there should be.
+    """
+
+    name: str
+    images: int
+    psnr: float
+    detail_energy: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+def upsampler_quality(
+    upsample: Upsampler, tokenizer: SpectralTokenizer, records: Records, count: int
+) -> UpsamplerQuality:
+    """Measure an upsampler on the first `count` images of a set, as the tokenizer decodes them."""
+    levels = upsample.scale.bit_length() - 1
+    size = tokenizer.config.coarse_size << levels
+    count = min(count, len(records))
+    error, energy, wanted = 0.0, 0.0, 0.0
+    for start in range(0, count, 50):
+        images = [records[i].image(size) for i in range(start, min(start + 50, count))]
+        image_BCHW = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        coarse_BChw = tokenizer.decode(tokenizer.encode(coarse_image(image_BCHW, levels)))
+        large_BCHW = upsample(coarse_BChw)
+        error += float((large_BCHW - image_BCHW).square().mean((1, 2, 3)).sum())
+        energy += _detail_energy(large_BCHW, levels)
+        wanted += _detail_energy(image_BCHW, levels)
+    return UpsamplerQuality(
+        name=upsample.name,
+        images=count,
+        psnr=-10 * math.log10(error / count),
+        detail_energy=energy / wanted,
+    )
+
+
+def _detail_energy(image_BCHW: Tensor, levels: int) -> float:
+    return sum(float(details.square().sum()) for details in haar_pyramid(image_BCHW, levels)[1:])
 
 
 def held_out_loss(model: WaveletGPT, examples: Examples) -> float:

@@ -1,0 +1,123 @@
+"""Training the super-resolution model on public images only: what it will see is decoded codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpwg.superresolution import SuperResolution, band_error
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.ranks import Ranks
+from dpwg.training.weights import Optimization, Weights
+from dpwg.wavelet import coarse_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionTraining(Optimization):
+    """Settings. `images` is how many of the set's are used at most.
+
+    Of each image up to `disturbed` of the detail codes are moved to one of the `neighbours` nearest
+    in their codebook, as sampled codes seldom fit together exactly.
+    """
+
+    images: int = 40_000
+    steps: int = 6000
+    batch: int = 32
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
+    disturbed: float = 0.3
+    neighbours: int = 16
+    report_every: int = 50
+    seed: int = 0
+
+
+def train_superresolution(
+    model: SuperResolution,
+    tokenizer: SpectralTokenizer,
+    images_NCHW: Tensor,
+    settings: SuperResolutionTraining,
+    ranks: Ranks | None = None,
+) -> Iterator[Progress]:
+    """Train in place on uint8 images (N, 3, S, S) of the model's full size.
+
+    The tokenizer encodes and decodes their coarse images on the way. The model ends with averaged
+    weights; with several `ranks` each takes its share of every batch.
+    """
+    ranks = ranks or Ranks()
+    levels = model.config.levels
+    weights = Weights(model.to(ranks.device), settings)
+    tokenizer = tokenizer.to(ranks.device)
+    tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
+    generator = torch.Generator().manual_seed(settings.seed)
+    losses: list[float] = []
+    started = time.monotonic()
+    while weights.steps < settings.steps:
+        chosen_B = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
+        flipped_B = torch.rand(settings.batch, generator=generator) < 0.5
+        noise = torch.Generator().manual_seed(int(chosen_B[0]) + settings.batch * weights.steps)
+        target_BCHW = images_NCHW[ranks.share(chosen_B)].to(ranks.device).float() / 255
+        turned_B = ranks.share(flipped_B).to(ranks.device)
+        target_BCHW[turned_B] = target_BCHW[turned_B].flip(-1)
+        with torch.autocast(ranks.device.type, torch.bfloat16):
+            codes = tokenizer.encode(coarse_image(target_BCHW, levels))
+            coarse_BChw = tokenizer.decode(_disturbed(codes, tables, settings, noise))
+        image_BCHW = weights.worker(coarse_BChw.float())
+        error = band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
+        own = dict(weights.worker.named_parameters())
+        gradients = {
+            name: gradient.float()
+            for name, gradient in zip(
+                own, torch.autograd.grad(error, list(own.values())), strict=True
+            )
+        }
+        total = error.detach()
+        ranks.sum_([total, *gradients.values()])
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        for gradient in gradients.values():
+            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
+        weights.step(
+            gradients, factor=warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        )
+        losses.append(total.item())
+        if weights.steps % settings.report_every == 0 or weights.steps == settings.steps:
+            yield Progress(
+                step=weights.steps,
+                steps=settings.steps,
+                examples=weights.steps * settings.batch,
+                seconds=time.monotonic() - started,
+                loss=sum(losses) / len(losses),
+            )
+            losses.clear()
+    weights.finish()
+
+
+def _nearest(vectors_KD: Tensor, count: int) -> Tensor:
+    """Each code's `count` nearest others, int64 (K, count)."""
+    distance_KK = torch.cdist(vectors_KD.detach(), vectors_KD.detach())
+    return distance_KK.topk(min(count + 1, len(vectors_KD)), largest=False).indices[:, 1:]
+
+
+def _disturbed(
+    codes: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    settings: SuperResolutionTraining,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """The codes with some details moved to near ones; the coarsest scale stays as it is."""
+    B = len(codes[0])
+    share_B11 = torch.rand(B, 1, 1, generator=generator) * settings.disturbed
+    out = [codes[0]]
+    for index_BPK, table_KN in zip(codes[1:], tables[1:], strict=True):
+        moved_BPK = torch.rand(index_BPK.shape, generator=generator) < share_B11
+        place_BPK = torch.randint(table_KN.shape[1], index_BPK.shape, generator=generator)
+        device = index_BPK.device
+        near_BPK = table_KN[index_BPK, place_BPK.to(device)]
+        out.append(torch.where(moved_BPK.to(device), near_BPK, index_BPK))
+    return out

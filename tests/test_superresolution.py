@@ -1,0 +1,139 @@
+"""The super-resolution model: where it begins, that it learns, and the upsampler around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dpwg.checkpoint import load_superresolution, save_superresolution
+from dpwg.config import SuperResolutionConfig, TokenizerConfig
+from dpwg.superresolution import SuperResolution, band_error
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.superresolution import (
+    SuperResolutionTraining,
+    _disturbed,
+    _nearest,
+    train_superresolution,
+)
+from dpwg.upsample import WaveletUpsampler
+
+TINY = SuperResolutionConfig(
+    coarse_size=8, levels=2, patch=4, width=16, heads=2, blocks=1, channels=8, residuals=1
+)
+
+
+def model(seed: int = 0) -> SuperResolution:
+    torch.manual_seed(seed)
+    return SuperResolution(TINY)
+
+
+def discs(count: int) -> torch.Tensor:
+    """Images of 32x32 with one bright disc each, uint8."""
+    place_N2 = 8 + 16 * torch.rand(count, 2, generator=torch.Generator().manual_seed(1))
+    axis = torch.arange(32.0)
+    y, x = axis[:, None] - place_N2[:, 0, None, None], axis - place_N2[:, 1, None, None]
+    return (255 * (x**2 + y**2 < 36)).to(torch.uint8)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def test_it_begins_with_repeated_pixels():
+    image_BCHW = torch.rand(2, 3, 8, 8)
+    repeated = image_BCHW.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(model()(image_BCHW), repeated)
+
+
+def test_a_coefficient_moves_its_own_pixels_alone():
+    own = model()
+    coefficients_BKhw = torch.zeros(1, 48, 8, 8)
+    coefficients_BKhw[0, :, 2, 3] = torch.randn(48)
+    moved = own._synthesize(torch.zeros(1, 3, 8, 8), coefficients_BKhw).abs().sum((0, 1)) > 0
+    assert moved[8:12, 12:16].all()
+    assert moved.sum() == 16
+
+
+def test_a_distant_pixel_is_seen():
+    own = model()
+    torch.nn.init.normal_(own.coefficients.weight)
+    image_BCHW = torch.rand(1, 3, 8, 8)
+    changed = image_BCHW.clone()
+    changed[..., 7, 7] += 1
+    difference = (own(changed) - own(image_BCHW))[..., :4, :4]
+    assert difference.abs().max() > 1e-5
+
+
+def test_the_error_counts_pixels_and_details():
+    image_BCHW = torch.rand(1, 3, 16, 16)
+    assert band_error(image_BCHW, image_BCHW, 2) == 0
+    brighter = band_error(image_BCHW + 0.1, image_BCHW, 2)
+    assert brighter.item() == pytest.approx(0.1, rel=1e-4)  # no detail differs
+    assert (
+        band_error(image_BCHW.flip(-1), image_BCHW, 2)
+        > (image_BCHW.flip(-1) - image_BCHW).abs().mean()
+    )
+
+
+def test_disturbed_codes_are_near_and_the_coarsest_stays():
+    settings = SuperResolutionTraining(disturbed=1.0, neighbours=3)
+    vectors_KD = torch.randn(20, 4)
+    tables = [_nearest(vectors_KD, 3)] * 2
+    assert (tables[0] != torch.arange(20)[:, None]).all()
+    codes = [torch.randint(20, (64, 4, 2)), torch.randint(20, (64, 4, 2))]
+    coarse, fine = _disturbed(codes, tables, settings, torch.Generator().manual_seed(0))
+    assert torch.equal(coarse, codes[0])
+    moved = fine != codes[1]
+    assert 0.3 < moved.float().mean() < 0.7  # half of the codes, on average
+    assert (tables[1][codes[1][moved]] == fine[moved][:, None]).any(1).all()
+
+
+def test_training_beats_repeated_pixels(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"coarse_size": 8, "levels": 1, "grid": 2, "split": 2, "codebook_sizes": (32, 32)}
+    tokenizer = SpectralTokenizer(TokenizerConfig(**sizes, width=16, heads=2))
+    images_NCHW = discs(200)
+    coarse = torch.nn.functional.avg_pool2d(images_NCHW.float() / 255, 4)
+    tokenizer.initialise_from(coarse)
+    own, settings = (
+        model(),
+        SuperResolutionTraining(
+            steps=150,
+            batch=8,
+            warmup=5,
+            learning_rate=2e-2,
+            disturbed=0.0,
+            ema_decay=0.9,
+            report_every=50,
+        ),
+    )
+    reports = list(train_superresolution(own, tokenizer, images_NCHW, settings))
+    assert [report.step for report in reports] == [50, 100, 150]
+    target = images_NCHW[:50].float() / 255
+    decoded = tokenizer.decode(tokenizer.encode(coarse[:50]))
+    repeated = decoded.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    with torch.no_grad():
+        assert band_error(own(decoded), target, 2) < 0.97 * band_error(repeated, target, 2)
+    save_superresolution(tmp_path / "upsampler", own)
+    read = load_superresolution(tmp_path / "upsampler")
+    torch.testing.assert_close(read(decoded), own(decoded).detach(), atol=0.02, rtol=0)
+
+
+def test_the_upsampler_gives_the_same_picture_in_any_batch(tmp_path):
+    own = model()
+    torch.nn.init.normal_(own.coefficients.weight)
+    save_superresolution(tmp_path, own)
+    upsample = WaveletUpsampler(tmp_path)
+    image_BCHW = torch.rand(3, 3, 8, 8)
+    large_BCHW = upsample(image_BCHW)
+    assert large_BCHW.shape == (3, 3, 32, 32)
+    assert upsample.scale == 4
+    assert 0 <= large_BCHW.min() <= large_BCHW.max() <= 1
+    assert torch.equal(upsample(image_BCHW[1:2]), large_BCHW[1:2])
+    with pytest.raises(ValueError, match=r"Expected images of 8x8, found \(16, 16\)"):
+        upsample(torch.rand(1, 3, 16, 16))
+    with pytest.raises(FileNotFoundError, match="python -m dpwg upsampler"):
+        WaveletUpsampler(tmp_path / "missing")(image_BCHW)
+
+
+@pytest.mark.parametrize("change", [{"levels": 0}, {"coarse_size": 30}, {"width": 18, "heads": 4}])
+def test_impossible_sizes_are_refused(change):
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=f"Expected {name}={change[name]}"):
+        SuperResolutionConfig(**change)
