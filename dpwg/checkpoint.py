@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpwg.config import ModelConfig, TokenizerConfig
@@ -75,7 +77,7 @@ def save_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
 
 def load_tokenizer(folder: Path) -> SpectralTokenizer:
     """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     values.pop("format", None)
     tokenizer = SpectralTokenizer(TokenizerConfig.from_json(values))
     tokenizer.load_state_dict(_load_weights(folder))
@@ -109,7 +111,7 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
 
 def load_card(folder: Path) -> PrivacyCard:
     """A release's card, with its epsilon recomputed from its ledger: a false one is refused."""
-    card = PrivacyCard.from_json(_read_json(folder / "privacy_card.json"))
+    card = PrivacyCard.from_json(read_json(folder / "privacy_card.json"))
     card.verify()
     return card
 
@@ -117,7 +119,7 @@ def load_card(folder: Path) -> PrivacyCard:
 def load_release(name_or_path: str | Path) -> Release:
     """Read a release in float32. A false card or another tokenizer than it names is refused."""
     folder = find_checkpoint(name_or_path)
-    card, config = load_card(folder), _read_json(folder / "config.json")
+    card, config = load_card(folder), read_json(folder / "config.json")
     if (found := _digest(folder)) != config["weights_sha256"]:
         raise ValueError(
             f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
@@ -157,7 +159,7 @@ def load_public(name_or_path: str | Path) -> Release:
 def describe(name: str) -> dict[str, Any]:
     """What `list` shows of a checkpoint; epsilon is None where there is no bound."""
     folder = find_checkpoint(name)
-    card, config = load_card(folder), _read_json(folder / "config.json")
+    card, config = load_card(folder), read_json(folder / "config.json")
     with torch.device("meta"):
         model = WaveletGPT(ModelConfig.from_json(config["model"]))
     return {
@@ -191,7 +193,12 @@ def _save_weights(folder: Path, module: nn.Module, *, keep: tuple[str, ...]) -> 
 def _load_weights(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _shards(folder):
-        tensors |= load_state_dict_from_file(file)
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"Expected {file.name} to be safetensors ({error}); anything else is never read."
+            ) from error
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -228,6 +235,12 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text())
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's values by name. Raises ValueError for anything else in it."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
     return values

@@ -207,7 +207,7 @@ def _sample(options: argparse.Namespace) -> Any:
 
     if options.n < 1:
         raise ValueError(f"Expected n={options.n} >= 1.")
-    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint)
+    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
     result = pipeline(
         [options.caption] * options.n,
         seed=options.seed,
@@ -224,6 +224,21 @@ def _sample(options: argparse.Namespace) -> Any:
     answer = {"checkpoint": options.checkpoint, **result.to_json()}
     (options.out / "result.json").write_text(json.dumps(answer, indent=2) + "\n")
     return answer
+
+
+def _push(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import load_release
+    from dpwg.hub import push
+
+    address = push(
+        load_release(options.checkpoint),
+        options.name,
+        revision=options.revision,
+        private=options.private,
+        license=options.license,
+        without_bound=options.without_bound,
+    )
+    return {"checkpoint": options.checkpoint, "commit": address}
 
 
 def _list(options: argparse.Namespace) -> Any:
@@ -395,12 +410,25 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = verb("sample", _sample, "generate images of a caption")
     sample.add_argument("--checkpoint", default="faces/eps-10")
+    sample.add_argument("--revision", help="branch, tag or commit of a checkpoint on the hub")
     sample.add_argument("--caption", required=True)
     sample.add_argument("--n", type=int, default=1)
     sample.add_argument("--seed", type=int, default=0)
     _add_sampling(sample)
     sample.add_argument("--upsampler", help="bicubic, realesrgan-anime (default), -photo, -video")
     sample.add_argument("--out", type=Path, required=True)
+
+    push = verb("push", _push, "publish a checkpoint with its model card on the Hugging Face Hub")
+    push.add_argument("checkpoint", help="a local checkpoint's name, or a release folder")
+    push.add_argument("name", help="where to, as user/name")
+    push.add_argument("--revision", help="branch; main by default")
+    push.add_argument("--private", action="store_true", help="hide the repository from others")
+    push.add_argument("--license", default="apache-2.0", help="of the weights, for the model card")
+    push.add_argument(
+        "--without-bound",
+        action="store_true",
+        help="publish a checkpoint without privacy: nothing in its records is sensitive",
+    )
 
     verb("list", _list, "show every checkpoint with its privacy figures")
 

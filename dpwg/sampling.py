@@ -116,7 +116,7 @@ def _sorted(chances_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The chances that `top_p` may keep, largest first, equal ones in order, and their codes.
 
     A code below the mean of what is cut is not kept: it and the smaller ones have less than
-    1 - top_p together. Half that mean leaves room for rounding. Sorting all takes ten times as long.
+    1 - top_p together. Half that mean leaves room for rounding. Sorting all takes ten times longer.
     """
     V = chances_BV.shape[1]
     most = int((chances_BV >= (1 - top_p) / V / 2).sum(1).max())

@@ -30,6 +30,7 @@ LEVELS = {
     "dpwg.model": 3,
     "dpwg.sampling": 4,
     "dpwg.checkpoint": 4,
+    "dpwg.hub": 5,
     "dpwg.training": 5,
     "dpwg.pipeline": 6,
     "dpwg.evaluate": 7,
