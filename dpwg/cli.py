@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpwg.training.rehearsal import Rehearsal
 
 T = TypeVar("T")
+UNBOUND_HELP = "publish without privacy too: nothing in the records is sensitive"
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 
 
@@ -241,6 +242,13 @@ def _push(options: argparse.Namespace) -> Any:
     return {"checkpoint": options.checkpoint, "commit": address}
 
 
+def _space(options: argparse.Namespace) -> Any:
+    from dpwg.space import write_space
+
+    files = write_space(options.out, options.checkpoints, without_bound=options.without_bound)
+    return {"folder": str(options.out), "files": len(files), "bytes": sum(files.values())}
+
+
 def _list(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, describe
 
@@ -424,11 +432,12 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="branch; main by default")
     push.add_argument("--private", action="store_true", help="hide the repository from others")
     push.add_argument("--license", default="apache-2.0", help="of the weights, for the model card")
-    push.add_argument(
-        "--without-bound",
-        action="store_true",
-        help="publish a checkpoint without privacy: nothing in its records is sensitive",
-    )
+    push.add_argument("--without-bound", action="store_true", help=UNBOUND_HELP)
+
+    space = verb("space", _space, "write the app as a folder for Hugging Face Spaces")
+    space.add_argument("--out", type=Path, required=True, help="a new folder")
+    space.add_argument("--checkpoints", nargs="+", default=[], help="all with a bound by default")
+    space.add_argument("--without-bound", action="store_true", help=UNBOUND_HELP)
 
     verb("list", _list, "show every checkpoint with its privacy figures")
 

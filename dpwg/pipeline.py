@@ -95,6 +95,11 @@ class DPWaveletPipeline:
         """Upload the release and its model card as "user/name"; see `dpwg.hub.push`."""
         return push(self.release, name, **options)
 
+    def to(self, device: str | torch.device) -> Self:
+        """Draw codes on another device, still in float64; images are decoded on the CPU."""
+        self._model.to(device)
+        return self
+
     def __call__(
         self,
         captions: str | Sequence[str],
@@ -122,7 +127,7 @@ class DPWaveletPipeline:
         partials: list[np.ndarray] = []
 
         def decode(codes: list[Tensor]) -> None:
-            partials.append(to_uint8(self.release.tokenizer.decode(codes)))
+            partials.append(to_uint8(self.release.tokenizer.decode([c.cpu() for c in codes])))
             if on_scale is not None:
                 on_scale(partials[-1])
 

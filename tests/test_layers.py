@@ -37,6 +37,7 @@ LEVELS = {
     "dpwg.membership": 8,
     "dpwg.bench": 7,
     "dpwg.readme": 7,
+    "dpwg.space": 7,
     "dpwg.cli": 9,
     "dpwg.__main__": 10,
     "dpwg.ui": 10,
