@@ -33,12 +33,16 @@ SHARD_BYTES = 9_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A trained WaveletGPT with what it needs to be used and to be judged."""
+    """A trained WaveletGPT with what it needs to be used and to be judged.
+
+    `weights_sha256` is the digest of the files that it was read from; None where it was not.
+    """
 
     model: WaveletGPT
     tokenizer: SpectralTokenizer
     card: PrivacyCard
     text_encoder: str
+    weights_sha256: str | None = None
 
 
 def checkpoint_root() -> Path:
@@ -138,6 +142,7 @@ def load_release(name_or_path: str | Path) -> Release:
         tokenizer=load_tokenizer(tokenizer_folder),
         card=card,
         text_encoder=config["text_encoder"],
+        weights_sha256=config["weights_sha256"],
     )
 
 

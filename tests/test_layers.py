@@ -25,6 +25,7 @@ LEVELS = {
     "dpwg.text": 1,
     "dpwg.upsample": 1,
     "dpwg.spectra": 1,
+    "dpwg.parts": 1,
     "dpwg.data": 2,
     "dpwg.tokenizer": 2,
     "dpwg.model": 3,
@@ -38,12 +39,22 @@ LEVELS = {
     "dpwg.bench": 7,
     "dpwg.readme": 7,
     "dpwg.space": 7,
+    "dpwg.export": 7,
     "dpwg.cli": 9,
     "dpwg.__main__": 10,
     "dpwg.ui": 10,
 }
 INSIDE = {  # the order within a package, lowest first
-    "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
+    "dpwg.data": (
+        "palette",
+        "captions",
+        "avatars",
+        "records",
+        "folder",
+        "faces",
+        "public",
+        "prompts",
+    ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
 }
