@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -27,6 +27,7 @@ from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
 from dpwg.tokenizer import SpectralTokenizer
 
+M = TypeVar("M", bound=nn.Module)
 FORMAT = 1
 SHARD_BYTES = 9_000_000
 
@@ -83,8 +84,9 @@ def load_tokenizer(folder: Path) -> SpectralTokenizer:
     """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
     values = read_json(folder / "config.json")
     values.pop("format", None)
-    tokenizer = SpectralTokenizer(TokenizerConfig.from_json(values))
-    tokenizer.load_state_dict(_load_weights(folder))
+    config = TokenizerConfig.from_json(values)
+    blocks = config.encoder_blocks + config.decoder_blocks
+    tokenizer = _built(lambda: SpectralTokenizer(config), folder, blocks)
     return tokenizer.eval().requires_grad_(False)
 
 
@@ -135,8 +137,8 @@ def load_release(name_or_path: str | Path) -> Release:
             f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, found "
             f"{found[:12]}... in {tokenizer_folder.name}; restore the one it was trained with."
         )
-    model = WaveletGPT(ModelConfig.from_json(config["model"]))
-    model.load_state_dict(_load_weights(folder))
+    sizes = ModelConfig.from_json(config["model"])
+    model = _built(lambda: WaveletGPT(sizes), folder, sizes.blocks)
     return Release(
         model=model.eval().requires_grad_(False),
         tokenizer=load_tokenizer(tokenizer_folder),
@@ -193,6 +195,27 @@ def _save_weights(folder: Path, module: nn.Module, *, keep: tuple[str, ...]) -> 
         for name, tensor in module.state_dict().items()
     }
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
+
+
+def _built(make: Callable[[], M], folder: Path, blocks: int) -> M:
+    """A module with a folder's weights, made only after the weights are seen to be of its sizes.
+
+    A configuration from elsewhere could ask for more memory than there is.
+    """
+    tensors = _load_weights(folder)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    expected: dict[str, torch.Size] = {}
+    if blocks <= len(tensors):
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    if found != expected:
+        raise ValueError(
+            f"Expected weights in {folder.name} of the sizes that its config.json tells, found "
+            "others; get the release again."
+        )
+    module = make()
+    module.load_state_dict(tensors)
+    return module
 
 
 def _load_weights(folder: Path) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def pull(name: str, *, revision: str | None = None) -> Release:
     try:
         _check_whole(folder, at)
         return load_release(folder)
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"Expected {at} to be a release of dpwg, found {type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}; it is refused."

@@ -192,6 +192,11 @@ def tampered(files: Files) -> Iterator[tuple[Files, str]]:
     yield files | {"model.safetensors.index.json": index}, "Expected model-00001-of-00002"
     yield files | {"config.json": edited(config, text_encoder="0" * 64)}, "Expected the text encod"
     yield files | {"config.json": edited(config, model=None)}, "to be a release of dpwg, found"
+    for sizes in ({"blocks": 10**9}, {"width": 10**7}, {"positions": 10**6}):  # would fill memory
+        model = json.loads(config)["model"] | sizes
+        yield files | {"config.json": edited(config, model=model)}, "of the sizes that its config"
+    none = json.loads(config)["model"] | {"heads": 0}
+    yield files | {"config.json": edited(config, model=none)}, "found ZeroDivisionError"
     yield files | {"config.json": edited(config, tokenizer="../..")}, "tokenizer of .* inside"
     yield (
         files | {"config.json": b"{}"},
