@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import load_state_dict_from_file, save_torch_state_dict
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpwg.config import ModelConfig, SuperResolutionConfig, TokenizerConfig
@@ -26,6 +28,7 @@ from dpwg.privacy.card import PrivacyCard
 from dpwg.superresolution import SuperResolution
 from dpwg.tokenizer import SpectralTokenizer
 
+M = TypeVar("M", bound=nn.Module)
 FORMAT = 1
 SHARD_BYTES = 9_000_000
 UPSAMPLER = "upsampler"
@@ -34,12 +37,16 @@ UPSAMPLER = "upsampler"
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A trained WaveletGPT with what it needs to be used and to be judged."""
+    """A trained WaveletGPT with what it needs to be used and to be judged.
+
+    `weights_sha256` is the digest of the files that it was read from; None where it was not.
+    """
 
     model: WaveletGPT
     tokenizer: SpectralTokenizer
     card: PrivacyCard
     text_encoder: str
+    weights_sha256: str | None = None
 
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -80,10 +87,11 @@ def save_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
 
 def load_tokenizer(folder: Path) -> SpectralTokenizer:
     """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     values.pop("format", None)
-    tokenizer = SpectralTokenizer(TokenizerConfig.from_json(values))
-    tokenizer.load_state_dict(_load_weights(folder))
+    config = TokenizerConfig.from_json(values)
+    blocks = config.encoder_blocks + config.decoder_blocks
+    tokenizer = _built(lambda: SpectralTokenizer(config), folder, blocks)
     return tokenizer.eval().requires_grad_(False)
 
 
@@ -106,10 +114,10 @@ def load_superresolution(folder: Path | None = None) -> SuperResolution:
             f"Expected a super-resolution model in {folder}; make it with `python -m dpwg "
             "upsampler`, or choose the upsampler 'bicubic'."
         )
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     values.pop("format", None)
-    model = SuperResolution(SuperResolutionConfig.from_json(values))
-    model.load_state_dict(_load_weights(folder))
+    config = SuperResolutionConfig.from_json(values)
+    model = _built(lambda: SuperResolution(config), folder, config.blocks + config.residuals)
     return model.eval().requires_grad_(False)
 
 
@@ -140,7 +148,7 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
 
 def load_card(folder: Path) -> PrivacyCard:
     """A release's card, with its epsilon recomputed from its ledger: a false one is refused."""
-    card = PrivacyCard.from_json(_read_json(folder / "privacy_card.json"))
+    card = PrivacyCard.from_json(read_json(folder / "privacy_card.json"))
     card.verify()
     return card
 
@@ -148,7 +156,7 @@ def load_card(folder: Path) -> PrivacyCard:
 def load_release(name_or_path: str | Path) -> Release:
     """Read a release in float32. A false card or another tokenizer than it names is refused."""
     folder = find_checkpoint(name_or_path)
-    card, config = load_card(folder), _read_json(folder / "config.json")
+    card, config = load_card(folder), read_json(folder / "config.json")
     if (found := _digest(folder)) != config["weights_sha256"]:
         raise ValueError(
             f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
@@ -160,13 +168,14 @@ def load_release(name_or_path: str | Path) -> Release:
             f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, found "
             f"{found[:12]}... in {tokenizer_folder.name}; restore the one it was trained with."
         )
-    model = WaveletGPT(ModelConfig.from_json(config["model"]))
-    model.load_state_dict(_load_weights(folder))
+    sizes = ModelConfig.from_json(config["model"])
+    model = _built(lambda: WaveletGPT(sizes), folder, sizes.blocks)
     return Release(
         model=model.eval().requires_grad_(False),
         tokenizer=load_tokenizer(tokenizer_folder),
         card=card,
         text_encoder=config["text_encoder"],
+        weights_sha256=config["weights_sha256"],
     )
 
 
@@ -188,7 +197,7 @@ def load_public(name_or_path: str | Path) -> Release:
 def describe(name: str) -> dict[str, Any]:
     """What `list` shows of a checkpoint; epsilon is None where there is no bound."""
     folder = find_checkpoint(name)
-    card, config = load_card(folder), _read_json(folder / "config.json")
+    card, config = load_card(folder), read_json(folder / "config.json")
     with torch.device("meta"):
         model = WaveletGPT(ModelConfig.from_json(config["model"]))
     return {
@@ -219,10 +228,36 @@ def _save_weights(folder: Path, module: nn.Module, *, keep: tuple[str, ...]) -> 
     save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
 
 
+def _built(make: Callable[[], M], folder: Path, blocks: int) -> M:
+    """A module with a folder's weights, made only after the weights are seen to be of its sizes.
+
+    A configuration from elsewhere could ask for more memory than there is.
+    """
+    tensors = _load_weights(folder)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    expected: dict[str, torch.Size] = {}
+    if blocks <= len(tensors):
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
+    if found != expected:
+        raise ValueError(
+            f"Expected weights in {folder.name} of the sizes that its config.json tells, found "
+            "others; get the release again."
+        )
+    module = make()
+    module.load_state_dict(tensors)
+    return module
+
+
 def _load_weights(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _shards(folder):
-        tensors |= load_state_dict_from_file(file)
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise ValueError(
+                f"Expected {file.name} to be safetensors ({error}); anything else is never read."
+            ) from error
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -259,6 +294,12 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text())
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's values by name. Raises ValueError for anything else in it."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
     return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dpwg.training.rehearsal import Rehearsal
 
 T = TypeVar("T")
+UNBOUND_HELP = "publish without privacy too: nothing in the records is sensitive"
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 
 
@@ -252,11 +254,14 @@ def _sample(options: argparse.Namespace) -> Any:
     from dpwg.spectra import bands_figure
     from dpwg.upsample import DEFAULT_UPSAMPLER
 
-    if options.n < 1:
-        raise ValueError(f"Expected n={options.n} >= 1.")
-    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint)
+    if options.captions is not None:
+        return _export(options)
+    count = 1 if options.n is None else options.n
+    if count < 1:
+        raise ValueError(f"Expected n={count} >= 1.")
+    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
     result = pipeline(
-        [options.caption] * options.n,
+        [options.caption] * count,
         seed=options.seed,
         settings=_settings(Sampling, options),
         upsampler=options.upsampler or DEFAULT_UPSAMPLER,
@@ -271,6 +276,70 @@ def _sample(options: argparse.Namespace) -> Any:
     answer = {"checkpoint": options.checkpoint, **result.to_json()}
     (options.out / "result.json").write_text(json.dumps(answer, indent=2) + "\n")
     return answer
+
+
+def _export(options: argparse.Namespace) -> Any:
+    from dpwg.data.prompts import read_captions
+    from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
+    from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.sampling import Sampling
+
+    if options.n is not None:
+        raise ValueError(f"Expected no n={options.n} with --captions; pass --per-caption.")
+    shard = parse_shard(options.shard or _rank() or "0/1")
+    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
+    public = options.captions_are_public
+    captions = read_captions(
+        options.captions, private_set=pipeline.release.card.dataset, public=public
+    )
+    told = captions_told(options.captions, captions, public=public)
+    export = _settings(
+        Export,
+        options,
+        captions=captions,
+        captions_from=told,
+        sampling=_settings(Sampling, options),
+    )
+    is_folder = Path(options.checkpoint).is_dir()
+    checkpoint = Path(options.checkpoint).resolve().name if is_folder else options.checkpoint
+    total = shard_images(export, shard)
+    done = export_dataset(pipeline, export, options.out, checkpoint=checkpoint, shard=shard)
+    _count(done, total, f"drawing part {shard[0]} of {shard[1]}" if shard[1] > 1 else "drawing")
+    return {
+        "folder": str(options.out),
+        "images": total,
+        "whole": (options.out / "README.md").exists(),
+        "epsilon": pipeline.release.card.epsilon,
+    }
+
+
+def _rank() -> str | None:
+    """The shard of a process that `torchrun` started."""
+    if "WORLD_SIZE" not in os.environ:
+        return None
+    return f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+
+
+def _push(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import load_release
+    from dpwg.hub import push
+
+    address = push(
+        load_release(options.checkpoint),
+        options.name,
+        revision=options.revision,
+        private=options.private,
+        license=options.license,
+        without_bound=options.without_bound,
+    )
+    return {"checkpoint": options.checkpoint, "commit": address}
+
+
+def _space(options: argparse.Namespace) -> Any:
+    from dpwg.space import write_space
+
+    files = write_space(options.out, options.checkpoints, without_bound=options.without_bound)
+    return {"folder": str(options.out), "files": len(files), "bytes": sum(files.values())}
 
 
 def _list(options: argparse.Namespace) -> Any:
@@ -451,14 +520,43 @@ def _parser() -> argparse.ArgumentParser:
         help="show noise, epsilon, memory and time; reads no record, trains nothing",
     )
 
-    sample = verb("sample", _sample, "generate images of a caption")
+    sample = verb("sample", _sample, "generate images of a caption, or a data set of captions")
     sample.add_argument("--checkpoint", default="faces/eps-10")
-    sample.add_argument("--caption", required=True)
-    sample.add_argument("--n", type=int, default=1)
+    sample.add_argument("--revision", help="branch, tag or commit of a checkpoint on the hub")
+    what = sample.add_mutually_exclusive_group(required=True)
+    what.add_argument("--caption")
+    what.add_argument(
+        "--captions", metavar="FILE", help="a data set: a file of lines, or public:N templates"
+    )
+    sample.add_argument("--n", type=int, help="images of the caption, 1 by default")
+    sample.add_argument("--per-caption", type=int, help="images of each of the captions")
+    sample.add_argument("--format", help="imagefolder (default), webdataset or parquet")
+    sample.add_argument("--shard", metavar="i/n", help="draw the i-th of n shares, from 0")
+    sample.add_argument("--batch", type=int, help="images at a time")
+    sample.add_argument("--part", type=int, help="images in a folder, tar or Parquet file")
+    sample.add_argument("--license", help="of the data set, for its card; apache-2.0 by default")
+    sample.add_argument(
+        "--captions-are-public",
+        action="store_true",
+        help="declare that nothing in the captions is sensitive",
+    )
     sample.add_argument("--seed", type=int, default=0)
     _add_sampling(sample)
     sample.add_argument("--upsampler", help="bicubic, realesrgan-anime (default), -photo, -video")
     sample.add_argument("--out", type=Path, required=True)
+
+    push = verb("push", _push, "publish a checkpoint with its model card on the Hugging Face Hub")
+    push.add_argument("checkpoint", help="a local checkpoint's name, or a release folder")
+    push.add_argument("name", help="where to, as user/name")
+    push.add_argument("--revision", help="branch; main by default")
+    push.add_argument("--private", action="store_true", help="hide the repository from others")
+    push.add_argument("--license", default="apache-2.0", help="of the weights, for the model card")
+    push.add_argument("--without-bound", action="store_true", help=UNBOUND_HELP)
+
+    space = verb("space", _space, "write the app as a folder for Hugging Face Spaces")
+    space.add_argument("--out", type=Path, required=True, help="a new folder")
+    space.add_argument("--checkpoints", nargs="+", default=[], help="all with a bound by default")
+    space.add_argument("--without-bound", action="store_true", help=UNBOUND_HELP)
 
     verb("list", _list, "show every checkpoint with its privacy figures")
 
@@ -512,9 +610,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-p", type=float, help="1 cuts nothing")
 
 
-def _settings(kind: type[T], options: argparse.Namespace) -> T:
-    """The settings of a run: defaults, but for what the command line gave."""
-    given = vars(options)
+def _settings(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
+    """The settings of a run: defaults, but for what the command line gave, and `more`."""
+    given = vars(options) | more
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{n: v for n, v in given.items() if n in known and v is not None})
 

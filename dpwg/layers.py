@@ -13,19 +13,25 @@ from torch.nn import functional as F
 
 
 class KeyValueCache:
-    """The keys and values that one block has seen so far."""
+    """The keys and values that one block has seen so far, with room for `length` positions.
 
-    def __init__(self) -> None:
-        self.key_BHSD: Tensor | None = None
-        self.value_BHSD: Tensor | None = None
+    Kept in place: to copy them at every position would take longer than the block itself.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length, self._filled = length, 0
+        self._key_BHSD = self._value_BHSD = torch.empty(0)
 
     def extend(self, key_BHTD: Tensor, value_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Append this step's keys and values; returns all of them."""
-        if self.key_BHSD is not None and self.value_BHSD is not None:
-            key_BHTD = torch.cat((self.key_BHSD, key_BHTD), dim=2)
-            value_BHTD = torch.cat((self.value_BHSD, value_BHTD), dim=2)
-        self.key_BHSD, self.value_BHSD = key_BHTD, value_BHTD
-        return key_BHTD, value_BHTD
+        begin, self._filled = self._filled, self._filled + key_BHTD.shape[2]
+        if not begin:
+            B, H, _, D = key_BHTD.shape
+            self._key_BHSD = key_BHTD.new_empty(B, H, self._length, D)
+            self._value_BHSD = torch.empty_like(self._key_BHSD)
+        self._key_BHSD[:, :, begin : self._filled] = key_BHTD
+        self._value_BHSD[:, :, begin : self._filled] = value_BHTD
+        return self._key_BHSD[:, :, : self._filled], self._value_BHSD[:, :, : self._filled]
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ other. Each logit belongs to one scale's codebook, so no position can leave its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,16 @@ class CodeHead(nn.Module):
             "earlier_KP", seen.repeat_interleave(code_width, dim=1).float(), persistent=False
         )
 
-    def forward(self, hidden_BPC: Tensor, latents_BPD: Tensor, codes: slice) -> Tensor:
-        """Logits (B, P, asked codes, codebook size); later codes' latents have no effect."""
-        entered_BPKH = self.enter(hidden_BPC).unflatten(2, (len(self.earlier_KP), -1))
+    def forward(self, hidden_BPC: Tensor, latents_BPD: Tensor) -> Tensor:
+        """Logits (B, P, codes, codebook size) of every code of the positions."""
+        return self.answer(self.enter(hidden_BPC), latents_BPD, slice(None))
+
+    def answer(self, entered_BPE: Tensor, latents_BPD: Tensor, codes: slice) -> Tensor:
+        """Logits (B, P, asked codes, codebook size) of positions that went through `enter`.
+
+        The latents of later codes have no effect.
+        """
+        entered_BPKH = entered_BPE.unflatten(2, (len(self.earlier_KP), -1))
         earlier_BPKD = latents_BPD.unsqueeze(2) * self.earlier_KP[codes]
         x_BPKH = entered_BPKH[:, :, codes] + self.earlier(earlier_BPKD)
         hidden_BPKH = F.gelu(self.mlp_in(self.norm_mlp(x_BPKH)), approximate="tanh")
@@ -142,7 +149,7 @@ class WaveletGPT(nn.Module):
             x_BTC = block(x_BTC, bias, prefix_BLD)
         parts = self.norm(x_BTC).split(P, dim=1)
         return [  # a Linear with frozen weights copies them for every record of a strided input
-            head(part.contiguous(), z, slice(None))
+            head(part.contiguous(), z)
             for head, part, z in zip(self.heads, parts, latents, strict=True)
         ]
 
@@ -172,19 +179,20 @@ class WaveletGPT(nn.Module):
 class Generation:
     """One pass through the positions with cached keys and values.
 
-    Alternate `hidden = advance(latents)` with the position's codes drawn from `logits`. `latents`
-    are those of every scale (B, positions, codes * code width), filled in as codes are drawn.
+    Alternate `advance(latents)` with the position's codes drawn from `logits`. `latents` are those
+    of every scale (B, positions, codes * code width), filled in as codes are drawn.
     """
 
     def __init__(self, model: WaveletGPT, states_BLD: Tensor, mask_BL: Tensor) -> None:
         self._model = model
         self._prefix: Tensor | None = model._prefix(states_BLD)
         self._caption_bias = model._caption_bias(mask_BL).to(self._prefix.dtype)
-        self._caches = [KeyValueCache() for _ in model.blocks]
+        length = states_BLD.shape[1] + model.config.length
+        self._caches = [KeyValueCache(length) for _ in model.blocks]
         self._position = -1
 
-    def advance(self, latents: Sequence[Tensor]) -> Tensor:
-        """Go to the next position: its hidden state (B, 1, width)."""
+    def advance(self, latents: Sequence[Tensor]) -> None:
+        """Go to the next position."""
         self._position += 1
         model, t = self._model, self._position
         scale, place = divmod(t, model.config.positions)
@@ -200,12 +208,11 @@ class Generation:
         for block, cache in zip(model.blocks, self._caches, strict=True):
             x_BTC = block(x_BTC, bias, self._prefix, cache)
         self._prefix = None
-        hidden_B1C: Tensor = model.norm(x_BTC)
-        return hidden_B1C
+        self._head = cast(CodeHead, model.heads[scale])
+        self._entered_B1E = self._head.enter(model.norm(x_BTC))
 
-    def logits(self, hidden_B1C: Tensor, latents: Sequence[Tensor], code: int) -> Tensor:
+    def logits(self, latents: Sequence[Tensor], code: int) -> Tensor:
         """Logits (B, codebook size) of one code of the present position."""
         scale, place = divmod(self._position, self._model.config.positions)
         own_B1D = latents[scale][:, place : place + 1]
-        logits_B11V: Tensor = self._model.heads[scale](hidden_B1C, own_B1D, slice(code, code + 1))
-        return logits_B11V[:, 0, 0]
+        return self._head.answer(self._entered_B1E, own_B1D, slice(code, code + 1))[:, 0, 0]

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpwg.checkpoint import Release, load_release, save_release
+from dpwg.checkpoint import Release, save_release
+from dpwg.hub import open_release, push
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling, sample
 from dpwg.text import TextEncoder
@@ -78,13 +79,26 @@ class DPWaveletPipeline:
         self._model = copy.deepcopy(release.model).double()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> Self:
-        """Load a checkpoint by name, such as "faces/eps-10", or from a release folder."""
-        return cls(load_release(name_or_path), default_encoder())
+    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> Self:
+        """Load a checkpoint: by name, as "faces/eps-10", from a release folder, or from the hub.
+
+        What is not here is looked for on the hub, as "user/name"; `revision` is a branch, tag or
+        commit there. A release that does not bear out its card is refused.
+        """
+        return cls(open_release(name_or_path, revision=revision), default_encoder())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained release folder: weights, tokenizer, configuration, card."""
         save_release(Path(folder), self.release)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Upload the release and its model card as "user/name"; see `dpwg.hub.push`."""
+        return push(self.release, name, **options)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Draw codes on another device, still in float64; images are decoded on the CPU."""
+        self._model.to(device)
+        return self
 
     def __call__(
         self,
@@ -113,7 +127,7 @@ class DPWaveletPipeline:
         partials: list[np.ndarray] = []
 
         def decode(codes: list[Tensor]) -> None:
-            partials.append(to_uint8(self.release.tokenizer.decode(codes)))
+            partials.append(to_uint8(self.release.tokenizer.decode([c.cpu() for c in codes])))
             if on_scale is not None:
                 on_scale(partials[-1])
 

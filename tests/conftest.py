@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test asks a real hub
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from dpwg.model import WaveletGPT
-from dpwg.sampling import Sampling, _draw, sample
+from dpwg.sampling import Sampling, _draw, _sorted, sample
 from dpwg.text import EncodedText
 
 PLAIN = Sampling(guidance=1.0, temperature=1.0, top_p=1.0)
@@ -183,6 +183,34 @@ def test_cuts_keep_the_likeliest_codes_and_their_ratios(
     expected_V = logits_V[kept].double().softmax(0) * 20_000
     if len(kept) > 1:
         assert stats.chisquare(found_V[kept].numpy(), expected_V.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [1e-17, 0.1, 0.9, 0.999, 1.0])
+def test_few_chances_sorted_are_the_largest_of_all_sorted(top_p: float) -> None:
+    """Peaked rows, a flat one, and one with many equal chances."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BV = 4 * torch.randn(6, 400, generator=generator, dtype=torch.float64)
+    logits_BV[4], logits_BV[5] = 0.0, logits_BV[5].round()
+    for rows_BV in (logits_BV[:4], logits_BV, logits_BV[5:]):
+        chances_BV = rows_BV.softmax(1)
+        sorted_BV, order_BV = chances_BV.sort(dim=1, descending=True, stable=True)
+        few_BK, codes_BK = _sorted(chances_BV, top_p)
+        K = few_BK.shape[1]
+        kept_BV = sorted_BV.cumsum(1) - sorted_BV < top_p
+        assert not kept_BV[:, K:].any()
+        assert torch.equal(few_BK[kept_BV[:, :K]], sorted_BV[kept_BV])
+        assert torch.equal(codes_BK[kept_BV[:, :K]], order_BV[kept_BV])
+    assert _sorted(logits_BV[:4].softmax(1), 0.9)[0].shape[1] < 100
+
+
+def test_padding_of_every_caption_changes_no_code(model, text) -> None:
+    longer = EncodedText(
+        states_BLD=torch.nn.functional.pad(text.states_BLD, (0, 0, 0, 3)),
+        mask_BL=torch.nn.functional.pad(text.mask_BL, (0, 3)),
+    )
+    empty = EncodedText(states_BLD=torch.ones(1, 8, 8), mask_BL=torch.arange(8)[None] < 2)
+    padded = sample(model, longer, empty, range(6), Sampling(guidance=3.0))
+    assert same(padded, draw(model, text, range(6), Sampling(guidance=3.0)))
 
 
 def test_rows_draw_from_their_own_generators(model, text) -> None:

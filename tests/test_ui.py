@@ -249,7 +249,7 @@ def test_building_the_page_loads_no_model(monkeypatch):
     def load(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("dpwg.pipeline.load_release", load)
+    monkeypatch.setattr("dpwg.hub.load_release", load)
     monkeypatch.setattr("dpwg.checkpoint.load_card", load)
     build_demo()
 

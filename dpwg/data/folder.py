@@ -21,7 +21,7 @@ class FolderRecords:
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
         captions: dict[Path, list[str]] = {}
-        for line, row in _rows(folder):
+        for line, row in rows(_metadata(folder)):
             for column in ("file_name", "text"):
                 if not isinstance(row.get(column), str) or not row[column]:
                     raise ValueError(f"Expected {column!r} as text in row {line} of {folder}.")
@@ -50,23 +50,27 @@ class FolderRecords:
         return Record(image_bytes=path.read_bytes(), captions=tuple(captions))
 
 
-def _rows(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The metadata's rows with their line numbers."""
-    lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
-    if lines.exists():
-        with lines.open() as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"Expected JSON in row {number} of {lines}: {error}."
-                    ) from error
-                yield number, row
-    elif table.exists():
-        with table.open(newline="") as file:
+def rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a `metadata.jsonl` or `metadata.csv` with their line numbers."""
+    if path.suffix.lower() == ".csv":
+        with path.open(newline="") as file:
             yield from enumerate(csv.DictReader(file), start=2)
-    else:
-        raise FileNotFoundError(
-            f"Expected {lines.name} or {table.name} in {folder}, with file_name and text a row."
-        )
+        return
+    with path.open() as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"Expected JSON in row {number} of {path}: {error}.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"Expected names with values in row {number} of {path}.")
+            yield number, row
+
+
+def _metadata(folder: Path) -> Path:
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(
+        f"Expected metadata.jsonl or metadata.csv in {folder}, with file_name and text a row."
+    )

@@ -358,7 +358,21 @@ def tuning_image(split: str, index: int) -> Record:
     return _draw(random.Random(f"dpwg/tuning/{split}/{index}"), f"{split}-{index}", TUNING_STYLES)
 
 
+def public_caption(index: int) -> str:
+    """Caption number `index` in the mix's wording, always the same, and of no record of it."""
+    return _drawn(random.Random(f"dpwg/public/captions/{index}"), "", STYLES)[3]
+
+
 def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Record:
+    style, options, background, caption, attributes = _drawn(rng, seed, styles)
+    png = render(style, options, background=background)
+    return Record(image_bytes=png, captions=(caption,), attributes=attributes)
+
+
+def _drawn(
+    rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]
+) -> tuple[str, dict[str, object], str, str, dict[str, str]]:
+    """Style, options, background, caption and attributes of a record that is yet to be rendered."""
     style = rng.choices(list(styles), [spec.weight for spec in styles.values()])[0]
     spec = styles[style]
     skin_palettes = (palette.CLOTHES,) if spec.body_colour else (palette.SKIN,)
@@ -428,5 +442,4 @@ def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Rec
         expression=attributes["expression"] or None,
         background=background,
     )
-    png = render(style, options, background=background_hex)
-    return Record(image_bytes=png, captions=(caption,), attributes=attributes)
+    return style, options, background_hex, caption, attributes

@@ -19,7 +19,7 @@ from dpwg.ui.figures import quality_figure
 from dpwg.ui.generate import example_captions, random_seed
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline, stream
+from dpwg.ui.pipelines import MODEL_QUEUE, draw, load_pipeline
 from dpwg.ui.results import measures
 from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
 
@@ -65,7 +65,7 @@ def _row(
         yield Rows(coarse, images, status)
         pipe = load_pipeline(name)
         label = [_label(pipe.release.card)]
-        for step in stream(pipe, (caption,), seed=seed, upsampler=upsampler):
+        for step in draw(name, (caption,), seed=seed, upsampler=upsampler):
             if isinstance(step, GenerationResult):
                 images = [*images, *saved(folder, f"image-{place}", step.image, label)]
                 seconds += step.seconds["total"]
@@ -88,7 +88,7 @@ def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> I
             )
         pipe = load_pipeline(checkpoint)
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
-        steps = stream(pipe, captions, seed=(seed,) * len(captions), upsampler=upsampler)
+        steps = draw(checkpoint, captions, seed=(seed,) * len(captions), upsampler=upsampler)
         coarse: Pictures = []
         with TemporaryDirectory(prefix="dpwg-") as name:
             folder = Path(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import gradio as gr
 
 from dpwg.checkpoint import checkpoint_names, checkpoint_root
@@ -10,6 +12,7 @@ from dpwg.ui.bands import build_bands
 from dpwg.ui.compare import build_compare
 from dpwg.ui.generate import build_generate
 from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, QUEUE_SIZE
+from dpwg.ui.pipelines import borrowing
 from dpwg.ui.privacy import build_privacy
 from dpwg.ui.style import CSS, THEME
 
@@ -54,6 +57,8 @@ def build_demo() -> gr.Blocks:
 
 def serve() -> None:
     """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
+    if importlib.util.find_spec("spaces"):
+        borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)
     demo.launch(
         theme=THEME, css=CSS, footer_links=["api"], max_file_size=MAX_UPLOAD_MEGABYTES * 1_000_000

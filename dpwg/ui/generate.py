@@ -24,7 +24,7 @@ from dpwg.sampling import Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline, stream
+from dpwg.ui.pipelines import MODEL_QUEUE, draw, load_pipeline
 from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
 
@@ -111,7 +111,7 @@ def generate(
         pipe = load_pipeline(checkpoint)
         seeds = tuple(range(drawing.seed, drawing.seed + drawing.count))
         captions = (drawing.caption,) * len(seeds)
-        steps = stream(pipe, captions, seed=seeds, settings=settings, upsampler=upsampler)
+        steps = draw(checkpoint, captions, seed=seeds, settings=settings, upsampler=upsampler)
         with TemporaryDirectory(prefix="dpwg-") as folder:
             for step in steps:
                 if isinstance(step, GenerationResult):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
 
 MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
+
+Frames = Iterator[np.ndarray | GenerationResult]
 
 _loading = Lock()
 
@@ -28,9 +32,7 @@ def load_pipeline(name: str) -> DPWaveletPipeline:
         return _load(find_checkpoint(name))
 
 
-def stream(
-    pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any
-) -> Iterator[np.ndarray | GenerationResult]:
+def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) -> Frames:
     """The partial images of each scale as it is finished, uint8 (B, h, w, 3), then the result.
 
     `settings` are the pipeline's own. It runs in a thread, which stops at its next scale when the
@@ -61,6 +63,29 @@ def stream(
                 return
     finally:
         closed.set()
+
+
+def draw(name: str, captions: tuple[str, ...], **settings: Any) -> Frames:
+    """`stream` of a named checkpoint, on a GPU where there is one.
+
+    On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
+    """
+    if importlib.util.find_spec("spaces") is None:
+        return _draw(name, captions, settings)
+    return borrowing()(name, captions, settings)
+
+
+def borrowing() -> Callable[..., Frames]:
+    """What `draw` runs, decorated by `spaces`; ZeroGPU wants to know of it before the launch."""
+    import spaces
+
+    decorated: Callable[..., Frames] = spaces.GPU(_draw)
+    return decorated
+
+
+def _draw(name: str, captions: tuple[str, ...], settings: dict[str, Any]) -> Frames:
+    pipe = load_pipeline(name).to("cuda" if torch.cuda.is_available() else "cpu")
+    yield from stream(pipe, captions, **settings)
 
 
 @functools.cache

@@ -1,0 +1,87 @@
+"""The app as a folder that can be pushed to Hugging Face Spaces as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpwg.checkpoint import (
+    UPSAMPLER,
+    checkpoint_names,
+    find_checkpoint,
+    load_card,
+    load_release,
+    load_superresolution,
+    read_json,
+    save_release,
+    save_superresolution,
+    save_tokenizer,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE")
+PARTS = ("dpwg/**/*.py", "docs/*.png", "docs/results/*.json", "examples/*.txt")
+"""What the app shows and runs on; neither tests nor runs."""
+LARGE = "".join(
+    f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("safetensors", "png")
+)
+"""The hub takes binary files through Git LFS only."""
+
+
+def write_space(
+    folder: Path, names: Sequence[str] = (), *, without_bound: bool = False
+) -> dict[str, int]:
+    """Write the app with the named checkpoints, all by default; returns bytes by file name.
+
+    Checkpoints are loaded, which checks them, and written anew, so that nothing that lies beside
+    them travels; those with the same tokenizer share it. One without a bound on epsilon is left
+    out, or refused if named, unless `without_bound` says that nothing in its records is sensitive.
+    The folder must be new; it appears under its name only when whole.
+    """
+    if missing := [name for name in FILES if not (ROOT / name).is_file()]:
+        raise FileNotFoundError(f"Expected {missing} beside the package; run this in a checkout.")
+    if folder.exists():
+        raise ValueError(f"Expected out={folder} to be new; remove it, or name another folder.")
+    known = checkpoint_names()
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"Expected checkpoints={unknown} in {known}.")
+    chosen = list(names) or known
+    unbound = [name for name in chosen if load_card(find_checkpoint(name)).epsilon is None]
+    if unbound and not without_bound:
+        if names:
+            raise ValueError(
+                f"Expected checkpoints with a bound on epsilon, found {unbound}: their training "
+                "records may be reproduced. Declare that nothing in them is sensitive."
+            )
+        chosen = [name for name in chosen if name not in unbound]
+    if not chosen:
+        raise ValueError("Expected at least one checkpoint; make one, see `python -m dpwg list`.")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for path in (*map(ROOT.joinpath, FILES), *(p for part in PARTS for p in ROOT.glob(part))):
+            copy = partial / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        (partial / ".gitattributes").write_text(LARGE)
+        _write_checkpoints(partial / "checkpoints", chosen)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _write_checkpoints(root: Path, names: Sequence[str]) -> None:
+    save_superresolution(root / UPSAMPLER, load_superresolution())
+    shared: str | None = None
+    for name in names:
+        release = load_release(name)
+        used = read_json(find_checkpoint(name) / "config.json")["tokenizer_sha256"]
+        if shared is None:
+            shared = used
+            save_tokenizer(root / "tokenizer", release.tokenizer)
+        tokenizer = root / "tokenizer" if used == shared else None
+        save_release(root / name, release, tokenizer_folder=tokenizer)

@@ -1,0 +1,424 @@
+"""Data sets to share: the same whoever draws them, whole whenever they stop, open to `datasets`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import random
+import resource
+import shutil
+import signal
+import statistics
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+from PIL import Image
+
+from dpwg import parts
+from dpwg.checkpoint import load_card, load_release
+from dpwg.cli import main
+from dpwg.data import FolderRecords
+from dpwg.export import (
+    Export,
+    dataset_card,
+    export_dataset,
+    image_seed,
+    parse_shard,
+    shard_images,
+)
+from dpwg.parts import FORMATS, Row, appear, encode_png
+from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.sampling import Sampling
+
+CAPTIONS = ("a face", "red hair", "été, 笑顔", "glasses")
+SMALL = Export(
+    captions=CAPTIONS, captions_from="Written for this test", per_caption=2, seed=5,
+    upsampler="bicubic", batch=2, part=3,
+)  # fmt: skip
+
+
+def of(format: str, **changes: Any) -> Export:
+    return dataclasses.replace(SMALL, format=format, **changes)
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(root, monkeypatch) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+
+
+@pytest.fixture(scope="module")
+def pipe(root) -> DPWaveletPipeline:
+    return DPWaveletPipeline.from_pretrained(root / "faces" / "eps-1")
+
+
+def draw(pipe, export: Export, folder: Path, shard: tuple[int, int] = (0, 1)) -> list[int]:
+    return [*export_dataset(pipe, export, folder, checkpoint="faces/eps-1", shard=shard)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def whole(request, pipe, tmp_path_factory) -> tuple[Export, Path]:
+    """A data set that one process drew without interruption."""
+    folder = tmp_path_factory.mktemp("whole") / request.param
+    assert draw(pipe, of(request.param), folder) == [2, 3, 5, 6, 8, 8]
+    return of(request.param), folder
+
+
+def test_datasets_opens_it_with_captions_and_seeds(whole, pipe, tmp_path) -> None:
+    export, folder = whole
+    found = load_dataset(str(folder), split="train", cache_dir=tmp_path)
+    assert len(found) == 8
+    for index, row in enumerate(found):
+        text, source = export.source(index)
+        if export.format == "webdataset":
+            row = {"image": row["png"], "text": row["txt"], **row["json"]}
+        assert (row["text"], {name: row[name] for name in source}) == (text, source)
+        assert text == CAPTIONS[index // 2]
+        assert row["image"].size == (128, 128)
+    alone = pipe(text, seed=source["seed"], upsampler="bicubic").image[0]
+    assert np.array_equal(np.asarray(row["image"]), alone)
+
+
+def test_a_card_and_the_plan_lie_beside_it(whole, pipe) -> None:
+    export, folder = whole
+    assert load_card(folder) == pipe.release.card
+    plan = json.loads((folder / "export.json").read_text())
+    assert plan["weights_sha256"] == load_release("faces/eps-1").weights_sha256
+    assert Sampling.from_json(plan["sampling"]) == export.sampling
+    page = DatasetCard.load(folder / "README.md")
+    assert (
+        page.text.strip()
+        == dataset_card(export, pipe.release.card, "faces/eps-1").split("\n---\n", 1)[1].strip()
+    )
+    assert "differential-privacy" in page.data.tags
+    for words in ("Epsilon is ", "**Unit.** One image", "## Limits", "@article{", "this test."):
+        assert words in page.text
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+
+
+def test_shards_that_are_put_together_make_the_single_run(whole, pipe, tmp_path) -> None:
+    export, folder = whole
+    for place in (1, 0):
+        at = tmp_path / str(place)
+        assert draw(pipe, export, at, (place, 2))[-1] == shard_images(export, (place, 2))
+        assert not (at / "README.md").exists()
+    shutil.copytree(tmp_path / "1", tmp_path / "0", dirs_exist_ok=True)
+    draw(pipe, export, tmp_path / "0")
+    assert tree(tmp_path / "0") == tree(folder)
+
+
+@pytest.mark.parametrize("whole", ["imagefolder"], indirect=True)
+def test_shards_in_one_folder_end_with_the_last_one(whole, pipe, tmp_path) -> None:
+    export, folder = whole
+    for place in (2, 0, 1):
+        assert not (tmp_path / "README.md").exists()
+        draw(pipe, export, tmp_path, (place, 3))
+    assert tree(tmp_path) == tree(folder)
+
+
+def test_a_finished_export_is_not_drawn_again(whole, pipe, tmp_path, monkeypatch) -> None:
+    export, folder = whole
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr(DPWaveletPipeline, "__call__", None)
+    assert draw(pipe, export, copy) == [3, 6, 8]
+    assert tree(copy) == tree(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"captions": CAPTIONS[:3]}, "captions, captions_sha256, images"),
+        ({"captions": (*CAPTIONS[:3], "another")}, "captions_sha256"),
+        ({"per_caption": 1}, "images, per_caption"),
+        ({"sampling": Sampling(guidance=2.0)}, "sampling"),
+        ({"format": "parquet"}, "format"),
+    ],
+)
+def test_another_export_is_not_mixed_in(pipe, tmp_path, change, word) -> None:
+    next(export_dataset(pipe, SMALL, tmp_path / "a", checkpoint="faces/eps-1"))
+    with pytest.raises(ValueError, match=f"found another {word};"):
+        draw(pipe, dataclasses.replace(SMALL, **change), tmp_path / "a")
+
+
+def test_a_folder_with_something_else_is_left_alone(pipe, tmp_path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="to be new or an export"):
+        draw(pipe, SMALL, tmp_path)
+    assert tree(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_seeds_are_a_function_of_seed_caption_and_image_alone() -> None:
+    assert [image_seed(0, 0, 0), image_seed(5, 3, 2)] == [189829311, 1989359643]
+    seeds = {image_seed(s, i, j) for s in range(3) for i in range(30) for j in range(30)}
+    assert len(seeds) == 2700
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+    more = dataclasses.replace(SMALL, per_caption=7)
+    for i, j in itertools.product(range(4), range(2)):
+        assert SMALL.source(2 * i + j) == more.source(7 * i + j)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1/1", "3/2", "-1/2", "0/0", "a/b", "0/2/3", "0/ 2", "0/²"]
+)
+def test_shards_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="as i/n with 0 <= i < n"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"per_caption": 0}, {"seed": -1}, {"batch": 0}, {"batch": 5000}, {"part": 0}, {"format": "x"}],
+)
+def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"Expected {next(iter(change))}="):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_cards_say_what_they_promise(root) -> None:
+    for name, words in (("public", "Epsilon is 0"), ("eps-inf", "there is no bound on epsilon")):
+        assert words in dataset_card(SMALL, load_card(root / "faces" / name), name)
+
+
+def test_the_command_line_draws_a_set_that_can_be_trained_on(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    command = [
+        "sample", "--checkpoint", "faces/eps-1", "--captions", "public:3", "--per-caption", "2",
+        "--upsampler", "bicubic", "--part", "2", "--out", str(out), "--json",
+    ]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, whole in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(command) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["whole"], told["images"]) == (whole, 2 + 2 * whole)
+    records = FolderRecords(out)
+    assert len(records) == 6
+    assert records[0].captions == records[1].captions != records[2].captions
+    assert records[5].image().shape == (128, 128, 3)
+    assert main([*command, "--n", "2"]) == 2
+    assert "pass --per-caption" in capsys.readouterr().err
+
+
+def test_the_command_line_refuses_private_captions(tmp_path, capsys, image_folder) -> None:
+    captions = str(image_folder / "metadata.jsonl")
+    command = ["sample", "--checkpoint", "faces/eps-1", "--upsampler", "bicubic", "--json"]
+    command += ["--captions", captions, "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "captions are private too" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--captions-are-public"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12
+    assert "declared public by its user" in (tmp_path / "out" / "README.md").read_text()
+
+
+# A child is a fork of this process: it has the pipeline, and draws within milliseconds.
+processes = multiprocessing.get_context("fork")
+
+
+def child(pipe, export: Export, folder: Path) -> None:
+    for _ in export_dataset(pipe, export, folder, checkpoint="faces/eps-1"):
+        time.sleep(0.002)
+
+
+def check_whole_files(export: Export, folder: Path) -> int:
+    """Whatever has its final name is complete; returns how many parts have."""
+    found = 0
+    for part in range(export.parts):
+        path = FORMATS[export.format].path(folder, part, export.parts)
+        if not path.exists():
+            continue
+        found += 1
+        keys = [f"{index:08d}" for index in export.indices(part)]
+        if export.format == "imagefolder":
+            assert sorted(file.stem for file in path.iterdir()) == keys
+            for file in path.iterdir():
+                Image.open(file).load()
+        elif export.format == "webdataset":
+            with tarfile.open(path) as tar:
+                names = [f"{key}.{kind}" for key in keys for kind in ("png", "txt", "json")]
+                assert tar.getnames() == names
+        else:
+            assert len(load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+                       .take(9).to_list()) == len(keys)  # fmt: skip
+    for name in ("export.json", "privacy_card.json"):
+        if (folder / name).exists():
+            json.loads((folder / name).read_text())
+    return found
+
+
+def check_kills(pipe, export: Export, whole: Path, folder: Path, kills: int) -> None:
+    """Kill an export that often and let it end: byte for byte as if nothing had happened."""
+    moments, reached = random.Random(kills), 0
+    for kill in range(kills):
+        process = processes.Process(target=child, args=(pipe, export, folder))
+        process.start()
+        at_part = kill * export.parts // kills
+        while check_parts(export, folder) < at_part:
+            assert process.is_alive()
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode in (-signal.SIGKILL, 0)
+        found = check_whole_files(export, folder) if folder.exists() else 0
+        assert found >= max(reached, at_part)
+        reached = found
+    process = processes.Process(target=child, args=(pipe, export, folder))
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 0
+    assert tree(folder) == tree(whole)
+
+
+def check_parts(export: Export, folder: Path) -> int:
+    paths = (FORMATS[export.format].path(folder, p, export.parts) for p in range(export.parts))
+    return sum(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("whole", ["imagefolder"], indirect=True)
+def test_an_export_killed_three_times_ends_as_one_never_killed(whole, pipe, tmp_path) -> None:
+    export, folder = whole
+    check_kills(pipe, export, folder, tmp_path / "killed", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_killed_twenty_times_ends_as_one_never_killed(pipe, tmp_path, format) -> None:
+    export = of(format, per_caption=15, part=3)
+    draw(pipe, export, tmp_path / "whole")
+    check_kills(pipe, export, tmp_path / "whole", tmp_path / "killed", 20)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a signal that cannot be caught."""
+
+
+def killed_before_line(line: int, call: Callable[[], None]) -> bool:
+    """Whether `call` came to that many lines of the module of parts, and was stopped there."""
+    left = line
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != parts.__file__:
+            return None
+        left -= event == "line"
+        if left < 0:
+            raise Killed
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Killed:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    image = np.zeros((4, 4, 3), np.uint8)
+    return [
+        Row(index=i, image_png=encode_png(image + i), text=f"{i}", seed=i, caption_index=0,
+            image_index=i)
+        for i in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_part_killed_before_any_line_is_whole_or_not_there(tmp_path, rows, format) -> None:
+    kind, seen = FORMATS[format], set()
+    write = functools.partial(kind.write, rows=rows)
+    appear(kind.path(tmp_path / "whole", 0, 1), write)
+    expected = tree(tmp_path / "whole")
+    for line in itertools.count():
+        folder = tmp_path / str(line)
+        path = kind.path(folder, 0, 1)
+        killed = killed_before_line(line, functools.partial(appear, path, write))
+        seen.add(path.exists())
+        if path.exists():
+            assert {n: b for n, b in tree(folder).items() if ".partial-" not in n} == expected
+        appear(path, write)
+        assert tree(folder) == expected
+        if not killed:
+            break
+    assert line > 10
+    assert seen == {False, True}
+
+
+def test_processes_that_finish_at_once_do_not_disturb_each_other(tmp_path) -> None:
+    """Another removes what this one has begun, after it has put the same in its place."""
+    path = tmp_path / "README.md"
+
+    def write(partial: Path) -> None:
+        partial.write_text("mine")
+        partial.unlink()
+        path.write_text("the same")
+
+    appear(path, write)
+    assert tree(tmp_path) == {"README.md": b"the same"}
+    with pytest.raises(FileNotFoundError):
+        appear(tmp_path / "other", lambda partial: None)
+
+
+@pytest.mark.slow
+def test_batches_draw_six_times_as_many_images_a_second(monkeypatch) -> None:
+    """On the shipped checkpoint, upsampler excluded, in one process, ways taking turns."""
+    monkeypatch.delenv("DPWG_CHECKPOINTS")
+    pipe = DPWaveletPipeline.from_pretrained("faces/eps-10")
+    texts = (["A person with a black bob", "A person smiling, with short red hair"] * 32)[:64]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ratios = []
+        for _ in range(5):
+            alone = statistics.median(seconds(pipe, texts[:1], seed) for seed in range(5))
+            ratios.append(alone / (seconds(pipe, texts, 0) / len(texts)))
+    finally:
+        torch.set_num_threads(threads)
+    assert statistics.median(ratios) >= 6, ratios
+
+
+def seconds(pipe: DPWaveletPipeline, texts: list[str], seed: int) -> float:
+    spent = pipe(texts, seed=seed, upsampler="bicubic").seconds
+    return spent["text"] + spent["tokens"]
+
+
+def memory(pipe, images: int, folder: Path) -> None:
+    export = of("parquet", captions=("a face",), per_caption=images, batch=16, part=32)
+    for _ in export_dataset(pipe, export, folder, checkpoint="faces/eps-1"):
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (folder / "peak").write_text(str(peak))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data_set(pipe, tmp_path) -> None:
+    peaks = []
+    for images in (64, 1024):
+        process = processes.Process(target=memory, args=(pipe, images, tmp_path / str(images)))
+        process.start()
+        process.join()
+        peaks.append(int((tmp_path / str(images) / "peak").read_text()))
+    assert peaks[1] < peaks[0] + 20_000  # in KiB

@@ -1,0 +1,399 @@
+"""Releases over HTTP: pushed whole and alone, pulled only if everything in them agrees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Files, Hub, serve
+from huggingface_hub import ModelCard
+from safetensors.torch import save_file
+
+from dpwg.checkpoint import find_checkpoint, load_card, load_release, save_release
+from dpwg.hub import RELEASED, model_card, release_files
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.training.state import save_state
+
+HERE = Path(__file__).parent
+SECRET = b"no one may ever see this gradient"
+FILES = {
+    "README.md",
+    "config.json",
+    "privacy_card.json",
+    "model.safetensors",
+    "tokenizer/config.json",
+    "tokenizer/model.safetensors",
+}
+
+
+class Client:
+    """Another process, for which HF_ENDPOINT is the small hub."""
+
+    def __init__(self, root: Path, home: Path, address: str) -> None:
+        environment = os.environ | {
+            "HF_ENDPOINT": address,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(home),
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_XET": "1",
+            "DPWG_CHECKPOINTS": str(root),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(HERE.parent),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "hub_client.py"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __call__(self, call: str, *given: object, **options: object) -> Any:
+        assert self.process.stdin
+        assert self.process.stdout
+        line = json.dumps([call, [str(g) for g in given], options])
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def refusal(self, call: str, *given: object, **options: object) -> str:
+        told = self(call, *given, **options)
+        assert told.get("error") in {"ValueError", "FileNotFoundError", "CardMismatchError"}, told
+        assert "\n" not in told["message"]
+        return told["message"]
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with serve(Hub()) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def client(root, hub, tmp_path_factory) -> Iterator[Client]:
+    client = Client(root, tmp_path_factory.mktemp("home"), hub.address)
+    yield client
+    client.process.kill()
+    client.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(root, monkeypatch) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+
+
+@pytest.fixture(scope="module")
+def pushed(client, hub) -> Files:
+    """The files of a release that was pushed as me/eps-1."""
+    assert "answer" in client("push", "faces/eps-1", "me/eps-1")
+    return hub.files("me/eps-1")
+
+
+def test_a_release_that_is_pushed_and_pulled_draws_the_identical_image(client, hub, pushed) -> None:
+    assert pushed.keys() == FILES
+    hub.requests.clear()
+    assert client("draw", "me/eps-1") == client("draw", "faces/eps-1")
+    read = {path.partition("/resolve/")[2].partition("/")[2] for _, path in hub.requests}
+    assert read - {""} == FILES - {"README.md"}
+
+
+def test_what_is_pulled_is_json_and_safetensors_only(client, hub, pushed) -> None:
+    bad = {name: b"bad" for name in ("pytorch_model.bin", "model.pt", "evil.py", "a/model.ckpt")}
+    hub.commit("me/crowded", pushed | bad)
+    hub.requests.clear()
+    assert "answer" in client("draw", "me/crowded")
+    assert not any(path.endswith(tuple(bad)) for _, path in hub.requests)
+
+
+def test_the_model_card_states_what_the_privacy_card_promises(pushed) -> None:
+    card = load_card(find_checkpoint("faces/eps-1"))
+    page = ModelCard(pushed["README.md"].decode())
+    data = page.data.to_dict()
+    assert data["license"] == "apache-2.0"
+    assert data["pipeline_tag"] == "text-to-image"
+    assert data["library_name"] == "dpwg"
+    assert "differential-privacy" in data["tags"]
+    assert f"epsilon = {card.epsilon:.4g} at delta = {card.delta:g}" in page.text
+    assert 'from_pretrained("me/eps-1")' in page.text.replace("'", '"')
+    for line in card.to_markdown().splitlines():
+        assert line.lstrip("# ").replace("Privacy card", "Privacy") in page.text
+    assert "datasets" not in data  # "made up" is no name that the hub knows
+
+
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [("public", "public data only (epsilon = 0)"), ("eps-inf", "no bound on epsilon")],
+)
+def test_model_cards_without_a_finite_epsilon_say_so(name: str, promise: str) -> None:
+    card = load_card(find_checkpoint(f"faces/{name}"))
+    assert promise in model_card(card, f"me/{name}")
+
+
+def test_a_revision_is_another_release(client, hub, pushed) -> None:
+    told = client("push", "faces/public", "me/eps-1", revision="v2")
+    assert hub.branches["me/eps-1"]["v2"] in told.get("answer", ""), told
+    assert "answer" in client("draw", "me/eps-1", revision="v2")
+    assert hub.files("me/eps-1") == pushed
+    assert b"epsilon = 0" in hub.files("me/eps-1", "v2")["README.md"]
+    commit = hub.branches["me/eps-1"]["main"]
+    assert client("draw", "me/eps-1", revision=commit) == client("draw", "faces/eps-1")
+
+
+def edited(file: bytes, **changes: object) -> bytes:
+    return json.dumps(json.loads(file) | changes).encode()
+
+
+def without(files: Files, *names: str) -> Files:
+    return {name: data for name, data in files.items() if name not in names}
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/a-pickle-was-read",)
+
+
+def tampered(files: Files) -> Iterator[tuple[Files, str]]:
+    """Pulled releases with something wrong, and words of the refusal."""
+    config, card, weights = (
+        files[name] for name in ("config.json", "privacy_card.json", "model.safetensors")
+    )
+    bomb = pickle.dumps(Bomb())
+    fitting = edited(config, weights_sha256=hashlib.sha256(bomb).hexdigest())
+    flipped = weights[:-1] + bytes([weights[-1] ^ 1])
+    yield files | {"privacy_card.json": edited(card, epsilon=0.5)}, "epsilon=0.5, its ledger spends"
+    yield files | {"privacy_card.json": edited(card, comment="x")}, r"unknown \['comment'\]"
+    yield files | {"privacy_card.json": b"[]"}, "Expected names with values in privacy_card.json"
+    yield files | {"model.safetensors": flipped}, "the card is not theirs"
+    yield files | {"model-2.safetensors": weights}, "the card is not theirs"
+    yield files | {"model.safetensors": bomb}, "the card is not theirs"
+    yield (
+        files | {"model.safetensors": bomb, "config.json": fitting},
+        "Expected model.safetensors to be safetensors .* never read",
+    )
+    yield (
+        without(files, "model.safetensors") | {"pytorch_model.bin": bomb},
+        "Expected model.safetensors in .* pickles .* are never read",
+    )
+    for name in FILES - {"README.md"}:
+        yield without(files, name), f"Expected {name} in 'me/bad-.*', found none"
+    index = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}).encode()
+    yield files | {"model.safetensors.index.json": index}, "Expected model-00001-of-00002"
+    yield files | {"config.json": edited(config, text_encoder="0" * 64)}, "Expected the text encod"
+    yield files | {"config.json": edited(config, model=None)}, "to be a release of dpwg, found"
+    for sizes in ({"blocks": 10**9}, {"width": 10**7}, {"positions": 10**6}):  # would fill memory
+        model = json.loads(config)["model"] | sizes
+        yield files | {"config.json": edited(config, model=model)}, "of the sizes that its config"
+    none = json.loads(config)["model"] | {"heads": 0}
+    yield files | {"config.json": edited(config, model=none)}, "found ZeroDivisionError"
+    yield files | {"config.json": edited(config, tokenizer="../..")}, "tokenizer of .* inside"
+    yield (
+        files | {"config.json": b"{}"},
+        "Expected the tokenizer of 'me/bad-.*' inside of it, found None",
+    )
+    yield files | {"config.json": b"{"}, "Expected JSON in config.json"
+    changed = edited(files["tokenizer/config.json"], heads=1)
+    yield files | {"tokenizer/config.json": changed}, "Expected the tokenizer"
+
+
+def test_whatever_is_wrong_with_a_pulled_release_is_refused_in_words(client, hub, pushed) -> None:
+    for number, (files, words) in enumerate(tampered(pushed)):
+        name = f"me/bad-{number}"
+        hub.commit(name, files)
+        message = client.refusal("draw", name)
+        assert re.search(words, message), (words, message)
+    assert number > 15
+    assert not Path("/tmp/a-pickle-was-read").exists()
+
+
+def test_what_is_not_on_the_hub_is_said_to_be_missing(client, pushed) -> None:
+    assert "'me/none' on the hub, found none" in client.refusal("draw", "me/none")
+    missing = client.refusal("draw", "me/eps-1", revision="v9")
+    assert "'me/eps-1' at 'v9' on the hub, found none" in missing
+
+
+def test_a_misspelt_local_name_is_not_asked_of_the_hub(client, hub) -> None:
+    hub.requests.clear()
+    for name in ("faces/eps-11", "faces", "/no/such", "../x/y", "a/b/c"):
+        assert "to be a release folder or one of ['faces/public'" in client.refusal("draw", name)
+    assert hub.requests == []
+
+
+def test_without_a_network_the_message_says_so(root) -> None:
+    with pytest.raises(FileNotFoundError, match="here or on the hub, which cannot be reached"):
+        DPWaveletPipeline.from_pretrained("some/one")
+
+
+def state_in(folder: Path) -> None:
+    """Training state as a run leaves it, in a folder."""
+    secret = torch.frombuffer(bytearray(SECRET), dtype=torch.uint8)
+    save_state(folder, 3, {"momentum": secret}, {"loss": SECRET.decode()})
+
+
+def a_run_in_the_release(folder: Path) -> None:
+    state_in(folder / "run")
+
+
+def a_run_among_the_files(folder: Path) -> None:
+    state_in(folder)
+
+
+def a_run_in_the_tokenizer(folder: Path) -> None:
+    state_in(folder / "tokenizer" / "run")
+
+
+def weights_of_a_run(folder: Path) -> None:
+    secret = torch.frombuffer(bytearray(SECRET), dtype=torch.uint8)
+    save_file({"momentum": secret}, folder / "model-00002-of-00002.safetensors")
+
+
+def an_optimizer(folder: Path) -> None:
+    secret = torch.frombuffer(bytearray(SECRET), dtype=torch.uint8)
+    save_file({"momentum": secret}, folder / "optimizer.safetensors")
+
+
+def a_link_to_a_run(folder: Path) -> None:
+    state_in(folder.parent / "run")
+    (folder / "more").symlink_to(folder.parent / "run")
+    (folder / "README.md").symlink_to(folder.parent / "run" / "step-000003" / "values.json")
+
+
+def linked_weights(folder: Path) -> None:
+    state_in(folder.parent / "run")
+    (folder / "model.safetensors").unlink()
+    state = folder.parent / "run" / "step-000003" / "tensors.safetensors"
+    (folder / "model.safetensors").symlink_to(state)
+
+
+def words_in_the_files(folder: Path) -> None:
+    """State hidden in what a release's own files would carry along."""
+    for name in ("config.json", "model.safetensors.index.json", "README.md", ".gitattributes"):
+        path = folder / name
+        values = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(values | {"losses": SECRET.decode()}))
+
+
+def metadata_of_the_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(
+        load_release(folder).model.state_dict(),
+        path,
+        metadata={"format": "pt", "losses": SECRET.decode()},
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    config = folder / "config.json"
+    config.write_bytes(edited(config.read_bytes(), weights_sha256=digest))
+
+
+def a_run_instead(folder: Path) -> None:
+    shutil.rmtree(folder)
+    state_in(folder)
+
+
+def a_run_with_the_card(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    state_in(folder)
+    shutil.copy(folder / "step-000003" / "tensors.safetensors", folder / "model.safetensors")
+
+
+PUSHED, REFUSED = True, False
+
+
+@pytest.mark.parametrize(
+    ("smuggle", "outcome"),
+    [
+        (a_run_in_the_release, PUSHED),
+        (a_run_among_the_files, PUSHED),
+        (a_run_in_the_tokenizer, PUSHED),
+        (a_link_to_a_run, PUSHED),
+        (words_in_the_files, PUSHED),
+        (metadata_of_the_weights, PUSHED),
+        (weights_of_a_run, REFUSED),
+        (an_optimizer, REFUSED),
+        (linked_weights, REFUSED),
+        (a_run_instead, REFUSED),
+        (a_run_with_the_card, REFUSED),
+    ],
+)
+def test_private_training_state_never_travels(
+    client, hub, pushed, tmp_path, smuggle, outcome
+) -> None:
+    folder, name = tmp_path / "mine", f"me/{smuggle.__name__}"
+    save_release(folder, load_release("faces/eps-1"))
+    smuggle(folder)
+    found = list(tmp_path.rglob("*"))
+    assert any(SECRET in path.read_bytes() for path in found if path.is_file())
+    told = client("push", folder, name)
+    assert ("answer" in told) == outcome, told
+    kept = (data for files in hub.commits.values() for data in files.values())
+    sent = [*hub.blobs.values(), *kept]
+    assert not any(SECRET in data for data in sent)
+    if outcome == PUSHED:
+        assert hub.files(name) == pushed | {"README.md": hub.files(name)["README.md"]}
+    else:
+        assert name not in hub.branches
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    ["latest", "step-000003/values.json", "optimizer.safetensors", "model.safetensors.bak",
+     "tokenizer/latest", "model-1-of-2.safetensors", "more/model.safetensors", ".gitignore"],
+)  # fmt: skip
+def test_only_names_of_a_release_are_ever_listed_for_upload(tmp_path, stranger: str) -> None:
+    save_release(tmp_path / "mine", load_release("faces/eps-1"))
+    assert release_files(tmp_path / "mine").keys() == FILES - {"README.md"}
+    path = tmp_path / "mine" / stranger
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(SECRET)
+    with pytest.raises(ValueError, match=re.escape(f"found {stranger}; remove it")):
+        release_files(tmp_path / "mine")
+
+
+def test_a_link_is_not_listed_for_upload(tmp_path) -> None:
+    save_release(tmp_path / "mine", load_release("faces/eps-1"))
+    (tmp_path / "secret").write_bytes(SECRET)
+    (tmp_path / "mine" / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"found README\.md; remove it"):
+        release_files(tmp_path / "mine")
+
+
+def test_files_of_an_earlier_release_go_and_others_stay(client, hub, pushed) -> None:
+    old = dict.fromkeys(
+        ("model-00001-of-00002.safetensors", "tokenizer/model.safetensors.index.json"), b"old"
+    )
+    hub.commit("me/old", old | {"sheet.png": b"picture", ".gitattributes": b"lfs"})
+    assert "answer" in client("push", "faces/eps-1", "me/old")
+    assert hub.files("me/old").keys() == FILES | {"sheet.png", ".gitattributes"}
+    assert all(map(RELEASED.fullmatch, FILES | old.keys()))
+
+
+def test_a_release_without_a_bound_is_pushed_only_when_declared_harmless(client, hub) -> None:
+    refused = client.refusal("push", "faces/eps-inf", "me/free")
+    assert "training records may be reproduced" in refused
+    assert "me/free" not in hub.branches
+    assert "answer" in client("push", "faces/eps-inf", "me/free", without_bound=True)
+    assert b"no bound on epsilon" in hub.files("me/free")["README.md"]
+
+
+def test_push_on_the_command_line(client, hub, pushed) -> None:
+    arguments = ("push", "faces/eps-1", "me/told", "--license", "cc0-1.0", "--json")
+    status, told = client("command", *arguments)["answer"]
+    assert status == 0, told
+    commit = json.loads(told[told.index("{") :])["commit"]
+    assert commit.endswith(hub.branches["me/told"]["main"])
+    assert ModelCard(hub.files("me/told")["README.md"].decode()).data.license == "cc0-1.0"
+    status, told = client("command", "push", "faces/none", "me/none")["answer"]
+    assert status == 2
+    assert "faces/none" in told

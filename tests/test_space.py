@@ -1,0 +1,171 @@
+"""The folder for Spaces: what is in it, what never is, and that its app starts alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpwg.checkpoint import load_release
+from dpwg.cli import main
+from dpwg.space import write_space
+from dpwg.training.state import save_state
+from dpwg.ui import pipelines
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoints(root, tmp_path_factory) -> Path:
+    """The tiny releases, with a private run beside and inside one of them."""
+    folder: Path = tmp_path_factory.mktemp("space") / "checkpoints"
+    shutil.copytree(root, folder)
+    for run in (folder / "runs" / "a", folder / "faces" / "eps-1" / "run"):
+        save_state(run, 3, {"momentum": torch.ones(2)}, {"loss": 1.0})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(checkpoints, monkeypatch) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(checkpoints))
+
+
+@pytest.fixture(scope="module")
+def space(checkpoints) -> Path:
+    out = checkpoints.parent / "space"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DPWG_CHECKPOINTS", str(checkpoints))
+        names = ("--checkpoints", "faces/eps-1", "faces/public")
+        assert main(["space", "--out", str(out), *names]) == 0
+    return out
+
+
+def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> None:
+    files = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "dpwg", "examples"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert set(tracked) <= files
+    assert {"README.md", "requirements.txt", "app.py", "docs/results/held-out.json"} <= files
+    folders = {file.rpartition("/")[0] for file in files if file.startswith("checkpoints/")}
+    assert folders == {f"checkpoints/{n}" for n in ("tokenizer", "faces/eps-1", "faces/public")}
+    assert not any(re.search(r"(^|/)(run|runs|tests|step-\d+|latest|\.git)(/|$)", f) for f in files)
+    assert {Path(file).suffix for file in files} <= {
+        "", ".md", ".txt", ".py", ".json", ".png", ".safetensors",
+    }  # fmt: skip
+    assert (space / "README.md").read_text().startswith("---\ntitle: ")
+    assert "app_file: app.py\n" in (space / "README.md").read_text()
+    assert "*.safetensors filter=lfs" in (space / ".gitattributes").read_text()
+
+
+def test_the_checkpoints_of_a_space_are_whole(space, checkpoints) -> None:
+    before, after = (
+        load_release(at / "faces" / "eps-1") for at in (checkpoints, space / "checkpoints")
+    )
+    assert after.card == before.card
+    for own, found in ((before.model, after.model), (before.tokenizer, after.tokenizer)):
+        for name, tensor in own.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor)
+
+
+def test_checkpoints_without_a_bound_are_left_out_unless_declared_harmless(tmp_path) -> None:
+    files = write_space(tmp_path / "a")
+    assert "checkpoints/faces/eps-1/config.json" in files
+    assert "checkpoints/faces/eps-inf/config.json" not in files
+    with pytest.raises(ValueError, match="training records may be reproduced"):
+        write_space(tmp_path / "b", ["faces/eps-inf"])
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    files = write_space(tmp_path / "b", without_bound=True)
+    assert "checkpoints/faces/eps-inf/config.json" in files
+
+
+@pytest.mark.parametrize("name", ["faces/none", "../a/faces/eps-1", "runs/a", "tokenizer"])
+def test_only_named_checkpoints_are_taken(tmp_path, name: str) -> None:
+    with pytest.raises(ValueError, match="Expected checkpoints="):
+        write_space(tmp_path / "a", [name])
+
+
+def test_an_existing_folder_is_not_written_over(tmp_path, capsys) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert main(["space", "--out", str(tmp_path)]) == 2
+    assert "to be new; remove it" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def page(python: Path | str, space: Path, scratch: Path) -> str:
+    """The page of the folder's app, started with nothing of this process but where to serve."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(scratch),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+    }
+    with (scratch / "log").open("w") as log:
+        process = subprocess.Popen(
+            [python, "app.py"], cwd=space, env=environment, stdout=log, stderr=log
+        )
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, (scratch / "log").read_text()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                    return str(answer.read().decode())
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((scratch / "log").read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_app_of_a_space_starts_alone_and_serves_its_own_checkpoints(space, tmp_path) -> None:
+    shown = page(sys.executable, space, tmp_path)
+    assert "<title>DP-Wavelet</title>" in shown or '"title":"DP-Wavelet"' in shown
+    assert '["faces/eps-1","faces/eps-1"]' in shown
+    assert '["faces/eps-inf","faces/eps-inf"]' not in shown
+
+
+@pytest.mark.slow
+def test_a_space_runs_on_its_own_requirements(space, tmp_path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-r", space / "requirements.txt"], check=True
+    )
+    assert "faces/eps-1" in page(python, space, tmp_path)
+
+
+SPACES = """
+asked = []
+
+def GPU(function):
+    def borrowed(*arguments):
+        asked.append(arguments)
+        yield from function(*arguments)
+    return borrowed
+"""
+
+
+def test_zero_gpu_is_asked_where_its_package_is_there_and_only_then(monkeypatch, tmp_path) -> None:
+    drawing = {"seed": 3, "upsampler": "bicubic"}
+    plain = [*pipelines.draw("faces/eps-1", ("a face",), **drawing)]
+    (tmp_path / "spaces.py").write_text(SPACES)
+    monkeypatch.syspath_prepend(tmp_path)
+    lent = [*pipelines.draw("faces/eps-1", ("a face",), **drawing)]
+    spaces = sys.modules.pop("spaces")
+    assert spaces.asked == [("faces/eps-1", ("a face",), drawing)]
+    assert len(lent) == len(plain) == 4
+    assert (lent[-1].image == plain[-1].image).all()
