@@ -41,7 +41,11 @@ LEVELS = {
     "dpwg.ui": 10,
 }
 INSIDE = {  # the order within a package, lowest first
-    "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
+    "dpwg.data": (
+        *("palette", "captions", "avatars", "decode", "records", "files", "folder", "coco"),
+        *("celeba", "webdataset", "parquet", "fashion", "formats", "groups", "check"),
+        *("faces", "public"),
+    ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
 }
