@@ -222,7 +222,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         target_epsilon=target,
         group_column=None if group_I is None else options.unit,
         images=len(records),
-        left_out=left_out > 0,
+        left_out=options.skip_broken,
     )
     release = Release(
         model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder

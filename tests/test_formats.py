@@ -165,6 +165,20 @@ def test_celeba_attributes_are_read_where_present(tmp_path: Path) -> None:
         open_files(str(tmp_path))
 
 
+def test_celeba_knows_the_persons_with_both_files_that_tell(tmp_path: Path) -> None:
+    celeba(tmp_path)
+    mapping = (
+        "idx     orig_idx     orig_file\n0 119613 119614.jpg\n2 7 000008.jpg\n10 5 000006.jpg\n"
+    )
+    put(tmp_path / "CelebA-HQ-to-CelebA-mapping.txt", mapping)
+    assert not open_files(str(tmp_path)).entries[0].attributes
+    put(tmp_path / "identity_CelebA.txt", "000006.jpg 2880\n000008.jpg 41\n119614.jpg 2880\n")
+    assert group_numbers(open_records(str(tmp_path)), "person") == [0, 1, 0]
+    put(tmp_path / "identity_CelebA.txt", "000006.jpg\n")
+    with pytest.raises(ValueError, match=r"2 columns in row 1 of .*identity_CelebA\.txt"):
+        open_files(str(tmp_path))
+
+
 def test_a_celeba_image_without_text_and_a_text_without_image_are_missing(tmp_path: Path) -> None:
     celeba(tmp_path)
     put(tmp_path / "image" / "3.jpg", picture(3, "JPEG"))

@@ -223,7 +223,7 @@ def test_a_card_of_groups_says_so_and_survives_json() -> None:
     text = card.to_markdown()
     assert "Protects a group as 'patient' tells it" in text
     assert "numbers of groups and images" in text
-    assert "cannot be decoded, were left out" in text
+    assert "cannot be decoded, were left out, if there were any" in text
     assert "not a person who appears in several" not in text
     assert {*plain.limits} - {*card.limits} == {
         "Protects an image, not a person who appears in several.",

@@ -1,8 +1,10 @@
 """MM-CelebA-HQ from its own files: an image folder, a caption file an image, attributes.
 
 Layout of Multi-Modal-CelebA-HQ: `image/0.jpg`, `text/celeba-caption/0.txt` with ten captions, one a
-line; or CelebAMask-HQ's `CelebA-HQ-img/0.jpg` and `CelebAMask-HQ-attribute-anno.txt`. The split
-files are pickles, which can run programs: they are not read, all images are taken.
+line; or CelebAMask-HQ's `CelebA-HQ-img/0.jpg` and `CelebAMask-HQ-attribute-anno.txt`. Who is in an
+image follows from CelebAMask-HQ's `CelebA-HQ-to-CelebA-mapping.txt` and CelebA's
+`identity_CelebA.txt`. The split files are pickles, which can run programs: they are not read, all
+images are taken.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dpwg.data.files import NO_IMAGE, Entry, FileRecords, clean, file_entry, ima
 
 TEXT_FOLDERS = ("text/celeba-caption", "celeba-caption", "text")
 IMAGE_FOLDERS = ("image/images", "image", "images", "CelebA-HQ-img")
+MAPPING, IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_CelebA.txt"
 ATTRIBUTE_FILES = ("CelebAMask-HQ-attribute-anno.txt", "list_attr_celeba.txt")
 
 
@@ -22,7 +25,10 @@ def found_in(path: Path) -> bool:
 
 
 def read(path: Path) -> FileRecords:
-    """One record an image with the captions of its text file, and its attributes ("1" or "-1")."""
+    """One record an image with the captions of its text file, and its attributes ("1" or "-1").
+
+    With both files that tell who is in an image, `person` is an attribute too.
+    """
     texts, images = _text_folder(path), _image_folder(path)
     if texts is None or images is None:
         raise FileNotFoundError(
@@ -34,6 +40,8 @@ def read(path: Path) -> FileRecords:
         if (path / name).is_file():
             attributes = _attributes(path / name)
             break
+    for stem, person in _persons(path).items():
+        attributes.setdefault(stem, {})["person"] = person
     captions = {file.stem: file for file in texts.glob("*.txt")}
     entries: list[Entry] = []
     for image in sorted(images_in(images), key=_by_number):
@@ -66,6 +74,23 @@ def _image_folder(path: Path) -> Path | None:
 
 def _by_number(image: Path) -> tuple[int, str]:
     return (int(image.stem), "") if image.stem.isdecimal() else (-1, image.stem)
+
+
+def _persons(path: Path) -> dict[str, str]:
+    """The number of the person in each image; none without both files."""
+    mapping, identities = path / MAPPING, path / IDENTITIES
+    if not (mapping.is_file() and identities.is_file()):
+        return {}
+    persons = {row[0]: row[1] for row in _columns(identities, 2)}
+    return {row[0]: persons[row[2]] for row in _columns(mapping, 3)[1:] if row[2] in persons}
+
+
+def _columns(file: Path, count: int) -> list[list[str]]:
+    rows = [line.split() for line in read_text(file).splitlines() if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != count:
+            raise ValueError(f"Expected {count} columns in row {number} of {file}: {row}.")
+    return rows
 
 
 def _attributes(file: Path) -> dict[str, dict[str, str]]:

@@ -39,8 +39,8 @@ _GROUP_LIMITS = {
     _COUNT_LIMIT: "The numbers of groups and images and the sampling rate are treated as public.",
 }
 _LEFT_OUT = (
-    "Images without a caption, or that cannot be decoded, were left out before the records were "
-    "counted."
+    "Images without a caption, or that cannot be decoded, were left out, if there were any, before "
+    "the records were counted."
 )
 _TERMS_BY_KIND: dict[str, dict[str, Any]] = {
     "private": {
@@ -176,7 +176,8 @@ class PrivacyCard:
 
         `records` counts the sensitive set, 0 if there is none; each public input has a name, a
         source and a licence. Where the records are groups by `group_column`, `images` counts what
-        is in all of them; `left_out` tells that broken images were skipped. A run past its target
+        is in all of them; `left_out` tells that broken images, if any, were skipped: the text does
+        not depend on whether there were. A run past its target
         gets a card too: `verify` refuses it.
         """
         spent = ledger.epsilons(delta)
