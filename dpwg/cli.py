@@ -7,7 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dpwg.data import Records
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.training.progress import Progress
@@ -22,13 +25,20 @@ if TYPE_CHECKING:
     from dpwg.training.rehearsal import Rehearsal
 
 T = TypeVar("T")
+PATH_HELP = "a folder of images with their captions; FORMAT:PATH where its format is not clear"
 UNBOUND_HELP = "publish without privacy too: nothing in the records is sensitive"
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0, or 2 after one clear line on bad input."""
-    options = _parser().parse_args(arguments)
+    """Run one verb. Returns 0; or 2 after one clear line on bad input, or a report of faults.
+
+    `data check` is the verb `check`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["data", "check"]:
+        del words[0]
+    options = _parser().parse_args(words)
     try:
         answer = options.run(options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -40,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(_plain(answer), indent=2, allow_nan=False))
     else:
         print(_table(answer))
-    return 0
+    return 2 if isinstance(answer, dict) and answer.get("wrong") else 0
 
 
 def _data(options: argparse.Namespace) -> Any:
@@ -55,6 +65,19 @@ def _data(options: argparse.Namespace) -> Any:
         records = open_records(name, count=options.count)
         answer.append({"name": name, "records": len(records), "digest": records.digest})
     return answer
+
+
+def _check(options: argparse.Namespace) -> Any:
+    from dpwg.data.check import check_records
+    from dpwg.data.formats import open_files
+
+    records = open_files(options.path)
+    with _bar(f"reading {records.name}") as progress:
+        report = check_records(
+            records, column=None if options.unit == "image" else options.unit, progress=progress
+        )
+    answer = report.to_json()
+    return answer if options.json else {name: _listed(value) for name, value in answer.items()}
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
@@ -183,8 +206,10 @@ def _pretrain(options: argparse.Namespace) -> Any:
 
 
 def _finetune(options: argparse.Namespace) -> Any:
+    import torch
+
     from dpwg.checkpoint import Release, load_public, save_release
-    from dpwg.data import open_records
+    from dpwg.data.groups import group_numbers
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
@@ -194,10 +219,15 @@ def _finetune(options: argparse.Namespace) -> Any:
     ranks = Ranks.from_environment()
     run_folder = None if options.plan else _run_folder(options)
     base = load_public(options.base)
-    records = open_records(options.data, count=options.count)
+    records = _records(options, ranks)
+    group_I, units = None, len(records)
+    if options.unit != "image":
+        group_I = torch.tensor(group_numbers(records, options.unit))
+        units = int(group_I.max()) + 1
+    left_out = len(getattr(records, "left_out", ()))
     sizes = {
-        "records": len(records),
-        "batch_size": min(4096, -(-len(records) // 12)) if options.batch is None else options.batch,
+        "records": units,
+        "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
         "steps": options.steps,
         "delta": options.delta,
         "max_grad_norm": options.max_grad_norm,
@@ -218,10 +248,11 @@ def _finetune(options: argparse.Namespace) -> Any:
     settings = _settings(Finetuning, options)
     if options.plan:
         told = rehearse(base.model, plan, settings, ranks)
-        return _plan(records.name, plan, told) if ranks.leads else None
+        counts = {"unit": options.unit, "images": len(records), "left_out": left_out}
+        return _plan(records.name, counts, plan, told) if ranks.leads else None
     training = PrivateTraining(
         base.model.requires_grad_(True),
-        _examples(records, base.tokenizer, ranks),
+        _examples(records, base.tokenizer, ranks, group_I),
         plan,
         settings,
         run_folder,
@@ -238,12 +269,23 @@ def _finetune(options: argparse.Namespace) -> Any:
         max_grad_norm=plan.max_grad_norm if plan.noise_multiplier else None,
         public_inputs=base.card.public_inputs,
         target_epsilon=target,
+        group_column=None if group_I is None else options.unit,
+        images=len(records),
+        left_out=options.skip_broken,
     )
     release = Release(
         model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
     )
     save_release(options.out, release, tokenizer_folder=options.tokenizer)
-    return {"folder": str(options.out), "epsilon": card.epsilon, "steps": card.steps}
+    return {
+        "folder": str(options.out),
+        "epsilon": card.epsilon,
+        "steps": card.steps,
+        "unit": options.unit,
+        "records": card.records,
+        "images": len(records),
+        "left_out": left_out,
+    }
 
 
 def _sample(options: argparse.Namespace) -> Any:
@@ -382,7 +424,6 @@ def _bench(options: argparse.Namespace) -> Any:
 
 def _evaluate(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, load_release
-    from dpwg.data import open_records
     from dpwg.evaluate import held_out_loss, sheet
     from dpwg.sampling import Sampling
 
@@ -392,7 +433,7 @@ def _evaluate(options: argparse.Namespace) -> Any:
         picture = sheet(names, captions, seed=options.seed, settings=_settings(Sampling, options))
         picture.save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
-    records = open_records(options.data, count=options.count)
+    records = _records(options)
     rows = []
     for name in names:
         release = load_release(name)
@@ -452,9 +493,17 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    data = verb("data", _data, "render the embedded data sets")
+    text = "render the embedded data sets; `data check PATH` reports what is wrong with yours"
+    data = verb("data", _data, text)
     data.add_argument("sets", nargs="*", help="which ones; all by default")
     data.add_argument("--count", type=int, help="only the first records")
+
+    text = (
+        "report what is wrong with a data set on disk; writes nothing, exits with 2 if anything is"
+    )
+    check = verb("check", _check, text)
+    check.add_argument("path", help=PATH_HELP)
+    _add_unit(check)
 
     tokenizer = verb("tokenizer", _tokenizer, "train the spectral tokenizer on public images")
     _add_data(tokenizer, "public-train")
@@ -492,6 +541,7 @@ def _parser() -> argparse.ArgumentParser:
 
     finetune = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
     _add_data(finetune, "faces-train")
+    _add_unit(finetune)
     finetune.add_argument("--base", default="faces/public", help="checkpoint to start from")
     promise = finetune.add_mutually_exclusive_group(required=True)
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
@@ -517,7 +567,8 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument(
         "--plan",
         action="store_true",
-        help="show noise, epsilon, memory and time; reads no record, trains nothing",
+        help="show noise, epsilon, memory and time; trains nothing, decodes no image but for "
+        "--skip-broken",
     )
 
     sample = verb("sample", _sample, "generate images of a caption, or a data set of captions")
@@ -599,8 +650,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("--data", default=default, help="a rendered set, or a folder of images")
+    command.add_argument("--data", default=default, help=f"a rendered set, or {PATH_HELP}")
     command.add_argument("--count", type=int, help="only the first records of a rendered set")
+    command.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that are broken or have no caption; changes how many there are",
+    )
+
+
+def _add_unit(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--unit",
+        default="image",
+        metavar="COLUMN",
+        help="what is protected: each image (default), or all images together that have the same "
+        "value in this column of the metadata: a person, a patient",
+    )
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -619,7 +685,7 @@ def _settings(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
 
 def _public_records(options: argparse.Namespace) -> Records:
     """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
-    from dpwg.data import RENDERED_SETS, open_records
+    from dpwg.data import RENDERED_SETS
 
     rendered = options.data in RENDERED_SETS
     if not (options.data.startswith(("public-", "tuning-")) if rendered else options.public):
@@ -627,7 +693,17 @@ def _public_records(options: argparse.Namespace) -> Records:
             f"Expected data={options.data!r} to be public: public parts are trained without noise. "
             "Pass a public set, or --public for a folder in which nothing is sensitive."
         )
-    return open_records(options.data, count=options.count)
+    return _records(options)
+
+
+def _records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:
+    """The set that --data names, without broken records where --skip-broken says so."""
+    from dpwg.data import open_records
+
+    if not options.skip_broken:
+        return open_records(options.data, count=options.count)
+    with _bar("looking for broken images", ranks) as progress:
+        return open_records(options.data, count=options.count, skip_broken=True, progress=progress)
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
@@ -642,11 +718,14 @@ def _run_folder(options: argparse.Namespace) -> Path:
     return _new_or_resumed(options.run_folder, resume=options.resume)
 
 
-def _plan(name: str, plan: PrivacyPlan, rehearsal: Rehearsal) -> dict[str, Any]:
+def _plan(
+    name: str, counts: dict[str, Any], plan: PrivacyPlan, rehearsal: Rehearsal
+) -> dict[str, Any]:
     """A plan and what it will take, for a person who decides whether to run it."""
     return {
         "dataset": name,
         "records": plan.records,
+        **counts,
         "sampling_rate": plan.sampling_rate,
         "steps": plan.steps,
         "noise_multiplier": plan.noise_multiplier,
@@ -667,7 +746,9 @@ def _new_or_resumed(folder: Path, *, resume: bool) -> Path:
     return folder
 
 
-def _examples(records: Any, tokenizer: Any, ranks: Ranks | None = None) -> Any:
+def _examples(
+    records: Any, tokenizer: Any, ranks: Ranks | None = None, group_I: Tensor | None = None
+) -> Any:
     """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
     from dpwg.data.cache import cache_root
     from dpwg.pipeline import default_encoder
@@ -681,6 +762,7 @@ def _examples(records: Any, tokenizer: Any, ranks: Ranks | None = None) -> Any:
             default_encoder(),
             tokenizer,
             cache_root() / "encoded",
+            group_I=group_I,
             progress=lambda stage, done, total: bar.update(
                 done + (total if stage == "images" else 0) - bar.n
             ),
@@ -717,11 +799,33 @@ def _train(reports: Iterable[Progress], title: str, ranks: Ranks) -> None:
             bar.update(report.step - bar.n)
 
 
+@contextmanager
+def _bar(title: str, ranks: Ranks | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of the leading rank, moved by how many are done, and in all."""
+    with tqdm(desc=title, unit="", disable=bool(ranks and not ranks.leads)) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
 def _count(done: Iterable[int], total: int, title: str) -> None:
     """Run something that yields how much is done, with a progress bar on standard error."""
     with tqdm(desc=title, total=total, unit="") as bar:
         for number in done:
             bar.update(number - bar.n)
+
+
+def _listed(value: Any) -> Any:
+    """Several values as a line each, for people."""
+    if isinstance(value, dict):
+        value = tuple(f"{name}: {item}" for name, item in value.items())
+    if not isinstance(value, tuple):
+        return value
+    rows = (", ".join(row) if isinstance(row, tuple) else row for row in value)
+    return "".join(f"\n  {row}" for row in rows) or "none"
 
 
 def _plain(value: Any) -> Any:

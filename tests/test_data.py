@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpwg.data import RENDERED_SETS, FolderRecords, faces, open_records, palette, public
+from dpwg.data import RENDERED_SETS, faces, open_records, palette, public
 from dpwg.data.avatars import variants
 from dpwg.data.cache import RenderedRecords, cache_root, render_set, set_folder
 from dpwg.data.faces import face
@@ -234,27 +234,29 @@ def test_a_folder_is_one_record_a_file_with_all_its_captions(folder: Path, recor
     ("rows", "error", "message"),
     [
         ([("../outside.png", "x")], ValueError, r"\.\./outside.png.*row 1"),
-        ([("a.png", "x"), ("no.png", "x")], FileNotFoundError, r"no.png \(row 2"),
-        ([("a.png", "")], ValueError, "'text'.*row 1"),
-        ([], ValueError, "at least one row"),
+        ([("a.png", "x"), ("no.png", "x")], ValueError, "1 of 2 have none, first no.png: no image"),
+        ([("a.png", " ")], ValueError, "a.png: no caption.*--skip-broken"),
+        ([("", "x")], ValueError, "'file_name' as text in row 1"),
+        ([("a.png", 5)], ValueError, "'text' as text in row 1"),
+        ([], ValueError, "at least one record"),
     ],
 )
 def test_rows_that_are_no_record_are_refused_by_name(folder: Path, rows, error, message) -> None:
     write_rows(folder, *rows)
     with pytest.raises(error, match=message):
-        FolderRecords(folder)
+        open_records(f"folder:{folder}")
 
 
 def test_a_folder_without_metadata_names_the_files_it_wants(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"metadata.jsonl or metadata.csv"):
-        FolderRecords(folder)
+        open_records(f"folder:{folder}")
 
 
 def test_a_folder_digest_follows_images_and_captions(folder: Path, records) -> None:
     write_rows(folder, ("a.png", "one"))
-    first = FolderRecords(folder).digest
-    assert FolderRecords(folder).digest == first
+    first = open_records(f"folder:{folder}").digest
+    assert open_records(f"folder:{folder}").digest == first
     write_rows(folder, ("a.png", "two"))
-    second = FolderRecords(folder).digest
+    second = open_records(f"folder:{folder}").digest
     (folder / "a.png").write_bytes(records["faces"][5].image_bytes)
-    assert len({first, second, FolderRecords(folder).digest}) == 3
+    assert len({first, second, open_records(f"folder:{folder}").digest}) == 3

@@ -47,14 +47,9 @@ LEVELS = {
 }
 INSIDE = {  # the order within a package, lowest first
     "dpwg.data": (
-        "palette",
-        "captions",
-        "avatars",
-        "records",
-        "folder",
-        "faces",
-        "public",
-        "prompts",
+        *("palette", "captions", "avatars", "decode", "records", "files", "folder", "coco"),
+        *("celeba", "webdataset", "parquet", "fashion", "formats", "groups", "check"),
+        *("faces", "public", "prompts"),
     ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),

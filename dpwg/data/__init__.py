@@ -1,4 +1,4 @@
-"""Where records come from: rendered sets, folders, one interface for all."""
+"""Where records come from: rendered sets, data sets on disk, one interface for all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dpwg.data import fashion
 from dpwg.data.cache import RenderedRecords, render_set, set_folder
 from dpwg.data.faces import TEST_RECORDS, TRAIN_RECORDS, face
-from dpwg.data.folder import FolderRecords
+from dpwg.data.formats import FORMATS, is_on_disk, open_files
 from dpwg.data.public import (
     PUBLIC_RECORDS,
     PUBLIC_TEST_RECORDS,
@@ -19,7 +20,7 @@ from dpwg.data.public import (
 )
 from dpwg.data.records import Record, Records
 
-__all__ = ["RENDERED_SETS", "FolderRecords", "Record", "Records", "open_records", "render"]
+__all__ = ["RENDERED_SETS", "Record", "Records", "open_records", "render"]
 
 _MAKERS: dict[str, tuple[int, Callable[[int], Record]]] = {
     "faces-train": (TRAIN_RECORDS, functools.partial(face, "train")),
@@ -39,20 +40,37 @@ def render(name: str, *, count: int | None = None, root: Path | None = None) -> 
     return render_set(name, count or full, make, root=root)
 
 
-def open_records(name_or_folder: str, *, count: int | None = None) -> Records:
-    """A rendered set by name, checked by digest, or a folder of captioned images."""
-    if name_or_folder in _MAKERS:
-        folder = set_folder(name_or_folder, count or _MAKERS[name_or_folder][0])
+def open_records(
+    data: str,
+    *,
+    count: int | None = None,
+    skip_broken: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Records:
+    """A rendered set by name, checked by digest; `fashion-train` or `-test`; PATH or FORMAT:PATH.
+
+    A data set on disk with records that lack an image or a caption is refused, naming the first;
+    with `skip_broken` these are left out, and those whose image does not decode: all of them are
+    decoded for it, `progress` is called with how many are done and in all.
+    """
+    if data in _MAKERS:
+        folder = set_folder(data, count or _MAKERS[data][0])
         if not folder.exists():
             raise FileNotFoundError(
-                f"{folder} is not there; run `python -m dpwg data {name_or_folder}` first."
+                f"{folder} is not there; run `python -m dpwg data {data}` first."
             )
         return RenderedRecords(folder)
-    if Path(name_or_folder).is_dir():
-        return FolderRecords(Path(name_or_folder))
-    raise ValueError(
-        f"Expected data={name_or_folder!r} to be a folder or in {sorted(RENDERED_SETS)}."
-    )
+    if data in fashion.SPLITS:
+        records = fashion.read(fashion.FOLDER, fashion.SPLITS[data])
+    elif is_on_disk(data):
+        records = open_files(data)
+    else:
+        raise ValueError(
+            f"Expected data={data!r} to be a path that is there, or in "
+            f"{sorted([*RENDERED_SETS, *fashion.SPLITS])}; a path may have its format before it, "
+            f"one of {', '.join(FORMATS)}, as in coco:PATH."
+        )
+    return records.without_broken(progress) if skip_broken else records.complete()
 
 
 def _maker(name: str) -> tuple[int, Callable[[int], Record]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dpwg.data.folder import rows
+from dpwg.data.folder import METADATA, rows
 from dpwg.data.public import public_caption
 from dpwg.text import MAX_CAPTION_CHARACTERS
 
-METADATA = ("metadata.jsonl", "metadata.csv")
 MAX_CAPTIONS = 10_000_000
 
 

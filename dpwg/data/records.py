@@ -1,41 +1,42 @@
 """One record type and one interface for every data source.
 
-A record is the privacy unit: one image with all of its captions.
+A record is one image with all of its captions, and the privacy unit unless `groups` joins several.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from dpwg.data.decode import decode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One image with its captions.
 
-    `image_bytes` is the encoded file (PNG, JPEG, ...); `attributes` are the facts that the captions
-    were made from, where the source knows them.
+    `image_bytes` is the encoded file (PNG, JPEG, ...); `attributes` are facts about it that the
+    source knows; `name` is what messages call it.
     """
 
     image_bytes: bytes
     captions: tuple[str, ...]
     attributes: Mapping[str, str] = field(default_factory=dict)
+    name: str = "the image"
 
     def image(self, size: int | None = None) -> np.ndarray:
-        """The decoded image, uint8 RGB (H, W, 3); with `size`, its central square at that side."""
-        image = Image.open(io.BytesIO(self.image_bytes)).convert("RGB")
-        if size is not None and image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-        return np.asarray(image)
+        """The image as `decode` gives it, uint8 RGB; ValueError names a record that is broken."""
+        try:
+            return decode(self.image_bytes, size)
+        except ValueError as error:
+            raise ValueError(f"{self.name} is broken: {error}") from error
 
 
 class Records(Protocol):
-    """An indexable set of records; its length is the N of the privacy accounting.
+    """An indexable set of records.
 
     `name` says which set it is, `digest` (hexadecimal) which contents it has.
     """

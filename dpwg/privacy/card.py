@@ -26,6 +26,22 @@ _TERMS: dict[str, Any] = {
     "rate, checkpoint) are not covered by epsilon.",
     "accountant": "PLD (dp-accounting); PRV and RDP (Opacus) as a cross-check.",
 }
+_GROUP_UNIT = (
+    "One group: all images with the same {column}, with their captions. A record of this card is a "
+    "group: {groups:,} groups of {images:,} images in all. Each visit of a step draws one image of "
+    "the group."
+)
+_IMAGE_LIMIT = "Protects an image, not a person who appears in several."
+_COUNT_LIMIT = "The number of records and the sampling rate are treated as public."
+_GROUP_LIMITS = {
+    _IMAGE_LIMIT: "Protects a group as {column} tells it, not whoever is in images of several "
+    "groups.",
+    _COUNT_LIMIT: "The numbers of groups and images and the sampling rate are treated as public.",
+}
+_LEFT_OUT = (
+    "Images without a caption, or that cannot be decoded, were left out, if there were any, before "
+    "the records were counted."
+)
 _TERMS_BY_KIND: dict[str, dict[str, Any]] = {
     "private": {
         "setting": "Central: one trusted curator trains with DP-SGD and publishes the result.",
@@ -35,8 +51,8 @@ _TERMS_BY_KIND: dict[str, dict[str, Any]] = {
         "limits": (
             "Is for this release alone: epsilons of releases from the same records add up, and one "
             "without a bound leaves none.",
-            "Protects an image, not a person who appears in several.",
-            "The number of records and the sampling rate are treated as public.",
+            _IMAGE_LIMIT,
+            _COUNT_LIMIT,
             "Holds as far as the public inputs were made without the sensitive records.",
             "Noise is drawn in floating point by a generator that is not cryptographic (Philox, "
             "keyed by the operating system): attacks on its low-order bits are not excluded.",
@@ -152,17 +168,30 @@ class PrivacyCard:
         max_grad_norm: float | None,
         public_inputs: Sequence[Mapping[str, str]],
         target_epsilon: float | None = None,
+        group_column: str | None = None,
+        images: int = 0,
+        left_out: bool = False,
     ) -> Self:
         """Card of what `ledger` recorded: an empty one is public, one without noise not private.
 
         `records` counts the sensitive set, 0 if there is none; each public input has a name, a
-        source and a licence. A run past its target gets a card too: `verify` refuses it.
+        source and a licence. Where the records are groups by `group_column`, `images` counts what
+        is in all of them; `left_out` tells that broken images, if any, were skipped: the text does
+        not depend on whether there were. A run past its target
+        gets a card too: `verify` refuses it.
         """
         spent = ledger.epsilons(delta)
         kind = "private" if math.isfinite(spent.pld) else "non-private"
+        terms = _TERMS | _TERMS_BY_KIND[kind if ledger.steps else "public"]
+        limits: tuple[str, ...] = terms["limits"]
+        if group_column is not None:
+            column = repr(group_column)
+            terms["unit"] = _GROUP_UNIT.format(column=column, groups=records, images=images)
+            own = (_GROUP_LIMITS.get(limit, limit) for limit in limits)
+            limits = tuple(limit.replace("{column}", column) for limit in own)
+        terms["limits"] = (*limits, _LEFT_OUT) if left_out else limits
         return cls(
-            **_TERMS,
-            **_TERMS_BY_KIND[kind if ledger.steps else "public"],
+            **terms,
             epsilon=_finite_or_none(spent.pld),
             epsilon_prv=_finite_or_none(spent.prv),
             epsilon_rdp=_finite_or_none(spent.rdp),

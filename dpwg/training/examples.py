@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,59 +46,79 @@ class Batch:
 class Examples:
     """All records of a set, one example a record.
 
-    A record with several captions has all of them in the caption tensors, and each visit draws one.
-    `digest` says which records these are.
+    A record is one image with its captions, or all images of a group: `group_I` numbers the group
+    of each image from 0. However many images and captions a record has, each visit draws one image
+    and one of its captions, so that a record is one loss and one gradient. `digest` says which
+    records these are.
     """
 
     def __init__(
-        self, captions: dict[str, Tensor], codes: dict[str, Tensor], *, digest: str = ""
+        self,
+        captions: dict[str, Tensor],
+        codes: dict[str, Tensor],
+        *,
+        digest: str = "",
+        group_I: Tensor | None = None,
     ) -> None:
         self.digest = digest
         self._states_CLD, self._mask_CL = captions["states"], captions["mask"]
-        self._count_N = captions["count"]
-        self._first_N = self._count_N.cumsum(0) - self._count_N
+        self._count_I = captions["count"]
+        self._first_I = self._count_I.cumsum(0) - self._count_I
         self._empty_states_LD, self._empty_mask_L = captions["empty_states"], captions["empty_mask"]
         self._codes = [codes[name] for name in sorted(codes)]
-        if (self._count_N < 1).any():
-            record = int((self._count_N < 1).nonzero()[0])
+        if (self._count_I < 1).any():
+            record = int((self._count_I < 1).nonzero()[0])
             raise ValueError(f"Expected a caption or more of every record, found none of {record}.")
-        if len(self._count_N) != len(self._codes[0]):
+        if len(self._count_I) != len(self._codes[0]):
             raise ValueError(
-                f"Expected captions of {len(self._codes[0])} records, found {len(self._count_N)}; "
+                f"Expected captions of {len(self._codes[0])} records, found {len(self._count_I)}; "
                 "encode captions and images of the same set."
             )
+        if group_I is None:
+            group_I = torch.arange(len(self._count_I))
+        if len(group_I) != len(self._count_I):
+            raise ValueError(
+                f"Expected a group of each of {len(self._count_I)} images, found {len(group_I)}."
+            )
+        self._image_I = group_I.argsort(stable=True)
+        self._images_N = group_I.bincount()
+        self._place_N = self._images_N.cumsum(0) - self._images_N
+        if (self._images_N < 1).any():
+            group = int((self._images_N < 1).nonzero()[0])
+            raise ValueError(f"Expected an image or more of every group, found none of {group}.")
 
     def __len__(self) -> int:
-        return len(self._count_N)
+        return len(self._images_N)
+
+    @property
+    def images(self) -> int:
+        """How many images there are in all records."""
+        return int(self._images_N.sum())
 
     def first(self, count: int) -> Examples:
         """The first `count` examples, without copying."""
-        rows = int(self._count_N[:count].sum())
-        captions = {
-            "states": self._states_CLD[:rows],
-            "mask": self._mask_CL[:rows],
-            "count": self._count_N[:count],
-            "empty_states": self._empty_states_LD,
-            "empty_mask": self._empty_mask_L,
-        }
-        codes = {f"{scale:04}": scale_NPK[:count] for scale, scale_NPK in enumerate(self._codes)}
-        return Examples(captions, codes)
+        part = copy.copy(self)
+        part._images_N, part._place_N = self._images_N[:count], self._place_N[:count]
+        part.digest = ""
+        return part
 
     def batch(
         self, indices_B: Tensor, *, draw_B: Tensor | None = None, dropped_B: Tensor | None = None
     ) -> Batch:
         """The examples at these indices.
 
-        `draw_B` in [0, 1) picks one of each record's captions, the first without it; captions that
-        are `dropped_B` are empty.
+        `draw_B` in [0, 1) picks one of each record's images and of that one's captions, the first
+        without it; captions that are `dropped_B` are empty.
         """
-        row_B = self._first_N[indices_B]
-        if draw_B is not None:
-            row_B = row_B + (draw_B * self._count_N[indices_B]).long()
+        if draw_B is None:
+            draw_B = torch.zeros(len(indices_B), dtype=torch.float64)
+        scaled_B = draw_B * self._images_N[indices_B]
+        image_B = self._image_I[self._place_N[indices_B] + scaled_B.long()]
+        row_B = self._first_I[image_B] + (scaled_B.frac() * self._count_I[image_B]).long()
         states_BLD, mask_BL = self._states_CLD[row_B], self._mask_CL[row_B]
         if dropped_B is not None:
             states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
-        codes = [scale_NPK[indices_B].long() for scale_NPK in self._codes]
+        codes = [scale_IPK[image_B].long() for scale_IPK in self._codes]
         return Batch(states_BLD=states_BLD, mask_BL=mask_BL, codes=codes)
 
 
@@ -106,12 +128,14 @@ def prepare_examples(
     tokenizer: SpectralTokenizer,
     cache: Path,
     *,
+    group_I: Tensor | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Examples:
     """Encode a set's captions and images, or open what an earlier call left in `cache`.
 
     Files are named by the digests of the set, the encoder and the tokenizer. Those of a private set
-    are private. `progress` is called with the stage, and the records done and in all.
+    are private. `group_I` joins images to records, see `Examples`; their digest says so. `progress`
+    is called with the stage, and the records done and in all.
     """
     keep_private(cache)
     stem = f"{records.name}-{records.digest[:12]}"
@@ -124,7 +148,11 @@ def prepare_examples(
     if not codes.exists():
         for done in encode_images(records, tokenizer, codes):
             progress("images", done, len(records))
-    return Examples(load_file(captions), load_file(codes), digest=records.digest)
+    digest = records.digest
+    if group_I is not None:
+        joined = digest.encode() + group_I.numpy().tobytes()
+        digest = f"groups-{hashlib.sha256(joined).hexdigest()}"
+    return Examples(load_file(captions), load_file(codes), digest=digest, group_I=group_I)
 
 
 def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:

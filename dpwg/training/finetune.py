@@ -1,13 +1,17 @@
 """Private fine-tuning: the only room where model, data and privacy meet.
 
-Guarantee. Let D and D' be two sets of records that differ by one record, added or removed. For
-every set of outcomes S, P[weights(D) in S] <= exp(epsilon) P[weights(D') in S] + delta, with
+Guarantee. A record is one image with its captions; or one group, all images of a person, a patient
+or whatever the owner of the data joins, with their captions. Let D and D' be two sets of records
+that differ by one whole record, added or removed. For every set of outcomes S,
+P[weights(D) in S] <= exp(epsilon) P[weights(D') in S] + delta, with
 epsilon = `ledger.epsilons(delta).pld`, because
 
 1. each step draws every record independently with probability `plan.sampling_rate`; of several
    processes (`ranks`) each has records of its own, for which it alone draws;
 2. the step sums the records' gradients, each clipped to L2 norm `plan.max_grad_norm` over all
-   trainable parameters together (`privacy.clipping`); nothing else is computed from the records;
+   trainable parameters together (`privacy.clipping`); nothing else is computed from the records.
+   A record has one gradient, whatever is in it: that of one of its images with one caption of that
+   image (`Examples`), picked by a number that is drawn for the record alone;
 3. to that sum goes Gaussian noise of standard deviation noise_multiplier * max_grad_norm in every
    coordinate, from a generator that the operating system's entropy keys for this run, once a step
    and in an empty step too;
@@ -15,6 +19,12 @@ epsilon = `ledger.epsilons(delta).pld`, because
    see the noised sum only;
 5. the ledger records the step with the rate and the noise that were used, and is saved together
    with the weights that the step made.
+
+On groups: given the numbers that pick images, D and D' have sums that differ by one clipped
+gradient at most, and a mixture over numbers that are as likely under both keeps the bound. A group
+of a thousand images is thus bounded like one of a single image, by one image a visit; none has to
+be dropped. Per image, a large group is seen less often than a small one. Which images make a group
+is the data owner's word.
 
 The weights are covered, and what follows from them. Losses and gradient norms in `Progress` and
 everything in the run's folder are not: they are for the owner of the data.

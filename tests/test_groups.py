@@ -1,0 +1,302 @@
+"""Groups as the privacy unit: drawn, clipped, counted and told as one record each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
+from scipy import stats
+from torch import Tensor
+
+from dpwg.checkpoint import load_release
+from dpwg.cli import main
+from dpwg.data import open_records
+from dpwg.data.groups import group_numbers
+from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
+from dpwg.privacy.card import PrivacyCard
+from dpwg.training import finetune
+from dpwg.training.examples import Examples, encode_images
+from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.ranks import Ranks
+
+GROUP_I = (0, 1, 0, 2, 1, 0, 3, 0, 4, 1, 0, 0)
+CAPTIONS_I = (1, 2, 3, 1, 1, 2, 1, 1, 2, 1, 1, 3)
+GROUPS, IMAGES = 5, 12
+PLAN = PrivacyPlan(
+    records=GROUPS, batch_size=GROUPS, steps=1, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
+)
+EXACT = Finetuning(
+    precision="float32", caption_dropout=0.0, micro_batch=2, save_every=1, warmup=1, lora_rank=0
+)
+LORA = dataclasses.replace(EXACT, lora_rank=2)
+
+
+@pytest.fixture(scope="module")
+def make_groups(make_inputs) -> Callable[..., Examples]:
+    """Twelve images in five groups, without the images of some group, or each a record."""
+    images, texts = make_inputs(IMAGES), make_inputs(sum(CAPTIONS_I), seed=1)
+
+    def make(*, without: int | None = None, grouped: bool = True) -> Examples:
+        kept = [i for i, group in enumerate(GROUP_I) if group != without]
+        rows = torch.arange(sum(CAPTIONS_I)).split(CAPTIONS_I)
+        row_C = torch.cat([rows[i] for i in kept])
+        captions = {
+            "states": texts.states_BLD[row_C],
+            "mask": texts.mask_BL[row_C],
+            "count": torch.tensor([CAPTIONS_I[i] for i in kept]),
+            "empty_states": torch.zeros(5, 8),
+            "empty_mask": torch.arange(5) < 2,
+        }
+        codes = {f"codes_{s}": scale_BPK[kept] for s, scale_BPK in enumerate(images.codes)}
+        left = sorted({GROUP_I[i] for i in kept})
+        group_I = torch.tensor([left.index(GROUP_I[i]) for i in kept])
+        return Examples(captions, codes, group_I=group_I if grouped else None)
+
+    return make
+
+
+class Coupled(np.random.Generator):
+    """Draws for each of `GROUPS` groups the same numbers, whether one is missing or not."""
+
+    def __init__(self, missing: int | None = None) -> None:
+        super().__init__(np.random.Philox(7))
+        self.missing = missing
+
+    def random(self, size):  # type: ignore[no-untyped-def,override]
+        shape = np.atleast_1d(size).copy()
+        shape[-1] = GROUPS
+        drawn = super().random(tuple(shape))
+        return drawn if self.missing is None else np.delete(drawn, self.missing, axis=-1)
+
+
+@pytest.fixture
+def clean(monkeypatch) -> list[Sums]:
+    """The sums of every step before noise."""
+    seen: list[Sums] = []
+    add_noise = finetune.add_gaussian_noise
+
+    def watched(sums: Sums, **mechanism: object) -> None:
+        seen.append({name: total.clone() for name, total in sums.items()})
+        add_noise(sums, **mechanism)
+
+    monkeypatch.setattr(finetune, "add_gaussian_noise", watched)
+    return seen
+
+
+def training(make_model, examples: Examples, settings: Finetuning, generator, **more):
+    torch.manual_seed(0)
+    size = len(examples)
+    plan = dataclasses.replace(PLAN, records=size, batch_size=size)
+    return PrivateTraining(make_model(), examples, plan, settings, generator=generator, **more)
+
+
+@pytest.mark.parametrize("settings", [EXACT, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_a_whole_group_removed_moves_the_sum_before_noise_by_at_most_the_clip_norm(
+    make_model, make_groups, clean, settings, group: int
+) -> None:
+    for missing in (None, group):
+        next(training(make_model, make_groups(without=missing), settings, Coupled(missing)).run())
+    moved = norm_of(minus(*clean))
+    assert 0.98 * PLAN.max_grad_norm < moved <= PLAN.max_grad_norm * ONE_RECORD
+
+
+def test_without_groups_the_same_images_move_it_by_more(make_model, make_groups, clean) -> None:
+    """What the test above would miss if its groups were of one image."""
+    for missing in (None, 0):
+        examples = make_groups(without=missing, grouped=False)
+        generator = np.random.Generator(np.random.Philox(7))
+        next(training(make_model, examples, EXACT, generator).run())
+    assert norm_of(minus(*clean)) > 1.5 * PLAN.max_grad_norm
+
+
+def test_a_step_is_the_clipped_gradient_of_one_image_of_each_group(
+    make_model, make_groups, clean
+) -> None:
+    examples = make_groups()
+    report = next(training(make_model, examples, EXACT, Coupled()).run())
+    assert report.examples == GROUPS
+    expected = Coupled()
+    expected.random(GROUPS)
+    draw_B = torch.from_numpy(expected.random((2, GROUPS))[0])
+    batch = examples.batch(torch.arange(GROUPS), draw_B=draw_B)
+    _, sums = clip(
+        make_model(),
+        lambda m, _: m.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes),
+        GROUPS,
+        PLAN.max_grad_norm,
+    )
+    assert_same_sums(clean[0], sums)
+
+
+def test_two_ranks_have_the_groups_of_one_process(make_model, make_groups, monkeypatch) -> None:
+    monkeypatch.setattr(Ranks, "_together", staticmethod(lambda tensors, exchange: None))
+    parts = []
+    for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2)):
+        run = training(make_model, make_groups(), EXACT, Coupled(), ranks=ranks)
+        seen = run._sum_clipped()
+        parts.append((float(seen[0]), {n: t.clone() for n, t in run._clipped.sums.items()}))
+    (whole, alone), (first, one), (second, other) = parts
+    assert (whole, first, second) == (5, 3, 2)
+    assert_same_sums({name: one[name] + other[name] for name in one}, alone)
+
+
+def test_each_visit_draws_an_image_of_its_group_then_a_caption_of_that_image(make_groups) -> None:
+    grouped, single = make_groups(), make_groups(grouped=False)
+    assert (len(grouped), grouped.images, len(single)) == (GROUPS, IMAGES, IMAGES)
+    draws, group = 3000, 0
+    draw_B = torch.from_numpy(np.random.default_rng(0).random(draws))
+    batch = grouped.batch(torch.full((draws,), group), draw_B=draw_B)
+    own = [i for i, owner in enumerate(GROUP_I) if owner == group]
+    found: dict[tuple[int, int], int] = {}
+    pairs = {}
+    for image in own:
+        for caption in range(CAPTIONS_I[image]):
+            one = single.batch(
+                torch.tensor([image]), draw_B=torch.tensor([(caption + 0.5) / CAPTIONS_I[image]])
+            )
+            pairs[image, caption] = one
+            same = (batch.states_BLD == one.states_BLD).flatten(1).all(1)
+            for drawn, exact in zip(batch.codes, one.codes, strict=True):
+                same &= (drawn == exact).flatten(1).all(1)
+            found[image, caption] = int(same.sum())
+    assert sum(found.values()) == draws
+    expected = [draws / len(own) / CAPTIONS_I[image] for image, _ in pairs]
+    assert stats.chisquare(list(found.values()), expected).pvalue > 1e-3
+
+
+def test_the_first_groups_are_kept_whole(make_groups) -> None:
+    part = make_groups().first(2)
+    assert (len(part), part.images) == (2, 9)
+    everyone: Tensor = torch.arange(2)
+    draw_B = torch.tensor([0.9, 0.4])
+    found, expected = (e.batch(everyone, draw_B=draw_B) for e in (part, make_groups()))
+    assert torch.equal(found.states_BLD, expected.states_BLD)
+
+
+@pytest.mark.parametrize(
+    ("group_I", "message"),
+    [([0, 1], "a group of each of 12 images, found 2"), ([0, 2] * 6, "of every group, .* of 1")],
+)
+def test_groups_that_do_not_fit_the_images_are_refused(make_groups, group_I, message) -> None:
+    whole = make_groups()
+    captions = {
+        "states": whole._states_CLD,
+        "mask": whole._mask_CL,
+        "count": whole._count_I,
+        "empty_states": whole._empty_states_LD,
+        "empty_mask": whole._empty_mask_L,
+    }
+    codes = {f"codes_{s}": scale for s, scale in enumerate(whole._codes)}
+    with pytest.raises(ValueError, match=message):
+        Examples(captions, codes, group_I=torch.tensor(group_I))
+
+
+# Cards
+
+
+def test_a_card_of_groups_says_so_and_survives_json() -> None:
+    entry = LedgerEntry(sampling_rate=0.1, noise_multiplier=2.0, steps=9)
+    facts = {
+        "delta": 1e-4,
+        "dataset": "clinic",
+        "records": 1_200,
+        "max_grad_norm": 0.1,
+        "public_inputs": [],
+    }
+    ledger = Ledger(entries=[entry])
+    plain = PrivacyCard.from_ledger(ledger, **facts)
+    card = PrivacyCard.from_ledger(
+        ledger, **facts, group_column="patient", images=34_567, left_out=True
+    )
+    assert PrivacyCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+    card.verify()
+    assert card.epsilon == plain.epsilon
+    assert "same 'patient'" in card.unit
+    assert "1,200 groups of 34,567 images" in card.unit
+    text = card.to_markdown()
+    assert "Protects a group as 'patient' tells it" in text
+    assert "numbers of groups and images" in text
+    assert "cannot be decoded, were left out, if there were any" in text
+    assert "not a person who appears in several" not in text
+    assert {*plain.limits} - {*card.limits} == {
+        "Protects an image, not a person who appears in several.",
+        "The number of records and the sampling rate are treated as public.",
+    }
+
+
+# A folder with a column of persons
+
+
+@pytest.fixture
+def people(tmp_path: Path, image_folder: Path) -> Path:
+    """Twelve images of five persons in five households."""
+    folder = tmp_path / "people"
+    folder.mkdir()
+    rows = []
+    for index, owner in enumerate(GROUP_I):
+        (folder / f"{index}.png").write_bytes((image_folder / f"{index}.png").read_bytes())
+        rows.append({"file_name": f"{index}.png", "text": f"image {index}"})
+        rows[-1] |= {"person": f"p{owner}", "household": f"h{(owner + index // 11) % 5}"}
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_equal_values_are_one_group_and_a_missing_one_is_refused(people: Path) -> None:
+    records = open_records(str(people))
+    assert tuple(group_numbers(records, "person")) == GROUP_I
+    with pytest.raises(
+        ValueError, match=r"'patient' for 0\.png; its columns are household, person"
+    ):
+        group_numbers(records, "patient")
+    with (people / "metadata.jsonl").open("a") as file:
+        (people / "12.png").write_bytes((people / "0.png").read_bytes())
+        file.write('\n{"file_name": "12.png", "text": "x", "person": " "}')
+    with pytest.raises(ValueError, match=r"'person' for 12\.png"):
+        group_numbers(open_records(str(people)), "person")
+
+
+def test_a_private_release_of_persons(
+    capsys, root, monkeypatch, tmp_path: Path, people: Path
+) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    (people / "7.png").write_bytes(b"broken")
+    ask = [
+        "finetune", "--data", str(people), "--noise-multiplier", "9", "--delta", "1e-3",
+        "--steps", "2", "--batch", "2", "--micro-batch", "2", "--lora-rank", "2",
+        "--skip-broken", "--json",
+    ]  # fmt: skip
+    person = ["--unit", "person"]
+    assert main([*ask, *person, "--plan"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["records"], told["images"], told["left_out"]) == (5, 11, 1)
+    assert (told["unit"], told["sampling_rate"]) == ("person", 2 / 5)
+    run = ["--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert main([*ask, *person, *run]) == 0
+    told = json.loads(capsys.readouterr().out)
+    card = load_release(tmp_path / "out").card
+    assert (card.records, card.sampling_rate, card.steps) == (5, 2 / 5, 2)
+    assert (told["epsilon"], told["records"]) == (card.epsilon, 5)
+    assert "5 groups of 11 images" in card.unit
+    assert "were left out" in card.limits[-1]
+    assert main([*ask, *person, *run, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] == card.epsilon
+    assert main([*ask, "--unit", "household", *run, "--resume"]) == 2
+    assert "Expected the data of the run" in capsys.readouterr().err
+
+
+def test_a_broken_image_stops_encoding_by_name(
+    tmp_path: Path, people: Path, make_tokenizer
+) -> None:
+    (people / "7.png").write_bytes((people / "7.png").read_bytes()[:-40])
+    records = open_records(str(people))
+    with pytest.raises(ValueError, match=r"^7\.png is broken: "):
+        list(encode_images(records, make_tokenizer(), tmp_path / "codes"))
+    assert list(tmp_path.glob("codes*")) == []
