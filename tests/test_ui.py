@@ -242,6 +242,7 @@ def test_page_names_its_handlers():
         *("compare_checkpoints", "compare_captions", "mark"),
         *("take_generated", "take_upload", "pyramid", "rebuild", "spectra"),
         *("account", "settings_of", "card", "story"),
+        *("attack", "attack_live", "nearest"),
     }
 
 

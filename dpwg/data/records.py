@@ -6,7 +6,7 @@ A record is the privacy unit: one image with all of its captions.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,19 @@ class Record:
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
         return np.asarray(image)
+
+
+class RecordList:
+    """Records in memory."""
+
+    def __init__(self, name: str, digest: str, records: Sequence[Record]) -> None:
+        self.name, self.digest, self._records = name, digest, records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
 
 
 class Records(Protocol):
