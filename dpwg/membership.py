@@ -200,10 +200,10 @@ def nearest_records(image_BCHW: Tensor, records_NCHW: Tensor, count: int) -> tup
         )
     if not 1 <= count <= len(records_NCHW):
         raise ValueError(f"Expected count={count} in 1..{len(records_NCHW)}, the records.")
-    image_BD, records_ND = image_BCHW.flatten(1).float(), records_NCHW.flatten(1).float()
+    image_BD, records_ND = image_BCHW.flatten(1).double(), records_NCHW.flatten(1).double()
     distance_BN = torch.cdist(image_BD, records_ND) / image_BD.shape[1] ** 0.5
     nearest = distance_BN.topk(count, largest=False)
-    return nearest.indices, nearest.values
+    return nearest.indices, nearest.values.float()
 
 
 def _area(members_N: NDArray[np.float64], others_N: NDArray[np.float64]) -> tuple[float, float]:

@@ -333,6 +333,8 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
             ("Compare", "Compare", "#checkpoints-images img"),
             ("Bands", "Take the generated image", "#rebuilt img"),
             ("Privacy", "Compute", "text=PRV, cross-check"),
+            ("Attack", None, "#attack-told >> text=This command measures it"),
+            ("Attack", "Find the nearest records", "#nearest-unseen img"),
             ("About", None, "text=It is synthetic"),
         ):
             page.get_by_role("tab", name=tab, exact=True).click()

@@ -137,18 +137,23 @@ def engine_told() -> str:
         return f"No result came with this copy; {command} writes one."
     rows = [
         f"| {run.claimed:.4g} | {math.floor(1000 * run.proven) / 1000:g} | {run.correct} of "
-        f"{run.guesses} | {'**yes**' if run.proven > run.claimed else 'no'} |"
+        f"{run.guesses} |"
         for run in runs
     ]
-    first = runs[0]
+    first, broken = runs[0], any(run.proven > run.claimed for run in runs)
+    verdict = (
+        "**A ledger is refuted: the engine is broken.**" if broken else "No ledger is refuted."
+    )
     return "\n".join(
         (
-            "| epsilon of the ledger | proven at least | right guesses | ledger refuted |",
-            "| --- | --- | --- | --- |",
+            "Epsilon as the ledger claims it, and as the attacker proves it at least:",
+            "",
+            "| claimed | proven | right guesses |",
+            "| --- | --- | --- |",
             *rows,
             "",
-            f"Each from one run of {first.steps} steps on {first.canaries:,} canaries, at δ = "
-            f"{first.delta:g} and with {first.confidence:.0%} confidence: {command}.",
+            f"{verdict} Each from one run of {first.steps} steps on {first.canaries:,} canaries, "
+            f"at δ = {first.delta:g} and with {first.confidence:.0%} confidence: {command}.",
         )
     )
 
@@ -211,14 +216,16 @@ def _told(found: MembershipAttack) -> str:
             "privacy claim is false."
         )
     else:
+        vacuous = all(point.allowed == 1 for point in found.true_positives)
         bound = (
-            f"It stays within what ε = {found.epsilon:.4g} allows every attack. That is no proof "
-            "of safety: a better attack may find more, up to the curve."
+            f"It finds nothing that refutes ε = {found.epsilon:.4g}"
+            f"{', which at these rates allows everything' if vacuous else ''}. That is no proof of "
+            "safety: a better attack may find more, up to the curve."
         )
     return (
-        f"**AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to {found.auc_high:.3f}): shown a "
-        f"training and a held-out record, this attack tells which is which {found.auc:.1%} of the "
-        f"time; guessing, 50 %. {judged}. {bound}"
+        f"**{found.checkpoint}: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "
+        f"{found.auc_high:.3f}): shown a training and a held-out record, this attack "
+        f"tells which is which {found.auc:.1%} of the time; guessing, half of it. {judged}. {bound}"
     )
 
 

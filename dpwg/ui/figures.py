@@ -96,16 +96,23 @@ def trade_off_figure(
 def scores_figure(attack: MembershipAttack) -> Figure:
     """How the scores of members and non-members are spread, each as a share of its own kind."""
     figure, axes = _axes()
-    edges = attack.histogram["edges"]
+    joined = 1 if min(attack.members, attack.nonmembers) >= 1000 else 3
+    *starts, end = attack.histogram["edges"]
+    edges = [*starts[::joined], end]
+    highest = 0.0
     for name, total, colour, label in (
         ("members", attack.members, ORANGE, "training records"),
         ("nonmembers", attack.nonmembers, TEAL, "held-out records"),
     ):
-        percent = [100 * count / total for count in attack.histogram[name]]
+        counts = np.asarray(attack.histogram[name])
+        percent = 100 * np.add.reduceat(counts, range(0, len(counts), joined)) / total
+        highest = max(highest, percent.max())
         axes.stairs(percent, edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(percent, edges, color=colour, linewidth=2, label=label)
     axes.set(
-        xlabel="score: nats a code less than the public model", ylabel="records, % of their kind"
+        xlabel="score: nats a code less than the public model",
+        ylabel="records, % of their kind",
+        ylim=(0, 1.3 * highest),
     )
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper left")
     return figure

@@ -49,7 +49,7 @@ def nearest(
     card = claim(name)
     if card.epsilon != 0 and card.dataset != DATA:
         raise gr.Error(refusal(name, card))
-    known = card.records or TRAIN_RECORDS
+    known = card.records if card.dataset == DATA else TRAIN_RECORDS
     try:
         count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, known))
         progress(0, desc="loading the model")
@@ -139,14 +139,12 @@ def build_nearest(shown: gr.State, name: gr.Radio) -> None:
                 label="Records of each kind to search",
                 info="The first ones, rendered for the search.",
             )
-            button = gr.Button("Search for the generated picture", variant="primary")
+            button = gr.Button("Find the nearest records", variant="primary")
             told = gr.Markdown(
                 "Takes what the Generate tab drew last; before that, an example of the chosen "
                 "checkpoint.",
                 elem_classes="status",
-                elem_id="nearest-told",
             )
-        with gr.Column(min_width=280):
             picture = gr.Image(
                 label="Generated, coarse",
                 format="png",
@@ -154,22 +152,23 @@ def build_nearest(shown: gr.State, name: gr.Radio) -> None:
                 buttons=["fullscreen"],
                 elem_classes=["told", "framed"],
             )
-    galleries = [
-        gr.Gallery(
-            label=label,
-            columns=NEIGHBOURS,
-            height="auto",
-            format="png",
-            interactive=False,
-            buttons=["fullscreen"],
-            elem_id=place,
-            elem_classes="framed",
-        )
-        for label, place in (
-            ("Nearest training records (synthetic, nobody's face)", "nearest-training"),
-            ("Nearest held-out records, which no model saw", "nearest-unseen"),
-        )
-    ]
+        with gr.Column(scale=2, min_width=300):
+            galleries = [
+                gr.Gallery(
+                    label=label,
+                    columns=NEIGHBOURS,
+                    height="auto",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id=place,
+                    elem_classes=["compared", "framed"],
+                )
+                for label, place in (
+                    ("Nearest training records: synthetic, nobody's face", "nearest-training"),
+                    ("Nearest held-out records, which no model saw", "nearest-unseen"),
+                )
+            ]
     button.click(
         nearest,
         [shown, name, count],
