@@ -302,6 +302,10 @@ def _audit(options: argparse.Namespace) -> Any:
         raise ValueError(f"Expected count={options.count} >= 2.")
     if options.engine is not None:
         return _audit_engine(options)
+    if options.results and options.results.suffix == ".json":
+        raise ValueError(
+            f"Expected results={options.results} to be a folder; each checkpoint has a file in it."
+        )
     public = load_public(options.reference)
     trained = [n for n in checkpoint_names() if load_card(find_checkpoint(n)).epsilon != 0]
     rows = []

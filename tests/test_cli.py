@@ -191,6 +191,7 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
         (("--data", str(image_folder), "--others", str(image_folder)), "left out"),
         (("--reference", "faces/eps-1", *where), "to be public, found epsilon="),
         (("--count", "1"), "count=1"),
+        (("--results", "found.json", *where), "to be a folder"),
         (("--engine", "0"), "target_epsilon=0.0"),
         (("--engine", "--count", "3"), "batch_size=0"),
     ):

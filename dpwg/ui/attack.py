@@ -94,7 +94,8 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
         raise gr.Error(reason)
     try:
         count = whole("records", count, MIN_ATTACKED, min(MAX_ATTACKED, card.records))
-        draw = random.Random(whole("seed", seed, 0, MAX_SEED))
+        seed = whole("seed", seed, 0, MAX_SEED)
+        draw = random.Random(seed)
         began = time.perf_counter()
         progress(0, desc="loading models")
         pipe, public = load_pipeline(name), load_pipeline(REFERENCE)
@@ -185,7 +186,7 @@ def _found(found: MembershipAttack, origin: str) -> Found:
         table.append([*row, f"{point.rate:.2%}", interval, _up(point.allowed)])
     source = (
         f"{found.members:,} records of `{found.data}`, which it was trained on, against "
-        f"{found.nonmembers:,} of `{found.others}`, which it never saw; losses calibrated by "
+        f"{found.nonmembers:,} of `{found.others}`, which it was not; losses calibrated by "
         f"`{found.reference}`. {origin} Intervals are at 95 %; those of the rates take the "
         "threshold as given."
     )

@@ -22,12 +22,12 @@ from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 
 NEIGHBOURS = 3
 LEVELS = 255
-ALLOWED_HERE = """### Does it draw its training records again?
+INTRODUCTION = """### Does it draw its training records again?
 
-The nearest training records of a picture beside the nearest records that no model ever saw. A model
-that repeats its records draws nearer to the former. **Training records may be shown here because
-nobody is in them**: faces are synthetic (DiceBear `avataaars`). With pictures of people this
-display alone would give them away, whatever epsilon says."""
+The nearest training records of a picture beside the nearest records that no model was trained on. A
+model that repeats its records draws nearer to the former. **Training records may be shown
+here because nobody is in them**: faces are synthetic (DiceBear `avataaars`). With pictures of
+people this display alone would give them away, whatever epsilon says."""
 
 
 class Neighbours(NamedTuple):
@@ -128,7 +128,7 @@ def _pictures(
 
 def build_nearest(shown: gr.State, name: gr.Radio) -> None:
     """Add the components; `shown` holds what was drawn last, `name` is the checkpoint's field."""
-    gr.Markdown(ALLOWED_HERE)
+    gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(min_width=280):
             count = gr.Slider(
@@ -166,7 +166,7 @@ def build_nearest(shown: gr.State, name: gr.Radio) -> None:
                 )
                 for label, place in (
                     ("Nearest training records: synthetic, nobody's face", "nearest-training"),
-                    ("Nearest held-out records, which no model saw", "nearest-unseen"),
+                    ("Nearest held-out records, of no training set", "nearest-unseen"),
                 )
             ]
     button.click(
