@@ -153,6 +153,11 @@ def load_card(folder: Path) -> PrivacyCard:
     return card
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights that a release names as its own; `load_release` refuses others."""
+    return str(_read_json(folder / "config.json")["weights_sha256"])
+
+
 def load_release(name_or_path: str | Path) -> Release:
     """Read a release in float32. A false card or another tokenizer than it names is refused."""
     folder = find_checkpoint(name_or_path)

@@ -18,7 +18,9 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpwg.checkpoint import Release
     from dpwg.data import Records
+    from dpwg.membership import MembershipAttack
     from dpwg.privacy.accounting import PrivacyPlan
     from dpwg.training.progress import Progress
     from dpwg.training.ranks import Ranks
@@ -450,28 +452,93 @@ def _evaluate(options: argparse.Namespace) -> Any:
 
 
 def _audit(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import load_public, load_release
-    from dpwg.data import open_records
-    from dpwg.membership import calibrated_scores, membership_attack
+    from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card, load_public
+    from dpwg.membership import result_file
 
-    release, public = load_release(options.checkpoint), load_public(options.reference)
-    if release.card.dataset != options.data:
+    if options.count < 2:
+        raise ValueError(f"Expected count={options.count} >= 2.")
+    if options.engine is not None:
+        return _audit_engine(options)
+    if options.results and options.results.suffix == ".json":
         raise ValueError(
-            f"Expected data={options.data!r} to be {release.card.dataset!r}, what "
-            f"{options.checkpoint} was trained on; otherwise there is nothing to infer."
+            f"Expected results={options.results} to be a folder; each checkpoint has a file in it."
         )
+    public = load_public(options.reference)
+    trained = [n for n in checkpoint_names() if load_card(find_checkpoint(n)).epsilon != 0]
+    rows = []
+    for name in options.checkpoints or trained:
+        attack = _attack(name, public, options)
+        if options.results:
+            _kept(attack.to_json(), options.results / result_file(name))
+        row = {"checkpoint": name, "epsilon": attack.epsilon, "members": attack.members}
+        row |= {"nonmembers": attack.nonmembers, "auc": attack.auc}
+        row |= {"auc_low": attack.auc_low, "auc_high": attack.auc_high}
+        for found in attack.true_positives:
+            at = f"{found.false_positive_rate:g}"
+            row |= {f"true_positives_at_{at}": found.rate, f"low_{at}": found.low}
+            row |= {f"high_{at}": found.high, f"allowed_{at}": found.allowed}
+        rows.append(row)
+    return rows
+
+
+def _attack(name: str, public: Release, options: argparse.Namespace) -> MembershipAttack:
+    """One checkpoint's attack, on the very records that its card names and on others."""
+    from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
+    from dpwg.data import open_records
+    from dpwg.membership import calibrated_scores, check_reference, membership_attack
+
+    release = load_release(name)
+    card = release.card
+    if card.epsilon == 0:
+        raise ValueError(f"{name} saw no sensitive record: there is nothing to infer.")
+    check_reference(release, public)
+    data = options.data or card.dataset
+    if not options.others and not data.endswith("-train"):
+        raise ValueError(f"Expected --others, records like those of data={data!r}, left out.")
+    members = open_records(data, count=card.records)
+    if (members.name, len(members)) != (card.dataset, card.records):
+        raise ValueError(
+            f"Expected data={data!r} to be the {card.records:,} records of {card.dataset!r} that "
+            f"{name} was trained on, found {len(members):,} of {members.name!r}."
+        )
+    others = open_records(options.others or f"{data.removesuffix('-train')}-test")
+    if others.digest == members.digest:
+        raise ValueError(f"Expected others={options.others!r} to be left out of the training set.")
     scores = []
-    for name in (options.data, options.others):
-        examples = _examples(open_records(name), release.tokenizer)
+    for records in (members, others):
+        examples = _examples(records, release.tokenizer)
         part = examples.first(min(options.count, len(examples)))
         scores.append(calibrated_scores(release.model, public.model, part).double().numpy())
-    attack = membership_attack(
+    return membership_attack(
         *scores,
-        checkpoint=options.checkpoint,
-        epsilon=release.card.epsilon,
-        delta=release.card.delta,
+        checkpoint=name,
+        weights=weights_digest(find_checkpoint(name)),
+        reference=options.reference,
+        data=members.name,
+        others=others.name,
+        epsilon=card.epsilon,
+        delta=card.delta,
     )
-    return _kept(attack.to_json(), options.results)
+
+
+def _audit_engine(options: argparse.Namespace) -> Any:
+    """The one-run audit of the engine itself, once for each epsilon that it is to keep."""
+    from dpwg.training.audit import GUESSES, audit_private_training, canary_plan
+    from dpwg.training.finetune import Finetuning
+
+    rows = []
+    for epsilon in tqdm(options.engine or (1.0, 3.0, 10.0), desc="training canaries"):
+        plan, guesses = canary_plan(options.count, epsilon), options.count // GUESSES
+        found = audit_private_training(
+            plan, k_plus=guesses, k_minus=guesses, precision=Finetuning.precision
+        )
+        row = {"target_epsilon": epsilon, "ledger_epsilon": found.ledger_epsilon}
+        row |= {"proven_epsilon": found.bound.epsilon, "confidence": found.bound.confidence}
+        row |= {"correct": found.bound.correct, "guesses": found.bound.guesses}
+        row |= {"attacker": found.attacker, "precision": Finetuning.precision}
+        rows.append(row | asdict(plan))
+    _kept({"runs": rows}, options.results)
+    return rows
 
 
 def _readme(options: argparse.Namespace) -> Any:
@@ -637,12 +704,33 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(evaluate)
 
     audit = verb("audit", _audit, "attack a checkpoint: which records was it trained on?")
-    audit.add_argument("--checkpoint", default="faces/eps-10")
+    audit.add_argument(
+        "--checkpoint",
+        action="append",
+        dest="checkpoints",
+        help="may be repeated; all that saw sensitive records by default",
+    )
     audit.add_argument("--reference", default="faces/public", help="the public model it began from")
-    audit.add_argument("--data", default="faces-train", help="the records it was trained on")
-    audit.add_argument("--others", default="faces-test", help="records of the same kind, left out")
-    audit.add_argument("--count", type=int, default=5000, help="the first records of each, at most")
-    audit.add_argument("--results", type=Path, help="write the measurement to this file")
+    audit.add_argument(
+        "--data", help="the records it was trained on; by default what its card says"
+    )
+    audit.add_argument(
+        "--others", help="records of the same kind, left out; the test set by default"
+    )
+    audit.add_argument(
+        "--count", type=int, default=5000, help="the first records of each at most, or the canaries"
+    )
+    audit.add_argument(
+        "--results", type=Path, help="write a file for each checkpoint into this folder"
+    )
+    audit.add_argument(
+        "--engine",
+        type=float,
+        nargs="*",
+        metavar="EPSILON",
+        help="train canaries by the private engine instead, and bound its epsilon from below: 1, 3 "
+        "and 10 by default; --results is then a file",
+    )
 
     readme = verb("readme", _readme, "rewrite the README's tables from cards and result files")
     readme.add_argument("--file", type=Path, default=Path("README.md"))

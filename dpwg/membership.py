@@ -9,8 +9,9 @@ for the synthetic faces, nobody is in them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,11 +19,17 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from dpwg.checkpoint import Release
 from dpwg.evaluate import losses_of
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import max_true_positive_rate
 from dpwg.training.examples import Examples
+from dpwg.training.state import fingerprint
 
+REFERENCE = "faces/public"
+"""The public model that losses are calibrated by, unless another one is named."""
+COUNT = 5000
+"""Records of each kind, unless another number is asked for."""
 RATES = (0.001, 0.01)
 """False-positive rates at which true-positive rates are told."""
 CONFIDENCE = 0.95
@@ -49,11 +56,17 @@ class TruePositives:
 class MembershipAttack:
     """What a membership attack by loss found; scores are in nats a code, higher is "member".
 
-    `roc` holds (false-positive rate, true-positive rate) pairs; `histogram` the edges and the
-    counts of members and non-members.
+    `weights` is the SHA-256 of the weights that were attacked: a checkpoint of the same name and
+    other weights is another one. Members are of the set `data`, non-members of `others`. `roc`
+    holds (false-positive rate, true-positive rate) pairs; `histogram` the edges and the counts of
+    members and non-members.
     """
 
     checkpoint: str
+    weights: str
+    reference: str
+    data: str
+    others: str
     epsilon: float | None
     delta: float
     members: int
@@ -68,6 +81,62 @@ class MembershipAttack:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """The inverse of `to_json`. Raises ValueError for what no attack can have found."""
+        try:
+            found = cls(
+                **{
+                    **values,
+                    "true_positives": tuple(TruePositives(**v) for v in values["true_positives"]),
+                    "roc": tuple((float(false), float(true)) for false, true in values["roc"]),
+                    "histogram": {k: tuple(map(float, v)) for k, v in values["histogram"].items()},
+                }
+            )
+            sound = found._is_sound()
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"Expected the result of a membership attack: {error}.") from error
+        if not sound:
+            raise ValueError(
+                "Expected the result of a membership attack with rates in [0, 1], two or more "
+                "records of each kind, and as many of them in the histogram."
+            )
+        return found
+
+    def _is_sound(self) -> bool:
+        rates = [self.auc, self.auc_low, self.auc_high, *(r for pair in self.roc for r in pair)]
+        for found in self.true_positives:
+            rates += asdict(found).values()
+        edges, *counts = (self.histogram[k] for k in ("edges", "members", "nonmembers"))
+        return (
+            all(isinstance(n, str) for n in (self.checkpoint, self.weights, self.reference))
+            and all(isinstance(name, str) for name in (self.data, self.others))
+            and all(0 <= rate <= 1 for rate in rates)
+            and (self.epsilon is None or 0 <= self.epsilon < math.inf)
+            and 0 <= self.delta <= 1
+            and min(self.members, self.nonmembers) >= 2
+            and all(math.isfinite(edge) for edge in edges)
+            and all(len(own) == len(edges) - 1 and min(own) >= 0 for own in counts)
+            and [sum(own) for own in counts] == [self.members, self.nonmembers]
+            and bool(self.roc)
+            and bool(self.true_positives)
+        )
+
+
+def result_file(checkpoint: str) -> str:
+    """The name of a checkpoint's result file: faces-eps-10.json for `faces/eps-10`."""
+    return checkpoint.replace("/", "-") + ".json"
+
+
+def check_reference(release: Release, public: Release) -> None:
+    """Raise ValueError unless losses of `release` can be calibrated by those of `public`."""
+    if public.card.epsilon != 0:
+        raise ValueError("Expected a public reference: a private one has secrets of its own.")
+    if fingerprint(public.tokenizer) != fingerprint(release.tokenizer):
+        raise ValueError(
+            "Expected a reference with the checkpoint's tokenizer: their losses are of other codes."
+        )
+
 
 def calibrated_scores(model: WaveletGPT, public: WaveletGPT, examples: Examples) -> Tensor:
     """How much less loss than the public model a checkpoint has on each record, float32 (N,)."""
@@ -79,6 +148,10 @@ def membership_attack(
     others_N: NDArray[np.float64],
     *,
     checkpoint: str,
+    weights: str,
+    reference: str,
+    data: str,
+    others: str,
     epsilon: float | None,
     delta: float,
 ) -> MembershipAttack:
@@ -92,6 +165,10 @@ def membership_attack(
     edges = np.histogram_bin_edges(np.concatenate((members_N, others_N)), bins=BINS)
     return MembershipAttack(
         checkpoint=checkpoint,
+        weights=weights,
+        reference=reference,
+        data=data,
+        others=others,
         epsilon=epsilon,
         delta=delta,
         members=len(members_N),
@@ -123,10 +200,10 @@ def nearest_records(image_BCHW: Tensor, records_NCHW: Tensor, count: int) -> tup
         )
     if not 1 <= count <= len(records_NCHW):
         raise ValueError(f"Expected count={count} in 1..{len(records_NCHW)}, the records.")
-    image_BD, records_ND = image_BCHW.flatten(1).float(), records_NCHW.flatten(1).float()
+    image_BD, records_ND = image_BCHW.flatten(1).double(), records_NCHW.flatten(1).double()
     distance_BN = torch.cdist(image_BD, records_ND) / image_BD.shape[1] ** 0.5
     nearest = distance_BN.topk(count, largest=False)
-    return nearest.indices, nearest.values
+    return nearest.indices, nearest.values.float()
 
 
 def _area(members_N: NDArray[np.float64], others_N: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """The command line: answers that a program reads, files that a person opens, errors in one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dpwg.checkpoint import load_release
+from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
 from dpwg.cli import main
+from dpwg.membership import MembershipAttack, result_file
 
 
 def ask(capsys, *arguments: str):
@@ -153,3 +155,45 @@ def test_list_and_sample_with_a_real_release(capsys, tmp_path, root, monkeypatch
         assert Image.open(out / f"coarse-{index}.png").size == (32, 32)
         assert Image.open(out / f"image-{index}.png").size == (128, 128)
     assert np.asarray(Image.open(out / "bands.png")).std() > 0
+
+
+def test_audit_attacks_every_checkpoint_that_saw_records(
+    capsys, root, monkeypatch, tmp_path, image_folder
+):
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    shutil.copytree(root, tmp_path / "checkpoints")
+    for name in ("eps-1", "eps-inf"):
+        path = tmp_path / "checkpoints" / "faces" / name / "privacy_card.json"
+        facts = json.loads(path.read_text()) | {"dataset": image_folder.name, "records": 12}
+        path.write_text(json.dumps(facts))
+    others = tmp_path / "others"
+    shutil.copytree(image_folder, others)
+    (others / "metadata.jsonl").write_text(
+        "\n".join((image_folder / "metadata.jsonl").read_text().splitlines()[:6])
+    )
+    where = ("--data", str(image_folder), "--others", str(others))
+    rows = ask(capsys, "audit", *where, "--count", "9", "--results", str(tmp_path / "found"))
+    assert [row["checkpoint"] for row in rows] == ["faces/eps-1", "faces/eps-inf"]
+    assert [row["allowed_0.01"] for row in rows][1] == 1
+    for row in rows:
+        path = tmp_path / "found" / result_file(row["checkpoint"])
+        found = MembershipAttack.from_json(json.loads(path.read_text()))
+        assert (found.members, found.nonmembers) == (row["members"], row["nonmembers"]) == (9, 6)
+        assert found.weights == weights_digest(find_checkpoint(row["checkpoint"]))
+        assert (found.data, found.others) == (image_folder.name, "others")
+        assert (found.epsilon, found.auc) == (row["epsilon"], row["auc"])
+    for refused, message in (
+        (("--checkpoint", "faces/public", *where), "nothing to infer"),
+        (("--data", str(others), "--others", str(image_folder)), "found 6 of 'others'"),
+        (("--data", str(image_folder)), "Expected --others"),
+        (("--data", str(image_folder), "--others", str(image_folder)), "left out"),
+        (("--reference", "faces/eps-1", *where), "to be public, found epsilon="),
+        (("--count", "1"), "count=1"),
+        (("--results", "found.json", *where), "to be a folder"),
+        (("--engine", "0"), "target_epsilon=0.0"),
+        (("--engine", "--count", "3"), "batch_size=0"),
+    ):
+        assert main(["audit", *refused]) == 2
+        assert message in capsys.readouterr().err

@@ -13,7 +13,15 @@ from dpwg.privacy.accounting import max_true_positive_rate
 from dpwg.training.examples import Examples
 from dpwg.training.pretrain import Pretraining, pretrain
 
-ABOUT = {"checkpoint": "made/up", "epsilon": 2.0, "delta": 1e-5}
+ABOUT = {
+    "checkpoint": "made/up",
+    "weights": "0123",
+    "reference": "made/public",
+    "data": "some",
+    "others": "more",
+    "epsilon": 2.0,
+    "delta": 1e-5,
+}
 
 
 def normal(size: int, mean: float, seed: int) -> np.ndarray:

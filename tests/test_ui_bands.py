@@ -102,7 +102,7 @@ def test_a_black_picture_has_no_energy_to_share(subject):
 
 def test_the_generated_image_is_taken_or_an_example_is_drawn():
     image = np.zeros((2, 128, 128, 3), np.uint8)
-    taken = from_generated(Shown(image[:, :32, :32], image, "mine"), "faces/eps-1")
+    taken = from_generated(Shown("faces/public", image[:, :32, :32], image, "mine"), "faces/eps-1")
     assert (taken.title, taken.real, taken.image.shape) == ("mine", False, (128, 128, 3))
     example = from_generated(None, "faces/eps-1")
     assert (example.image.shape, example.coarse.shape) == ((128, 128, 3), (32, 32, 3))

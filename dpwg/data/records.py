@@ -5,7 +5,7 @@ A record is one image with all of its captions, and the privacy unit unless `gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +33,19 @@ class Record:
             return decode(self.image_bytes, size)
         except ValueError as error:
             raise ValueError(f"{self.name} is broken: {error}") from error
+
+
+class RecordList:
+    """Records in memory."""
+
+    def __init__(self, name: str, digest: str, records: Sequence[Record]) -> None:
+        self.name, self.digest, self._records = name, digest, records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
 
 
 class Records(Protocol):

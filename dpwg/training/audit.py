@@ -33,6 +33,10 @@ EMBEDDINGS = 15
 PULL = 4.0
 """A canary's gradient in one coordinate, in clip norms: every layer alone is past the bound."""
 MICRO_BATCH = 512
+STEPS, BATCHES = 20, 4
+DELTA = 1e-5
+GUESSES = 20
+"""One of so many canaries is guessed each way: a tenth of them in all."""
 
 
 Attacker = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -110,6 +114,21 @@ def canary_examples(included_M: NDArray[np.bool_]) -> Examples:
     joined_M = torch.from_numpy(included_M.astype(np.int64))
     codes = {"codes_0": torch.arange(M)[:, None, None], "codes_1": joined_M[:, None, None]}
     return Examples(captions, codes)
+
+
+def canary_plan(canaries: int, target_epsilon: float) -> PrivacyPlan:
+    """A small run to audit: 20 steps of a quarter of the canaries, at delta 1e-5.
+
+    Raises ValueError like `PrivacyPlan`.
+    """
+    return PrivacyPlan.calibrated(
+        records=canaries,
+        batch_size=canaries // BATCHES,
+        steps=STEPS,
+        delta=DELTA,
+        max_grad_norm=0.1,
+        target_epsilon=target_epsilon,
+    )
 
 
 def audit_private_training(

@@ -66,7 +66,8 @@ def from_generated(shown: Shown | None, default: str) -> Subject:
     if shown is None:
         lines = example_captions()
         result = load_pipeline(default)(lines[0] if lines else "", seed=0)
-        shown = Shown(result.coarse, result.image, f"an example of {default}, seed 0")
+        title = f"an example of {default}, seed 0"
+        shown = Shown(default, result.coarse, result.image, title)
     return Subject(shown.title, shown.image[0], shown.coarse[0], shown.image[0], real=False)
 
 

@@ -8,6 +8,7 @@ import gradio as gr
 
 from dpwg.checkpoint import checkpoint_names, checkpoint_root
 from dpwg.ui.about import build_about
+from dpwg.ui.attack import build_attack
 from dpwg.ui.bands import build_bands
 from dpwg.ui.compare import build_compare
 from dpwg.ui.generate import build_generate
@@ -50,6 +51,8 @@ def build_demo() -> gr.Blocks:
                 build_bands(names, shown)
             with gr.Tab("Privacy", id="privacy"):
                 build_privacy(names)
+            with gr.Tab("Attack", id="attack") as attack:
+                build_attack(names, shown, attack)
             with gr.Tab("About", id="about") as about:
                 build_about(names, about)
     return demo

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from dpwg.membership import MembershipAttack
+from dpwg.privacy.accounting import max_true_positive_rate
 from dpwg.ui.results import Measure
 
 TEAL, ORANGE, GREY = "#0f766e", "#c2410c", "#64748b"
@@ -88,6 +90,56 @@ def trade_off_figure(
     axes.set(xlabel="false positives, %", ylabel="true positives at most, %", ylim=(0, 102))
     axes.set_xlim(percent[0], 100)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper left")
+    return figure
+
+
+def scores_figure(attack: MembershipAttack) -> Figure:
+    """How the scores of members and non-members are spread, each as a share of its own kind."""
+    figure, axes = _axes()
+    joined = 1 if min(attack.members, attack.nonmembers) >= 1000 else 3
+    *starts, end = attack.histogram["edges"]
+    edges = [*starts[::joined], end]
+    highest = 0.0
+    for name, total, colour, label in (
+        ("members", attack.members, ORANGE, "training records"),
+        ("nonmembers", attack.nonmembers, TEAL, "held-out records"),
+    ):
+        counts = np.asarray(attack.histogram[name])
+        percent = 100 * np.add.reduceat(counts, range(0, len(counts), joined)) / total
+        highest = max(highest, percent.max())
+        axes.stairs(percent, edges, fill=True, color=colour, alpha=0.25)
+        axes.stairs(percent, edges, color=colour, linewidth=2, label=label)
+    axes.set(
+        xlabel="score: nats a code less than the public model",
+        ylabel="records, % of their kind",
+        ylim=(0, 1.3 * highest),
+    )
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="upper left")
+    return figure
+
+
+def roc_figure(attack: MembershipAttack) -> Figure:
+    """True against false positives on log axes: the attack, guessing, and what epsilon allows."""
+    figure, axes = _axes()
+    lowest = 0.5 / attack.nonmembers
+    rates = np.geomspace(lowest, 1, 200)
+    if attack.epsilon is not None:
+        allowed = [
+            100 * max_true_positive_rate(attack.epsilon, attack.delta, float(rate))
+            for rate in rates
+        ]
+        label = f"most at ε = {attack.epsilon:.4g}, δ = {attack.delta:g}"
+        axes.fill_between(100 * rates, allowed, 200, color="#f1f5f9")
+        axes.plot(100 * rates, allowed, color=TEAL, linewidth=2, label=label)
+    false, true = (100 * np.array(side) for side in zip(*attack.roc, strict=True))
+    axes.step(false, true, where="post", color=ORANGE, linewidth=2, label="this attack")
+    axes.plot(100 * rates, 100 * rates, color=GREY, linestyle=":", label="guessing")
+    axes.set(xscale="log", yscale="log", xlabel="false positives, %", ylabel="true positives, %")
+    axes.set(xlim=(100 * lowest, 100), ylim=(100 * lowest, 115))
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 1.0, 10.0, 100.0) if tick > 100 * lowest]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc="lower right")
     return figure
 
 

@@ -35,6 +35,7 @@ IMAGE_TITLE = "### Image {}\n*public upsampler*"
 class Shown(NamedTuple):
     """The images of the last generation, for the other tabs and the slider."""
 
+    checkpoint: str
     coarse: np.ndarray
     image: np.ndarray
     title: str
@@ -166,7 +167,8 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
     facts = [] if result.captions[0] else ["no caption, so unconditional"]
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
     facts += [f"[link to the same]({to_query(drawing)})"]
-    shown = Shown(result.coarse, result.image, f"{drawing.checkpoint}, {seeds}")
+    checkpoint = drawing.checkpoint
+    shown = Shown(checkpoint, result.coarse, result.image, f"{checkpoint}, {seeds}")
     return Frame(
         coarse_title=_coarse_title(result.coarse.shape[1], result.card),
         coarse=_coarse(folder, result.coarse, result.seeds),

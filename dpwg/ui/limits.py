@@ -17,6 +17,9 @@ MAX_LEVELS = 5
 MAX_RECORDS = 1_000_000_000
 MAX_STEPS = 20_000
 """More take the accountants minutes where the rate is near 1."""
+MIN_ATTACKED, MAX_ATTACKED = 50, 500
+"""Records of each kind in a live attack; rendering and encoding them takes most of its time."""
+MAX_SEARCHED = 1000
 QUEUE_SIZE = 32
 
 
@@ -40,6 +43,8 @@ def described() -> str:
         "bands here.",
         f"The accountant takes up to {MAX_RECORDS:,} records and {MAX_STEPS:,} steps, delta from "
         f"{MIN_DELTA:g}, noise up to {MAX_NOISE:,.0f} and epsilon up to {MAX_EPSILON:g}.",
+        f"A live attack takes {MIN_ATTACKED} to {MAX_ATTACKED} records of each kind, a search for "
+        f"nearest records at most {MAX_SEARCHED:,} of each kind.",
         f"At most {QUEUE_SIZE} requests wait in line.",
     )
     return "\n".join(f"- {line}" for line in lines)

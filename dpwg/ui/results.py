@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+from dpwg.membership import MembershipAttack, result_file
+
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
+MEMBERSHIP, ENGINE = "membership", "audit-engine.json"
 
 
 class Point(NamedTuple):
@@ -26,6 +30,19 @@ class Measure(NamedTuple):
     source: str
 
 
+class EngineRun(NamedTuple):
+    """One run of canaries: the epsilon that its ledger claims, and what an attacker proved."""
+
+    claimed: float
+    proven: float
+    delta: float
+    confidence: float
+    canaries: int
+    steps: int
+    guesses: int
+    correct: int
+
+
 def measures(folder: Path = FOLDER) -> list[Measure]:
     """Every measure that has a result file in `folder`; none where the package is used alone."""
     found = []
@@ -39,3 +56,40 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
         )
         found.append(Measure("held-out loss", "nats a code", points, source))
     return found
+
+
+def membership_result(name: str, folder: Path = FOLDER) -> MembershipAttack | None:
+    """The attack on a checkpoint that has a result file; raises ValueError where it is damaged."""
+    path = folder / MEMBERSHIP / result_file(name)
+    if not path.exists():
+        return None
+    attack = MembershipAttack.from_json(json.loads(path.read_text()))
+    if attack.checkpoint != name:
+        raise ValueError(f"Expected the result of {name}, found that of {attack.checkpoint!r:.80}.")
+    return attack
+
+
+def engine_runs(folder: Path = FOLDER) -> list[EngineRun]:
+    """The audit of the private engine; raises ValueError where its result file is damaged."""
+    path = folder / ENGINE
+    if not path.exists():
+        return []
+    try:
+        runs = [
+            EngineRun(
+                claimed=float(row["ledger_epsilon"]),
+                proven=float(row["proven_epsilon"]),
+                delta=float(row["delta"]),
+                confidence=float(row["confidence"]),
+                canaries=int(row["records"]),
+                steps=int(row["steps"]),
+                guesses=int(row["guesses"]),
+                correct=int(row["correct"]),
+            )
+            for row in json.loads(path.read_text())["runs"]
+        ]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Expected the result of an engine audit: {error}.") from error
+    if not all(math.isfinite(value) and value >= 0 for run in runs for value in run):
+        raise ValueError("Expected the result of an engine audit with finite numbers >= 0.")
+    return runs

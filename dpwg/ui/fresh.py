@@ -1,0 +1,88 @@
+"""The Attack tab's records: whose they are, and faces rendered on the spot with every step told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+import torch
+from torch import Tensor
+
+from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
+from dpwg.data.faces import TRAIN_RECORDS, face
+from dpwg.data.records import RecordList
+from dpwg.data.tensors import coarse_batches
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.privacy.card import PrivacyCard
+from dpwg.training.examples import Examples, prepare_examples
+
+DATA, OTHERS = "faces-train", "faces-test"
+PROGRESS = gr.Progress()
+"""Stands in handlers' signatures for the progress bar of each call."""
+CHUNK = 50
+WORK = 3
+"""What `encoded_faces` tells of each record: rendered, caption encoded, image encoded."""
+
+Told = Callable[[int, str], None]
+"""Called with how much is done of `WORK` times the records, and with what is being done."""
+
+
+def claim(name: str) -> PrivacyCard:
+    """The card of a named checkpoint; a path or a false card is an error in words."""
+    try:
+        if name not in (names := checkpoint_names()):
+            raise ValueError(f"Expected checkpoint={name!r:.80} in {names}.")
+        return load_card(find_checkpoint(name))
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
+
+
+def refusal(name: str, card: PrivacyCard) -> str:
+    """Why there is no live attack on a checkpoint; empty where there is one."""
+    if card.epsilon == 0:
+        return f"{name} saw no sensitive record: there is nothing to infer."
+    if card.dataset != DATA or card.records > TRAIN_RECORDS:
+        return (
+            f"{name} was trained on {card.dataset!r:.80}: those records are private and not here. "
+            f"Only checkpoints of {DATA!r}, whose records can be rendered again, are attacked live."
+        )
+    return ""
+
+
+def encoded_faces(
+    split: str, indices: Sequence[int], pipe: DPWaveletPipeline, told: Told
+) -> Examples:
+    """These records of a split as the checkpoint was trained on them."""
+    rendered = []
+    for done, index in enumerate(indices, start=1):
+        rendered.append(face(split, index))
+        told(done, f"rendering {split} records")
+    records = RecordList(f"faces-{split}", "fresh", rendered)
+    before = {"captions": len(records), "images": 2 * len(records)}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told(before[stage] + done, f"encoding {split} {stage}")
+
+    with TemporaryDirectory(prefix="dpwg-") as folder:
+        return prepare_examples(
+            records, pipe.encoder, pipe.release.tokenizer, Path(folder), progress=progress
+        )
+
+
+def coarse_faces(split: str, count: int, size: int, told: Told) -> Tensor:
+    """The first `count` coarse images of a split in [0, 1], (count, 3, size, size)."""
+    parts = []
+    for first in range(0, count, CHUNK):
+        parts.append(_coarse_chunk(split, first, size))
+        told(min(first + CHUNK, count), f"rendering {split} records")
+    return torch.cat(parts)[:count].float() / 255
+
+
+@functools.cache
+def _coarse_chunk(split: str, first: int, size: int) -> Tensor:
+    records = [face(split, index) for index in range(first, first + CHUNK)]
+    chunk = RecordList(f"faces-{split}", "fresh", records)
+    return torch.cat(list(coarse_batches(chunk, size)))

@@ -1,0 +1,180 @@
+"""Part of the Attack tab: the training records that are nearest to a generated picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+import torch
+
+from dpwg.data.faces import TRAIN_RECORDS
+from dpwg.membership import nearest_records
+from dpwg.pipeline import to_uint8
+from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
+from dpwg.ui.generate import Shown, example_captions
+from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole
+from dpwg.ui.pictures import Pictures, enlarged, saved
+from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+
+NEIGHBOURS = 3
+LEVELS = 255
+INTRODUCTION = """### Does it draw its training records again?
+
+The nearest training records of a picture beside the nearest records that no model was trained on. A
+model that repeats its records draws nearer to the former. **Training records may be shown
+here because nobody is in them**: faces are synthetic (DiceBear `avataaars`). With pictures of
+people this display alone would give them away, whatever epsilon says."""
+
+
+class Neighbours(NamedTuple):
+    """A picture and the records nearest to it, in the order of the components."""
+
+    picture: np.ndarray
+    training: Pictures
+    unseen: Pictures
+    told: str
+
+
+def nearest(
+    shown: Shown | None, name: str, count: int, progress: gr.Progress = PROGRESS
+) -> Iterator[Neighbours]:
+    """The nearest of the first `count` training and test records of the first picture of the last
+    generation; without one, of an example under `name`. The files live until the next step.
+    """
+    name = shown.checkpoint if shown else name
+    card = claim(name)
+    if card.epsilon != 0 and card.dataset != DATA:
+        raise gr.Error(refusal(name, card))
+    known = card.records if card.dataset == DATA else TRAIN_RECORDS
+    try:
+        count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, known))
+        progress(0, desc="loading the model")
+        tokenizer = load_pipeline(name).release.tokenizer
+        shown = shown or _example(name)
+        size = shown.coarse.shape[1]
+        found = []
+        for split, before in (("train", 0), ("test", count)):
+
+            def tell(done: int, doing: str, before: int = before) -> None:
+                progress((before + done, 2 * count), desc=doing, unit="records")
+
+            found.append(coarse_faces(split, count, size, tell))
+        seen_NCHW, unseen_NCHW = found
+        drawn_BCHW = torch.from_numpy(shown.coarse).permute(0, 3, 1, 2).float() / LEVELS
+        pairs = [nearest_records(drawn_BCHW, r, NEIGHBOURS) for r in (seen_NCHW, unseen_NCHW)]
+        (seen_BK, near_BK), (unseen_BK, far_BK) = pairs
+        closest_NCHW = seen_NCHW[seen_BK[0]]
+        decoded_NCHW = tokenizer.decode(tokenizer.encode(closest_NCHW))
+        by_heart = float((decoded_NCHW - closest_NCHW).square().mean().sqrt())
+        between = float(nearest_records(unseen_NCHW, seen_NCHW, 1)[1].median())
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+    near, far = float(near_BK[0, 0]), float(far_BK[0, 0])
+    told = (
+        f"**{shown.title}.** Nearest of the first {count:,} training records (of {known:,}): "
+        f"**{_levels(near)}** away. Nearest of {count:,} held-out records: **{_levels(far)}**. "
+        f"{_comparison(near_BK[:, 0] < far_BK[:, 0])} For scale: a held-out record itself is "
+        f"typically {_levels(between)} from its nearest training record, and one that was drawn "
+        f"by heart would be about {_levels(by_heart)} away, which is what the codes lose. "
+        f"The unit is the root mean square over all pixels and colours at {size}×{size}, in the "
+        f"{LEVELS} levels of a colour."
+    )
+    with TemporaryDirectory(prefix="dpwg-") as folder:
+        yield Neighbours(
+            enlarged(shown.coarse[:1])[0],
+            _pictures(Path(folder), "train", seen_NCHW, seen_BK[0], near_BK[0]),
+            _pictures(Path(folder), "test", unseen_NCHW, unseen_BK[0], far_BK[0]),
+            told,
+        )
+
+
+def _levels(distance: float) -> str:
+    return f"{LEVELS * distance:.1f} levels"
+
+
+def _comparison(nearer_B: torch.Tensor) -> str:
+    if len(nearer_B) > 1:
+        return (
+            f"Of the {len(nearer_B)} pictures drawn, {int(nearer_B.sum())} are nearer to a "
+            "training record; a model that repeats nothing would be at about half."
+        )
+    which = "training" if bool(nearer_B[0]) else "held-out"
+    return f"The {which} one is nearer; for a model that repeats nothing that is a coin's toss."
+
+
+def _example(name: str) -> Shown:
+    lines = example_captions()
+    result = load_pipeline(name)(lines[0] if lines else "", seed=0)
+    return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")
+
+
+def _pictures(
+    folder: Path,
+    split: str,
+    records_NCHW: torch.Tensor,
+    indices_K: torch.Tensor,
+    distances_K: torch.Tensor,
+) -> Pictures:
+    labels = [
+        f"{split} record {index}: {_levels(distance)}"
+        for index, distance in zip(indices_K.tolist(), distances_K.tolist(), strict=True)
+    ]
+    return saved(folder, split, enlarged(to_uint8(records_NCHW[indices_K])), labels)
+
+
+def build_nearest(shown: gr.State, name: gr.Radio) -> None:
+    """Add the components; `shown` holds what was drawn last, `name` is the checkpoint's field."""
+    gr.Markdown(INTRODUCTION)
+    with gr.Row():
+        with gr.Column(min_width=280):
+            count = gr.Slider(
+                MIN_ATTACKED,
+                MAX_SEARCHED,
+                value=500,
+                step=50,
+                label="Records of each kind to search",
+                info="The first ones, rendered for the search.",
+            )
+            button = gr.Button("Find the nearest records", variant="primary")
+            told = gr.Markdown(
+                "Takes what the Generate tab drew last; before that, an example of the chosen "
+                "checkpoint.",
+                elem_classes="status",
+            )
+            picture = gr.Image(
+                label="Generated, coarse",
+                format="png",
+                interactive=False,
+                buttons=["fullscreen"],
+                elem_classes=["told", "framed"],
+            )
+        with gr.Column(scale=2, min_width=300):
+            galleries = [
+                gr.Gallery(
+                    label=label,
+                    columns=NEIGHBOURS,
+                    height="auto",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    elem_id=place,
+                    elem_classes=["compared", "framed"],
+                )
+                for label, place in (
+                    ("Nearest training records: synthetic, nobody's face", "nearest-training"),
+                    ("Nearest held-out records, of no training set", "nearest-unseen"),
+                )
+            ]
+    button.click(
+        nearest,
+        [shown, name, count],
+        [picture, *galleries, told],
+        api_name="nearest",
+        show_progress_on=told,
+        concurrency_limit=1,
+        concurrency_id=MODEL_QUEUE,
+    )

@@ -1,0 +1,281 @@
+"""The Attack tab: stored results and what becomes of bad ones, the live attack, nearest records."""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpwg.checkpoint import find_checkpoint, load_card, weights_digest
+from dpwg.cli import main
+from dpwg.data.faces import face
+from dpwg.membership import MembershipAttack, membership_attack, result_file
+from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.ui import results
+from dpwg.ui.attack import attack, attack_live, engine_told
+from dpwg.ui.fresh import coarse_faces
+from dpwg.ui.generate import Shown
+from dpwg.ui.limits import MAX_ATTACKED, MAX_SEARCHED
+from dpwg.ui.nearest import nearest
+
+
+@pytest.fixture(scope="module")
+def faces(root, tmp_path_factory):
+    """The tiny releases as if two of them had been fine-tuned on 1,000 faces."""
+    folder = tmp_path_factory.mktemp("faces")
+    shutil.copytree(root, folder, dirs_exist_ok=True)
+    for name in ("eps-1", "eps-inf"):
+        path = folder / "faces" / name / "privacy_card.json"
+        facts = json.loads(path.read_text()) | {"dataset": "faces-train", "records": 1000}
+        path.write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def stored(faces, tmp_path, monkeypatch):
+    """An empty folder of membership results, with the releases in place."""
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(faces))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 50)
+    for name in ("membership_result", "engine_runs"):
+        reader = functools.partial(getattr(results, name), folder=tmp_path)
+        monkeypatch.setattr(f"dpwg.ui.attack.{name}", reader)
+    folder = tmp_path / results.MEMBERSHIP
+    folder.mkdir()
+    return folder
+
+
+def measured(name: str = "faces/eps-1", *, shift: float = 0.3, **change) -> MembershipAttack:
+    draw, card = np.random.default_rng(1), load_card(find_checkpoint(name))
+    about = {
+        "checkpoint": name,
+        "weights": weights_digest(find_checkpoint(name)),
+        "reference": "faces/public",
+        "data": "faces-train",
+        "others": "faces-test",
+        "epsilon": card.epsilon,
+        "delta": card.delta,
+    }
+    members_N, others_N = draw.normal(shift, 1, 3000), draw.normal(0, 1, 2000)
+    return membership_attack(members_N, others_N, **about | change)
+
+
+def write(folder, found: MembershipAttack, name: str = "faces/eps-1") -> None:
+    (folder / result_file(name)).write_text(json.dumps(found.to_json()))
+
+
+def test_a_result_is_shown_with_what_epsilon_allows(stored):
+    found = measured()
+    write(stored, found)
+    shown = attack("faces/eps-1")
+    assert shown.told.startswith(
+        f"**faces/eps-1: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "
+    )
+    assert "better than guessing" in shown.told
+    assert "no proof of safety" in shown.told
+    assert "--checkpoint faces/eps-1 --count 3000 --results docs/results/membership" in shown.source
+    assert "3,000 records of `faces-train`" in shown.source
+    at = found.true_positives[1]
+    assert shown.table[1][:3] == ["1.0%", f"{at.rate:.2%}", f"{at.low:.2%} to {at.high:.2%}"]
+    assert at.allowed <= float(shown.table[1][3].rstrip("%")) / 100 <= at.allowed + 1e-4
+    allowed, own, guess = shown.roc.axes[0].get_lines()
+    for x, y in zip(allowed.get_xdata(), allowed.get_ydata(), strict=True):
+        best = max_true_positive_rate(found.epsilon, found.delta, x / 100)
+        assert y == pytest.approx(100 * best)
+    assert own.get_xdata()[-1] == own.get_ydata()[-1] == 100
+    assert guess.get_xdata()[0] == pytest.approx(0.025)
+    heights = [patch.get_data().values for patch in shown.scores.axes[0].patches]
+    assert [sum(own) for own in heights] == pytest.approx([100] * 4)
+
+
+def test_a_checkpoint_without_a_bound_and_a_public_one_are_handled_in_words(stored):
+    write(stored, measured("faces/eps-inf"), "faces/eps-inf")
+    shown = attack("faces/eps-inf")
+    assert "**nothing bounds** what a better attack" in shown.told
+    labels = [line.get_label() for line in shown.roc.axes[0].get_lines()]
+    assert labels == ["this attack", "guessing"]
+    public = attack("faces/public")
+    assert "nothing to infer" in public.told
+    assert (public.scores, public.roc, public.table) == (None, None, [])
+
+
+def test_more_than_epsilon_allows_is_said_aloud_and_chance_is_called_chance(stored):
+    write(stored, measured(shift=5.0))
+    epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
+    assert f"more than ε = {epsilon:.4g} allows** at 0.1%" in attack("faces/eps-1").told
+    write(stored, measured(shift=0.0))
+    assert "cannot be told from guessing" in attack("faces/eps-1").told
+    write(stored, measured(shift=-0.3))
+    assert "worse than guessing" in attack("faces/eps-1").told
+
+
+def test_a_missing_result_names_the_command_that_writes_it():
+    shown = attack("faces/eps-1")
+    assert "was not measured yet" in shown.told
+    assert "`docs/results/membership/faces-eps-1.json`" in shown.told
+    assert "\npython -m dpwg audit --checkpoint faces/eps-1 --results docs" in shown.told
+    assert shown[1:] == (None, None, [], "")
+
+
+@pytest.mark.parametrize("change", [{"weights": "0" * 64}, {"epsilon": 0.5}, {"delta": 1e-5}])
+def test_a_result_of_other_weights_is_not_shown(stored, change):
+    write(stored, measured(**change))
+    shown = attack("faces/eps-1")
+    assert "not of the weights that faces/eps-1 has now" in shown.told
+    assert shown[1:] == (None, None, [], "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"auc": math.nan},
+        {"auc": 1.5},
+        {"auc": "high"},
+        {"epsilon": -1},
+        {"roc": [[0, 1, 2]]},
+        {"roc": []},
+        {"roc": None},
+        {"true_positives": [{"rate": 1}]},
+        {"histogram": {"edges": [0, 1]}},
+        {"histogram": {"edges": [0, math.inf], "members": [3000], "nonmembers": [2000]}},
+        {"histogram": {"edges": [0, 1], "members": [1], "nonmembers": [2000]}},
+        {"nonmembers": 0},
+        {"members": 10**400},
+        {"checkpoint": "faces/eps-inf"},
+        {"data": ["<script>"]},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_result_is_refused_in_words(stored, change):
+    path = stored / result_file("faces/eps-1")
+    path.write_text(json.dumps(measured().to_json() | change))
+    shown = attack("faces/eps-1")
+    assert "stored result of faces/eps-1 is damaged.** Expected the result of " in shown.told
+    assert "python -m dpwg audit" in shown.told
+    assert shown.roc is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"\udc00"'])
+def test_a_file_that_is_no_result_is_refused_in_words(stored, text):
+    (stored / result_file("faces/eps-1")).write_bytes(text.encode(errors="surrogatepass"))
+    assert "is damaged" in attack("faces/eps-1").told
+
+
+def test_results_go_to_json_and_back():
+    found = measured()
+    assert MembershipAttack.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert dataclasses.replace(found, auc=0.5) != found
+
+
+def test_a_live_attack_tells_its_progress_and_is_that_of_its_seed():
+    steps = []
+
+    def progress(step, *, desc, unit="") -> None:
+        steps.append((step, desc))
+
+    found = attack_live("faces/eps-1", 50, 3, progress)
+    assert "50 records of `faces-train`" in found.source
+    assert "seed 3 picked the records" in found.source
+    assert found.table[1][1] == "needs 100 held-out records"
+    first, *counted = steps
+    assert first == (0, "loading models")
+    done = [step[0] for step, _ in counted]
+    assert done == sorted(done)
+    assert {step[1] for step, _ in counted} == {2 * 4 * 50}
+    kinds = dict.fromkeys(doing for _, doing in counted)
+    assert list(kinds) == [
+        f"{work.format(split)}"
+        for split in ("train", "test")
+        for work in (
+            "rendering {} records",
+            "encoding {} captions",
+            "encoding {} images",
+            "losses of {} records",
+        )
+    ]
+    # The releases share their weights, so that every score is 0: there is nothing to tell.
+    assert found.told.startswith("**faces/eps-1: AUC 0.500**")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 49}, "records=49"),
+        ({"count": MAX_ATTACKED + 1}, "records="),
+        ({"count": math.nan}, "records=nan"),
+        ({"count": None}, "records=None"),
+        ({"count": 1e300}, "records="),
+        ({"count": "many"}, "records=many"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, r"seed=0\.5"),
+        ({"seed": math.inf}, "seed=inf"),
+        ({"name": "../faces/eps-1"}, "Expected checkpoint="),
+        ({"name": "/etc/passwd"}, "Expected checkpoint="),
+        ({"name": "faces/public"}, "nothing to infer"),
+    ],
+)
+def test_a_live_attack_with_absurd_input_is_an_error_in_words(change, message):
+    with pytest.raises(gr.Error, match=message):
+        attack_live(**{"name": "faces/eps-1", "count": 50, "seed": 0} | change)
+
+
+def test_records_of_others_are_not_attacked_live(root, monkeypatch):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    with pytest.raises(gr.Error, match="trained on 'made up': those records are private"):
+        attack_live("faces/eps-1", 50, 0)
+    with pytest.raises(gr.Error, match="those records are private"):
+        next(nearest(None, "faces/eps-1", 50))
+
+
+def test_a_record_that_is_drawn_again_is_found():
+    known_NCHW = coarse_faces("train", 60, 32, lambda done, doing: None)
+    drawn = (known_NCHW[[7, 54]] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    steps = []
+    progress = lambda step, **_: steps.append(step)  # noqa: E731
+    frames = nearest(Shown("faces/eps-1", drawn, drawn, "mine"), "faces/public", 60, progress)
+    found = next(frames)
+    assert found.training[0][1] == "train record 7: 0.0 levels"
+    assert found.unseen[0][1].startswith("test record ")
+    assert "of the first 60 training records (of 1,000): **0.0 levels**" in found.told
+    assert "Of the 2 pictures drawn, 2 are nearer to a training record" in found.told
+    shown = np.asarray(Image.open(found.training[0][0]))
+    np.testing.assert_array_equal(shown, found.picture)
+    whole = face("train", 7).image(128).reshape(32, 4, 32, 4, 3).mean((1, 3))
+    assert np.abs(found.picture[::16, ::16] - whole).max() <= 1
+    assert steps == [0, (50, 120), (60, 120), (110, 120), (120, 120)]
+
+
+def test_without_a_picture_an_example_of_the_checkpoint_is_searched_for():
+    found = next(nearest(None, "faces/public", 50))
+    assert found.told.startswith("**An example of faces/public, seed 0.** Nearest of the first 50")
+    assert "(of 50,000)" in found.told
+    assert len(found.training) == len(found.unseen) == 3
+
+
+@pytest.mark.parametrize("count", [0, 49, MAX_SEARCHED + 1, math.nan, None, "x", 50.5])
+def test_an_absurd_search_is_an_error_in_words(count):
+    with pytest.raises(gr.Error, match="Expected records="):
+        next(nearest(None, "faces/eps-1", count))
+
+
+def test_the_engines_audit_is_shown_where_it_was_run(tmp_path):
+    assert engine_told().startswith("No result came with this copy; `python -m dpwg audit --engine")
+    path = tmp_path / results.ENGINE
+    assert main(["audit", "--engine", "2", "--count", "400", "--results", str(path), "--json"]) == 0
+    (run,) = results.engine_runs(tmp_path)
+    assert 1.99 < run.claimed <= 2
+    assert run.proven <= run.claimed
+    assert f"| {run.claimed:.4g} | " in engine_told()
+    assert f"{run.correct} of 40 |\n\nNo ledger is refuted. Each" in engine_told()
+    assert "20 steps on 400 canaries, at δ = 1e-05" in engine_told()
+    facts = json.loads(path.read_text())
+    facts["runs"][0]["proven_epsilon"] = 3.0
+    path.write_text(json.dumps(facts))
+    assert "**A ledger is refuted: the engine is broken.**" in engine_told()
+    for text in ('{"runs": [{}]}', '{"runs": 1}', "{", json.dumps(facts).replace("3.0", "NaN")):
+        path.write_text(text)
+        assert engine_told().startswith("The stored result is damaged.")
