@@ -41,7 +41,10 @@ LEVELS = {
     "dpwg.ui": 10,
 }
 INSIDE = {  # the order within a package, lowest first
-    "dpwg.data": ("palette", "captions", "avatars", "records", "folder", "faces", "public"),
+    "dpwg.data": (
+        *("palette", "captions", "avatars", "records", "folder", "faces", "public"),
+        *("pictures", "upload"),
+    ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
 }
