@@ -242,6 +242,7 @@ def test_page_names_its_handlers():
         *("compare_checkpoints", "compare_captions", "mark"),
         *("take_generated", "take_upload", "pyramid", "rebuild", "spectra"),
         *("account", "settings_of", "card", "story"),
+        *("plan", "train", "stop", "draw"),
     }
 
 
@@ -332,6 +333,7 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
             ("Compare", "Compare", "#checkpoints-images img"),
             ("Bands", "Take the generated image", "#rebuilt img"),
             ("Privacy", "Compute", "text=PRV, cross-check"),
+            ("Train", None, "#plan"),
             ("About", None, "text=It is synthetic"),
         ):
             page.get_by_role("tab", name=tab, exact=True).click()

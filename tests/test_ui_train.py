@@ -90,6 +90,12 @@ def planned(**changes) -> train.Planned:
     return last
 
 
+def test_what_is_left_open_has_a_default(files, measured):
+    closed = planned(files=files, batch=3, delta=1e-3).run.order
+    assert planned(files=files, batch=0, delta=0).run.order == closed
+    assert planned(files=files).run.order == closed
+
+
 def kept(tmp_path) -> list[Path]:
     return sorted((tmp_path / "runs").iterdir())
 
@@ -153,7 +159,7 @@ def test_defaults_make_a_plan(records):
         ({"steps": 101}, "steps=101"),
         ({"steps": 1.5}, "steps=1.5"),
         ({"batch": float("nan")}, "batch=nan"),
-        ({"batch": 0}, "batch=0"),
+        ({"batch": -1}, "batch=-1"),
         ({"delta": float("nan")}, "delta=nan"),
         ({"delta": -1.0}, "delta=-1.0"),
         ({"source": FACES, "delta": 0.01}, "delta=0.01 < 1/records"),

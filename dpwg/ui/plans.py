@@ -50,15 +50,18 @@ class Wish:
 def checked_wish(
     base: str, epsilon: float, steps: int, batch: int | None, delta: float | None
 ) -> Wish:
-    """Raises ValueError, in words, for what is out of bounds or no public checkpoint."""
+    """A batch or a delta of 0 or None is left open, as a page's empty number fields are.
+
+    Raises ValueError, in words, for what is out of bounds or no public checkpoint.
+    """
     if base not in (names := public_names(checkpoint_names())):
         raise ValueError(f"Expected base={base!r:.80} in {names}.")
     return Wish(
         base=base,
         epsilon=within("epsilon", epsilon, MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON),
         steps=whole("steps", steps, 1, MAX_TRAIN_STEPS),
-        batch=None if batch is None else whole("batch", batch, 1, MAX_TRAIN_BATCH),
-        delta=None if delta is None else within("delta", delta, MIN_DELTA, 1),
+        batch=whole("batch", batch, 1, MAX_TRAIN_BATCH) if batch else None,
+        delta=within("delta", delta, MIN_DELTA, 1) if delta else None,
     )
 
 

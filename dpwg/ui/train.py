@@ -237,7 +237,7 @@ def build_train(names: Sequence[str]) -> None:
             ]
             with gr.Row():
                 start = gr.Button("Start, or go on", variant="primary", min_width=140)
-                end = gr.Button("Stop", variant="stop", min_width=140)
+                end = gr.Button("Stop", min_width=140)
             shown = _build_progress()
         with gr.Column(elem_classes="extras"):
             _build_drawing(run)
@@ -298,15 +298,15 @@ def _build_settings(bases: Sequence[str]) -> list[Any]:
         )
         steps = gr.Number(24, minimum=1, maximum=MAX_TRAIN_STEPS, step=1, label="Steps")
         batch = gr.Number(
-            None,
-            minimum=1,
+            0,
+            minimum=0,
             maximum=MAX_TRAIN_BATCH,
             step=1,
             label="Expected batch size",
-            info="Empty: a quarter of the records.",
+            info="0: a quarter of the records.",
         )
         delta = gr.Number(
-            None, label="Delta", info="Below 1 / records. Empty: at most a tenth of that."
+            0, minimum=0, label="Delta", info="Below 1 / records. 0: at most a tenth of that."
         )
     source.change(
         lambda source: (gr.Slider(visible=source == FACES), gr.Column(visible=source == UPLOAD)),
@@ -327,7 +327,9 @@ def _build_progress() -> list[Any]:
             loss = gr.Plot(label="PRIVATE: the loss", format="png", elem_classes="framed")
         with gr.Column(min_width=280):
             spent = gr.Plot(label="Epsilon spent", format="png", elem_classes="framed")
-    files = gr.Files(label="The release, zipped: model and privacy card", interactive=False)
+    files = gr.Files(
+        label="The release, zipped: model and privacy card", interactive=False, height=90
+    )
     with gr.Accordion("Its privacy card", open=False):
         card = gr.Markdown(elem_classes="card")
     return [status, loss, spent, files, card]
