@@ -141,6 +141,7 @@ def plan(
             [*rows, ["time of the steps, measured here", clock(seconds)]],
         )
     except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        yield Planned(None, f"**There is no plan.** {error}", [])
         raise gr.Error(str(error)) from error
     finally:
         if run and not run.order:
@@ -168,6 +169,7 @@ def train(run: Run | None) -> Iterator[Training]:
                 )
             yield frame
     except ValueError as error:
+        yield _frame(run, order, str(error))
         raise gr.Error(str(error)) from error
     if run.zipped:
         card = load_card(run.release)
