@@ -9,6 +9,7 @@ to other users of the machine, and is known to nobody but the `Run`, which is it
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -39,6 +40,8 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "dpwg-run-"
 POLITENESS = 10
 """How much a run yields to the server, by the system's measure of niceness."""
+FRESH_SECONDS = 600
+"""How long a measured time is believed: the machine may be busier, or less so, later."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,16 @@ class Run:
         return count
 
     def measure(self, order: Order) -> Measured:
-        """Rehearse the order's steps on made-up records; once for each base."""
+        """Rehearse the order's steps on made-up records, unless somebody has a while ago."""
         base = find_checkpoint(order.base)
-        if base not in _measured:
+        when, measured = _measured.get(base, (-math.inf, None))
+        if measured is None or time.monotonic() - when > FRESH_SECONDS:
             answer = json.loads("".join(self._lines([*self._finetune(order), "--plan", "--json"])))
-            _measured[base] = Measured(
+            measured = Measured(
                 answer["seconds_per_step"] / order.plan.batch_size, answer["trainable_parameters"]
             )
-        return _measured[base]
+            _measured[base] = time.monotonic(), measured
+        return measured
 
     def train(self) -> Iterator[dict[str, Any]]:
         """Reports of `finetune --reports`, from the step after the last one on.
@@ -184,7 +189,7 @@ class Run:
             )
 
 
-_measured: dict[Path, Measured] = {}
+_measured: dict[Path, tuple[float, Measured]] = {}
 _creating = Lock()
 
 
