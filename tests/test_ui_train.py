@@ -202,6 +202,13 @@ def test_a_new_plan_removes_the_old_run(tmp_path, files, measured):
     assert kept(tmp_path) == []
 
 
+def test_a_plan_that_nobody_waits_for_leaves_nothing(tmp_path, files, measured):
+    frames = plan(**ASKED | {"files": files})
+    assert next(frame for frame in frames if frame.run).run.folder.exists()
+    frames.close()
+    assert kept(tmp_path) == []
+
+
 def test_runs_are_counted_and_old_ones_removed(tmp_path, monkeypatch):
     folders = [Run().folder for _ in range(MAX_RUNS)]
     assert len(set(folders)) == MAX_RUNS

@@ -52,8 +52,9 @@ INTRODUCTION = """Fine-tune the public model on pictures of your own, or on a sm
 tell about any one picture with its captions."""
 OWN = """A zip, or the files themselves: pictures (PNG, JPEG, WebP) and a `metadata.jsonl` or
 `metadata.csv` with a `file_name` and a `text` for each. Every one is checked and decoded before
-anything is trained. They are kept on this server, for this page of yours alone, until the run is
-done, you make another plan, or its time is over. Who runs the server could read them."""
+anything is trained. What was checked is kept on this server, for this page of yours alone, until
+the run is done, you make another plan, or its time is over; the files as you sent them are removed
+within two hours. Who runs the server could read them."""
 PRIVATE = """**Private: the loss.** It is computed from the sensitive records without noise, and
 epsilon does not cover it: for the owner of the data only. To stop, or to choose other settings,
 *because of it* is a choice that no ledger counts. So a stopped run has no result; it can go on from
@@ -140,11 +141,12 @@ def plan(
             f"{told}\n\n{expectation(order.plan, measured, base)}",
             [*rows, ["time of the steps, measured here", clock(seconds)]],
         )
+        run = None  # the page has it
     except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         yield Planned(None, f"**There is no plan.** {error}", [])
         raise gr.Error(str(error)) from error
     finally:
-        if run and not run.order:
+        if run:
             run.remove()
 
 
