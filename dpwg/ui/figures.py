@@ -73,7 +73,7 @@ def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     figure, axes = _axes()
     axes.plot(steps, losses, "o-", color=ORANGE, linewidth=2, markersize=4)
     axes.set(xlabel="noisy steps", ylabel="PRIVATE: loss, nats a code")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     return figure
 
 
