@@ -155,7 +155,7 @@ def load_card(folder: Path) -> PrivacyCard:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of the weights that a release names as its own; `load_release` refuses others."""
-    return str(_read_json(folder / "config.json")["weights_sha256"])
+    return str(read_json(folder / "config.json")["weights_sha256"])
 
 
 def load_release(name_or_path: str | Path) -> Release:

@@ -254,13 +254,13 @@ def _finetune(options: argparse.Namespace) -> Any:
         return _plan(records.name, counts, plan, told) if ranks.leads else None
     training = PrivateTraining(
         base.model.requires_grad_(True),
-        _examples(records, base.tokenizer, ranks, group_I),
+        _examples(records, base.tokenizer, ranks, group_I, lines=options.reports),
         plan,
         settings,
         run_folder,
         ranks=ranks,
     )
-    _train(training.run(), "fine-tuning", ranks)
+    _train(training.run(), "fine-tuning", ranks, lines=options.reports)
     if not ranks.leads:
         return None
     card = PrivacyCard.from_ledger(
@@ -279,7 +279,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
     )
     save_release(options.out, release, tokenizer_folder=options.tokenizer)
-    return {
+    answer = {
         "folder": str(options.out),
         "epsilon": card.epsilon,
         "steps": card.steps,
@@ -288,6 +288,9 @@ def _finetune(options: argparse.Namespace) -> Any:
         "images": len(records),
         "left_out": left_out,
     }
+    if options.reports:
+        return _report({"stage": "release", **answer})
+    return answer
 
 
 def _sample(options: argparse.Namespace) -> Any:
@@ -630,6 +633,12 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
     finetune.add_argument("--run-folder", type=Path, help="private training state")
     finetune.add_argument("--resume", action="store_true", help="go on with the run folder")
+    finetune.add_argument("--save-every", type=int, help="steps from one saved state to the next")
+    finetune.add_argument(
+        "--reports",
+        action="store_true",
+        help="print a JSON line for every report instead of bars; its losses are private",
+    )
     finetune.add_argument("--out", type=Path, help="release folder")
     finetune.add_argument(
         "--plan",
@@ -835,7 +844,12 @@ def _new_or_resumed(folder: Path, *, resume: bool) -> Path:
 
 
 def _examples(
-    records: Any, tokenizer: Any, ranks: Ranks | None = None, group_I: Tensor | None = None
+    records: Any,
+    tokenizer: Any,
+    ranks: Ranks | None = None,
+    group_I: Tensor | None = None,
+    *,
+    lines: bool = False,
 ) -> Any:
     """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
     from dpwg.data.cache import cache_root
@@ -844,16 +858,22 @@ def _examples(
 
     if ranks and not ranks.leads:
         ranks.wait()
-    with tqdm(total=2 * len(records), desc=f"encoding {records.name}", unit="") as bar:
+    title = f"encoding {records.name}"
+    with tqdm(total=2 * len(records), desc=title, unit="", disable=lines) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if lines:
+                _report({"stage": stage, "done": done, "total": total})
+            else:
+                bar.update(done + (total if stage == "images" else 0) - bar.n)
+
         examples = prepare_examples(
             records,
             default_encoder(),
             tokenizer,
             cache_root() / "encoded",
             group_I=group_I,
-            progress=lambda stage, done, total: bar.update(
-                done + (total if stage == "images" else 0) - bar.n
-            ),
+            progress=progress,
         )
     if ranks and ranks.leads:
         ranks.wait()
@@ -868,14 +888,21 @@ def _kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
     return answer
 
 
-def _train(reports: Iterable[Progress], title: str, ranks: Ranks) -> None:
+def _report(values: dict[str, Any]) -> None:
+    """One line of JSON, at once."""
+    print(json.dumps(_plain(values), allow_nan=False), flush=True)
+
+
+def _train(reports: Iterable[Progress], title: str, ranks: Ranks, *, lines: bool = False) -> None:
     """Run a training to its end, with the leading rank's progress bar on standard error."""
     from dpwg.training.memory import keep_freed_memory
 
     keep_freed_memory()
     shown: dict[str, str] = {}
-    with tqdm(desc=title, unit="step", disable=not ranks.leads) as bar:
+    with tqdm(desc=title, unit="step", disable=lines or not ranks.leads) as bar:
         for report in reports:
+            if lines and ranks.leads:
+                _report({"stage": "training", **asdict(report)})
             bar.total = report.steps
             if report.gradient_norm is None:
                 shown = {"loss": f"{report.loss:.4f}"}

@@ -49,7 +49,7 @@ INSIDE = {  # the order within a package, lowest first
     "dpwg.data": (
         *("palette", "captions", "avatars", "decode", "records", "files", "folder", "coco"),
         *("celeba", "webdataset", "parquet", "fashion", "formats", "groups", "check"),
-        *("faces", "public", "prompts"),
+        *("faces", "public", "prompts", "pictures", "upload"),
     ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),

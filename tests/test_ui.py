@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from threading import Event
 from urllib.parse import parse_qsl, urlsplit
@@ -243,6 +244,7 @@ def test_page_names_its_handlers():
         *("take_generated", "take_upload", "pyramid", "rebuild", "spectra"),
         *("account", "settings_of", "card", "story"),
         *("attack", "attack_live", "nearest"),
+        *("plan", "train", "stop", "draw"),
     }
 
 
@@ -335,6 +337,7 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
             ("Privacy", "Compute", "text=PRV, cross-check"),
             ("Attack", None, "#attack-told >> text=This command measures it"),
             ("Attack", "Find the nearest records", "#nearest-unseen img"),
+            ("Train", None, "#plan"),
             ("About", None, "text=It is synthetic"),
         ):
             page.get_by_role("tab", name=tab, exact=True).click()
@@ -349,3 +352,36 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
         chromium.close()
     assert complaints == []
     assert hosts - {None} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_a_program_trains_over_the_page(server, image_folder, tmp_path):
+    """Two visitors: what one of them trained is not the other's."""
+    from gradio_client import Client, handle_file
+
+    visitor, other = Client(server, verbose=False), Client(server, verbose=False)
+    asked = {
+        "base": "faces/public",
+        "source": "my own pictures",
+        "count": 100,
+        "files": [handle_file(path) for path in sorted(image_folder.iterdir())],
+        "epsilon": 3,
+        "steps": 2,
+        "batch": 0,
+        "delta": 0,
+    }
+    told, table, *_ = visitor.predict(**asked, api_name="/plan")
+    assert "at δ = 0.001" in told
+    assert ["records", "12"] in table["data"]
+    for api_name in ("/train", "/stop"):
+        with pytest.raises(Exception, match=r"Make a plan|Nothing of yours"):
+            other.predict(api_name=api_name)
+    status, *_, files, card = visitor.predict(api_name="/train")
+    assert "2 of 2 steps" in status
+    assert "your-upload" in card
+    with zipfile.ZipFile(files[0]) as archive:
+        archive.extractall(tmp_path / "home")
+    assert load_card(tmp_path / "home").steps == 2
+    with pytest.raises(Exception, match="There is no result yet"):
+        other.predict("A person", 1, api_name="/draw")
+    assert "seed 1 for all" in visitor.predict("A person", 1, api_name="/draw")[-1]

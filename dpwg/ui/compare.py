@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from gradio.components import Component
 from matplotlib.figure import Figure
 
 from dpwg.checkpoint import checkpoint_names
-from dpwg.pipeline import MAX_SEED, GenerationResult
+from dpwg.pipeline import MAX_SEED, DPWaveletPipeline, GenerationResult
 from dpwg.privacy.card import PrivacyCard
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.figures import quality_figure
@@ -48,33 +49,40 @@ def compare_checkpoints(family: str, caption: str, seed: int, upsampler: str) ->
         seed = whole("seed", seed, 0, MAX_SEED)
         if not (names := siblings(family)):
             raise ValueError(f"There is no checkpoint for {family!r:.80}; choose another data set.")
-        with TemporaryDirectory(prefix="dpwg-") as folder:
-            yield from _row(Path(folder), names, caption.strip(), seed, upsampler)
+        pipes = [(name, functools.partial(load_pipeline, name)) for name in names]
+        yield from compare_pipelines(pipes, caption, seed, upsampler)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
 
 
-def _row(
-    folder: Path, names: Sequence[str], caption: str, seed: int, upsampler: str
+def compare_pipelines(
+    pipes: Sequence[tuple[str, Callable[[], DPWaveletPipeline]]],
+    caption: str,
+    seed: int,
+    upsampler: str,
 ) -> Iterator[Rows]:
+    """One caption and seed under several pipelines, each loaded when it is its turn."""
+    caption = caption.strip()
     coarse: Pictures = []
     images: Pictures = []
     seconds = 0.0
-    for place, name in enumerate(names):
-        status = f"{name} … ({place + 1} of {len(names)})"
-        yield Rows(coarse, images, status)
-        pipe = load_pipeline(name)
-        label = [_label(pipe.release.card)]
-        for step in draw(name, (caption,), seed=seed, upsampler=upsampler):
-            if isinstance(step, GenerationResult):
-                images = [*images, *saved(folder, f"image-{place}", step.image, label)]
-                seconds += step.seconds["total"]
-            else:
-                part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), label)
-                coarse = [*coarse[:place], *part]
+    with TemporaryDirectory(prefix="dpwg-") as name:
+        folder = Path(name)
+        for place, (title, load) in enumerate(pipes):
+            status = f"{title} … ({place + 1} of {len(pipes)})"
             yield Rows(coarse, images, status)
-    told = "" if caption else "no caption, so unconditional · "
-    yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
+            pipe = load()
+            label = [_label(pipe.release.card)]
+            for step in draw(load, (caption,), seed=seed, upsampler=upsampler):
+                if isinstance(step, GenerationResult):
+                    images = [*images, *saved(folder, f"image-{place}", step.image, label)]
+                    seconds += step.seconds["total"]
+                else:
+                    part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), label)
+                    coarse = [*coarse[:place], *part]
+                yield Rows(coarse, images, status)
+        told = "" if caption else "no caption, so unconditional · "
+        yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
 
 
 def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> Iterator[Rows]:
@@ -86,9 +94,10 @@ def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> I
             raise ValueError(
                 f"Expected 1 to {MAX_CAPTIONS} captions, one a line, found {len(captions)}."
             )
-        pipe = load_pipeline(checkpoint)
+        load = functools.partial(load_pipeline, checkpoint)
+        pipe = load()
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
-        steps = draw(checkpoint, captions, seed=(seed,) * len(captions), upsampler=upsampler)
+        steps = draw(load, captions, seed=(seed,) * len(captions), upsampler=upsampler)
         coarse: Pictures = []
         with TemporaryDirectory(prefix="dpwg-") as name:
             folder = Path(name)
@@ -154,7 +163,7 @@ def _build_checkpoints(names: Sequence[str]) -> None:
     families = sorted({family_of(name) for name in names})
     family = gr.Radio(families, value=families[0], label="Data set", visible=len(families) > 1)
     seed, upsampler = _build_settings()
-    rows = _build_rows("checkpoints", max(len(siblings(name)) for name in families))
+    rows = build_rows("checkpoints", max(len(siblings(name)) for name in families))
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("### What was measured", elem_classes="title")
@@ -193,7 +202,7 @@ def _build_captions(names: Sequence[str]) -> None:
         button = gr.Button("Draw all", variant="primary", size="lg", min_width=140)
     checkpoint = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint")
     seed, upsampler = _build_settings()
-    rows = _build_rows("captions", MAX_CAPTIONS)
+    rows = build_rows("captions", MAX_CAPTIONS)
     button.click(
         compare_captions,
         [checkpoint, text, seed, upsampler],
@@ -233,7 +242,7 @@ def _build_settings() -> tuple[Component, Component]:
     return seed, upsampler
 
 
-def _build_rows(name: str, columns: int) -> list[Any]:
+def build_rows(name: str, columns: int) -> list[Any]:
     """A row of coarse pictures, one of upsampled ones, and the status."""
     shown: list[Any] = []
     for row, title in (

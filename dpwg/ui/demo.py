@@ -12,10 +12,16 @@ from dpwg.ui.attack import build_attack
 from dpwg.ui.bands import build_bands
 from dpwg.ui.compare import build_compare
 from dpwg.ui.generate import build_generate
-from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, QUEUE_SIZE
+from dpwg.ui.limits import (
+    KEPT_SECONDS,
+    MAX_UPLOAD_MEGABYTES,
+    QUEUE_SIZE,
+    TRAIN_UPLOAD_MEGABYTES,
+)
 from dpwg.ui.pipelines import borrowing
 from dpwg.ui.privacy import build_privacy
 from dpwg.ui.style import CSS, THEME
+from dpwg.ui.train import build_train, train_tab_is_on
 
 HEADING = """# DP-Wavelet
 Pictures from a caption, coarse to fine. Only the **coarse picture** comes from a model that was
@@ -26,7 +32,6 @@ NO_CHECKPOINT = """### There is no checkpoint yet
 None was found in `{root}`. Make the first with `python -m dpwg data`, `python -m dpwg tokenizer`
 and `python -m dpwg pretrain`, a private one with `python -m dpwg finetune`; or let
 `DPWG_CHECKPOINTS` name a folder that holds some. Then start this page again."""
-KEPT_SECONDS = 3600
 
 
 def build_demo() -> gr.Blocks:
@@ -53,6 +58,9 @@ def build_demo() -> gr.Blocks:
                 build_privacy(names)
             with gr.Tab("Attack", id="attack") as attack:
                 build_attack(names, shown, attack)
+            if train_tab_is_on():
+                with gr.Tab("Train", id="train"):
+                    build_train(names)
             with gr.Tab("About", id="about") as about:
                 build_about(names, about)
     return demo
@@ -63,6 +71,5 @@ def serve() -> None:
     if importlib.util.find_spec("spaces"):
         borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)
-    demo.launch(
-        theme=THEME, css=CSS, footer_links=["api"], max_file_size=MAX_UPLOAD_MEGABYTES * 1_000_000
-    )
+    megabytes = TRAIN_UPLOAD_MEGABYTES if train_tab_is_on() else MAX_UPLOAD_MEGABYTES
+    demo.launch(theme=THEME, css=CSS, footer_links=["api"], max_file_size=megabytes * 1_000_000)

@@ -70,6 +70,15 @@ def steps_figure(steps: Sequence[int], epsilons: Sequence[float], delta: float) 
     return figure
 
 
+def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+    """The loss of a private run, marked as private."""
+    figure, axes = _axes()
+    axes.plot(steps, losses, "o-", color=ORANGE, linewidth=2, markersize=4)
+    axes.set(xlabel="noisy steps", ylabel="PRIVATE: loss, nats a code")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    return figure
+
+
 def trade_off_figure(
     false_positive_rates: Sequence[float],
     by_pair: Sequence[float],

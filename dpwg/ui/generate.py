@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,10 +110,11 @@ def generate(
             upsampler,
         )
         settings = Sampling(guidance=guidance, temperature=temperature)
-        pipe = load_pipeline(checkpoint)
+        load = functools.partial(load_pipeline, checkpoint)
+        pipe = load()
         seeds = tuple(range(drawing.seed, drawing.seed + drawing.count))
         captions = (drawing.caption,) * len(seeds)
-        steps = draw(checkpoint, captions, seed=seeds, settings=settings, upsampler=upsampler)
+        steps = draw(load, captions, seed=seeds, settings=settings, upsampler=upsampler)
         with TemporaryDirectory(prefix="dpwg-") as folder:
             for step in steps:
                 if isinstance(step, GenerationResult):

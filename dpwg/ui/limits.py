@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dpwg.data.upload import UploadLimits
 from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import MAX_EPSILON, MAX_NOISE, MIN_DELTA
 from dpwg.text import MAX_CAPTION_CHARACTERS
@@ -21,6 +22,28 @@ MIN_ATTACKED, MAX_ATTACKED = 50, 500
 """Records of each kind in a live attack; rendering and encoding them takes most of its time."""
 MAX_SEARCHED = 1000
 QUEUE_SIZE = 32
+KEPT_SECONDS = 3600
+"""How long what a visitor uploaded, made or trained stays on the disk."""
+
+MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS = 10, 4_000
+MAX_TRAIN_BATCH = 1_024
+MAX_TRAIN_STEPS = 100
+MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON = 0.1, 20.0
+MAX_TRAIN_MINUTES = 15
+MAX_RUNS = 8
+MAX_RUN_MEGABYTES = 400
+"""All that a run can leave on the disk: pictures, encodings, state, release and its zip."""
+TRAIN_UPLOAD_MEGABYTES = 50
+TRAIN_UPLOAD = UploadLimits(
+    records=MAX_TRAIN_RECORDS,
+    entries=10_000,
+    file_bytes=MAX_UPLOAD_MEGABYTES * 1_000_000,
+    total_bytes=200_000_000,
+    side=10_000,
+    pixels=MAX_UPLOAD_PIXELS,
+    total_pixels=1_000_000_000,
+    caption_characters=MAX_CAPTION_CHARACTERS,
+)
 
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
@@ -29,6 +52,29 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     if not (real and math.isfinite(value) and value == int(value) and low <= value <= high):
         raise ValueError(f"Expected {name}={value} to be an integer in [{low:,}, {high:,}].")
     return int(value)
+
+
+def within(name: str, value: Any, low: float, high: float) -> float:
+    """A number field's value as a real number in [low, high]; raises ValueError in words."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (real and low <= value <= high):
+        raise ValueError(f"Expected {name}={value} to be a number in [{low:g}, {high:g}].")
+    return float(value)
+
+
+def described_training() -> str:
+    """The bounds of the Train tab in one paragraph of Markdown."""
+    upload = TRAIN_UPLOAD
+    return (
+        f"{MIN_TRAIN_RECORDS} to {MAX_TRAIN_RECORDS:,} records and captions; a zip of at most "
+        f"{TRAIN_UPLOAD_MEGABYTES} MB, {upload.total_bytes / 1e6:.0f} MB unpacked and "
+        f"{upload.entries:,} entries; a picture of at most {upload.file_bytes / 1e6:.0f} MB, "
+        f"{upload.pixels / 1e6:.0f} million pixels and {upload.side:,} a side, "
+        f"{upload.total_pixels / 1e6:,.0f} million pixels in all; {MAX_TRAIN_STEPS} steps of at "
+        f"most {MAX_TRAIN_BATCH:,} records; {MAX_TRAIN_MINUTES} minutes a run, one run at a time; "
+        f"{MAX_RUNS} runs of all visitors on the disk, of at most {MAX_RUN_MEGABYTES} MB each, "
+        f"removed {KEPT_SECONDS // 60} minutes after the plan was made."
+    )
 
 
 def described() -> str:
@@ -45,6 +91,7 @@ def described() -> str:
         f"{MIN_DELTA:g}, noise up to {MAX_NOISE:,.0f} and epsilon up to {MAX_EPSILON:g}.",
         f"A live attack takes {MIN_ATTACKED} to {MAX_ATTACKED} records of each kind, a search for "
         f"nearest records at most {MAX_SEARCHED:,} of each kind.",
+        f"Training: {described_training()}",
         f"At most {QUEUE_SIZE} requests wait in line.",
     )
     return "\n".join(f"- {line}" for line in lines)

@@ -65,14 +65,16 @@ def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) 
         closed.set()
 
 
-def draw(name: str, captions: tuple[str, ...], **settings: Any) -> Frames:
-    """`stream` of a named checkpoint, on a GPU where there is one.
+def draw(
+    load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], **settings: Any
+) -> Frames:
+    """`stream` of the pipeline that `load` gives, on a GPU where there is one.
 
     On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
     """
     if importlib.util.find_spec("spaces") is None:
-        return _draw(name, captions, settings)
-    return borrowing()(name, captions, settings)
+        return _draw(load, captions, settings)
+    return borrowing()(load, captions, settings)
 
 
 def borrowing() -> Callable[..., Frames]:
@@ -83,8 +85,10 @@ def borrowing() -> Callable[..., Frames]:
     return decorated
 
 
-def _draw(name: str, captions: tuple[str, ...], settings: dict[str, Any]) -> Frames:
-    pipe = load_pipeline(name).to("cuda" if torch.cuda.is_available() else "cpu")
+def _draw(
+    load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], settings: dict[str, Any]
+) -> Frames:
+    pipe = load().to("cuda" if torch.cuda.is_available() else "cpu")
     yield from stream(pipe, captions, **settings)
 
 

@@ -1,0 +1,169 @@
+"""A plan for the Train tab: what a visitor asks for, checked, and what it means in words."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
+from dpwg.privacy.accounting import MIN_DELTA, PrivacyPlan, explain, pld_epsilon
+from dpwg.ui.limits import (
+    MAX_TRAIN_BATCH,
+    MAX_TRAIN_EPSILON,
+    MAX_TRAIN_RECORDS,
+    MAX_TRAIN_STEPS,
+    MIN_TRAIN_EPSILON,
+    MIN_TRAIN_RECORDS,
+    whole,
+    within,
+)
+from dpwg.ui.runs import Measured, Order
+
+MAX_GRAD_NORM = 0.1
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a visitor asks for, checked; None is left to `default_batch` and `default_delta`."""
+
+    base: str
+    epsilon: float
+    steps: int
+    batch: int | None
+    delta: float | None
+
+    def order(self, records: int) -> Order:
+        """The plan for so many records. Raises ValueError in words."""
+        plan = PrivacyPlan.calibrated(
+            records=whole("records", records, MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS),
+            batch_size=self.batch or default_batch(records),
+            steps=self.steps,
+            delta=self.delta or default_delta(records),
+            max_grad_norm=MAX_GRAD_NORM,
+            target_epsilon=self.epsilon,
+        )
+        return Order(self.base, plan, self.epsilon)
+
+
+def checked_wish(
+    base: str, epsilon: float, steps: int, batch: int | None, delta: float | None
+) -> Wish:
+    """A batch or a delta of 0 or None is left open, as a page's empty number fields are.
+
+    Raises ValueError, in words, for what is out of bounds or no public checkpoint.
+    """
+    if base not in (names := public_names(checkpoint_names())):
+        raise ValueError(f"Expected base={base!r:.80} in {names}.")
+    return Wish(
+        base=base,
+        epsilon=within("epsilon", epsilon, MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON),
+        steps=whole("steps", steps, 1, MAX_TRAIN_STEPS),
+        batch=whole("batch", batch, 1, MAX_TRAIN_BATCH) if batch else None,
+        delta=within("delta", delta, MIN_DELTA, 1) if delta else None,
+    )
+
+
+def public_names(names: Sequence[str]) -> list[str]:
+    """The checkpoints to begin from, by name; one that saw sensitive records is refused later."""
+    return [name for name in names if name.rpartition("/")[2] == "public"]
+
+
+def default_batch(records: int) -> int:
+    """A quarter of the records: of few records a small part would drown in the noise."""
+    return min(MAX_TRAIN_BATCH, -(-records // 4))
+
+
+def default_delta(records: int) -> float:
+    """The power of ten at or below a tenth of 1 / records."""
+    return float(f"1e{math.floor(math.log10(0.1 / records))}")
+
+
+def spent_after(plan: PrivacyPlan, steps: int) -> float:
+    """Epsilon by PLD after so many steps of the plan."""
+    return pld_epsilon(
+        sampling_rate=plan.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        steps=steps,
+        delta=plan.delta,
+    )
+
+
+def seconds_of(plan: PrivacyPlan, measured: Measured) -> float:
+    """What all steps take: the gradients as rehearsed, and the accounting after each."""
+    started = time.perf_counter()
+    spent_after(plan, -(-plan.steps // 2))
+    accounting = time.perf_counter() - started
+    return plan.steps * (plan.batch_size * measured.seconds_per_record + accounting)
+
+
+def promise(plan: PrivacyPlan, spent: float) -> str:
+    """What the plan spends, and what that means."""
+    return f"**ε = {spent:.4g} at δ = {plan.delta:g}.** {explain(spent, plan.delta)}"
+
+
+def table(plan: PrivacyPlan, spent: float) -> list[list[str]]:
+    """The plan's figures by name."""
+    return [
+        ["records", f"{plan.records:,}"],
+        ["expected batch", f"{plan.batch_size:,}"],
+        ["sampling rate", f"{plan.sampling_rate:.4g}"],
+        ["steps", f"{plan.steps}"],
+        ["noise multiplier", f"{plan.noise_multiplier:.4g}"],
+        ["epsilon (PLD)", f"{spent:.4g}"],
+        ["delta", f"{plan.delta:g}"],
+    ]
+
+
+def noise_to_signal(noise_multiplier: float, batch_size: float, parameters: int) -> float:
+    """How long a step's noise is, beside the longest sum that its records can give.
+
+    Noise of standard deviation noise_multiplier * C in each of `parameters` coordinates has length
+    near noise_multiplier * C * sqrt(parameters); `batch_size` gradients clipped to C sum up to
+    batch_size * C at most, where all of them agree.
+    """
+    return noise_multiplier * math.sqrt(parameters) / batch_size
+
+
+def expectation(plan: PrivacyPlan, measured: Measured, base: str) -> str:
+    """What quality to expect of so many records, from the plan's numbers and the shipped cards."""
+    parameters = measured.trainable_parameters
+    ratio = noise_to_signal(plan.noise_multiplier, plan.batch_size, parameters)
+    if ratio > 1:
+        verdict = (
+            "### ⚠ Expect little\nThe noise outweighs the records in every step, so the model may "
+            "end no better than the public one, or worse. More records help most; so do a larger "
+            "batch, or a larger epsilon."
+        )
+    else:
+        verdict = (
+            "### What to expect\nThe records can be heard over the noise; how much is learnt "
+            "depends on how far they agree."
+        )
+    return (
+        f"{verdict}\n\nOne record can move a step's sum by the clip norm, {plan.max_grad_norm:g}; "
+        f"the noise on each number is **{plan.noise_multiplier:.3g} times** that. Over all "
+        f"{parameters:,} numbers that are trained, the noise is **{ratio:.2g} times** as long as "
+        f"the sum of an expected batch can be at most.{_peers(base, parameters)}"
+    )
+
+
+def _peers(base: str, parameters: int) -> str:
+    """The same figure for the private checkpoints that began from the same base."""
+    family, told = base.rpartition("/")[0], []
+    for name in checkpoint_names():
+        if name.rpartition("/")[0] != family:
+            continue
+        card = load_card(find_checkpoint(name))
+        if card.noise_multiplier and card.sampling_rate:
+            batch = card.sampling_rate * card.records
+            ratio = noise_to_signal(card.noise_multiplier, batch, parameters)
+            told.append(f"{ratio:.2g} for `{name}` ({card.records:,} records)")
+    return f" With as many numbers it is {', '.join(told)}." if told else ""
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, rounded up."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
