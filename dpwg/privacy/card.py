@@ -177,8 +177,7 @@ class PrivacyCard:
         `records` counts the sensitive set, 0 if there is none; each public input has a name, a
         source and a licence. Where the records are groups by `group_column`, `images` counts what
         is in all of them; `left_out` tells that broken images, if any, were skipped: the text does
-        not depend on whether there were. A run past its target
-        gets a card too: `verify` refuses it.
+        not depend on whether there were. A run past its target has a card too: `verify` refuses it.
         """
         spent = ledger.epsilons(delta)
         kind = "private" if math.isfinite(spent.pld) else "non-private"
