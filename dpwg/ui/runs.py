@@ -8,6 +8,7 @@ to other users of the machine, and is known to nobody but the `Run`, which is it
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -70,6 +71,7 @@ class Run:
         self.reports: list[dict[str, Any]] = []
         self._data: list[str] = []
         self._process: subprocess.Popen[str] | None = None
+        atexit.register(self.remove)
 
     @property
     def running(self) -> bool:
@@ -145,6 +147,7 @@ class Run:
             process.kill()
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.remove)
 
     def _finetune(self, order: Order) -> list[str]:
         plan = order.plan

@@ -139,7 +139,7 @@ def plan(
         yield Planned(
             run,
             f"{told}\n\n{expectation(order.plan, measured, base)}",
-            [*rows, ["time of the steps, measured here", clock(seconds)]],
+            [*rows, ["time, as measured", clock(seconds)]],
         )
         run = None  # the page has it
     except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -237,7 +237,12 @@ def build_train(names: Sequence[str]) -> None:
         with gr.Column(elem_classes="results"):
             planned = [
                 gr.Markdown("Choose records and an epsilon, and make a plan.", elem_id="planned"),
-                gr.Dataframe(headers=["figure", "value"], label="The plan", interactive=False),
+                gr.Dataframe(
+                    headers=["figure", "value"],
+                    label="The plan",
+                    column_widths=["60%", "40%"],
+                    interactive=False,
+                ),
             ]
             with gr.Row():
                 start = gr.Button("Start, or go on", variant="primary", min_width=140)
