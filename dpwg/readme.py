@@ -22,6 +22,7 @@ def update(readme: Path) -> str:
     tables = {
         "checkpoints": _checkpoints(_read(folder / "held-out.json")),
         "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
+        "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
         "bench": _bench(_read(folder / "bench.json")),
     }
 
@@ -61,6 +62,14 @@ def _checkpoints(held_out: dict[str, Any]) -> str:
         )
     heads = ("checkpoint", "epsilon (PLD)", "delta", "noise", "rate", "steps", "private records")
     return _table((*heads, "size", "held-out nats a code", "gap closed"), rows)
+
+
+def _upsamplers(found: dict[str, Any]) -> str:
+    rows = [
+        (f"`{row['name']}`", f"{row['psnr']:.2f} dB", f"{row['detail_energy']:.0%}")
+        for row in found.get("upsamplers", [])
+    ]
+    return _table(("upsampler", f"PSNR on `{found.get('data', '')}`", "detail energy"), rows)
 
 
 def _tokenizer(quality: dict[str, Any]) -> str:

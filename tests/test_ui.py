@@ -1,12 +1,8 @@
 """The app: its handlers as plain functions, then the page in a browser."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from threading import Event
@@ -15,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import gradio as gr
 import numpy as np
 import pytest
+from app_server import serving
 from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_card
@@ -266,33 +263,8 @@ def test_page_without_checkpoints_says_what_to_do(tmp_path, monkeypatch):
 @pytest.fixture
 def server(root, tmp_path):
     """`app.py` on a free port; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "DPWG_CHECKPOINTS": str(root),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(tmp_path),
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "app.py"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if "Running on local URL" in line:
-            break
-    assert process.poll() is None, "".join(said)
-    yield f"http://127.0.0.1:{port}/"
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+    with serving(root, tmp_path) as (address, _):
+        yield address
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
