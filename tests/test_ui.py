@@ -263,15 +263,19 @@ def test_page_without_checkpoints_says_what_to_do(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(root, tmp_path):
-    """`app.py` on a free port; gives its address."""
+    """`app.py` on a free port, a checkpoint in it as if trained on faces; gives its address."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(root, checkpoints)
+    path = checkpoints / "faces" / "eps-1" / "privacy_card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "faces-train"}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "DPWG_CHECKPOINTS": str(root),
+        "DPWG_CHECKPOINTS": str(checkpoints),
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(tmp_path),
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
         "PYTHONUNBUFFERED": "1",
     }
     process = subprocess.Popen(
