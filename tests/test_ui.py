@@ -262,8 +262,12 @@ def test_page_without_checkpoints_says_what_to_do(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(root, tmp_path):
-    """`app.py` on a free port; gives its address."""
-    with serving(root, tmp_path) as (address, _):
+    """`app.py` on a free port, a checkpoint in it as if trained on faces; gives its address."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(root, checkpoints)
+    path = checkpoints / "faces" / "eps-1" / "privacy_card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "faces-train"}))
+    with serving(checkpoints, tmp_path / "gradio") as (address, _):
         yield address
 
 
