@@ -30,7 +30,7 @@ from PIL import Image
 from dpwg import parts
 from dpwg.checkpoint import load_card, load_release
 from dpwg.cli import main
-from dpwg.data import FolderRecords
+from dpwg.data import open_records
 from dpwg.export import (
     Export,
     dataset_card,
@@ -210,7 +210,7 @@ def test_the_command_line_draws_a_set_that_can_be_trained_on(tmp_path, capsys, m
         assert main(command) == 0
         told = json.loads(capsys.readouterr().out)
         assert (told["whole"], told["images"]) == (whole, 2 + 2 * whole)
-    records = FolderRecords(out)
+    records = open_records(str(out))
     assert len(records) == 6
     assert records[0].captions == records[1].captions != records[2].captions
     assert records[5].image().shape == (128, 128, 3)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.data.folder import FolderRecords
+from dpwg.data import Records, open_records
 from dpwg.data.upload import UploadLimits, unpack_upload
 
 LIMITS = UploadLimits(
@@ -52,9 +52,9 @@ def zipped(path, files, **options):
     return path
 
 
-def unpacked(tmp_path, *files) -> FolderRecords:
+def unpacked(tmp_path, *files) -> Records:
     count = unpack_upload(files, tmp_path / "work" / "mine", LIMITS)
-    records = FolderRecords(tmp_path / "work" / "mine")
+    records = open_records(str(tmp_path / "work" / "mine"))
     assert len(records) == count
     return records
 

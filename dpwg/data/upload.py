@@ -51,7 +51,7 @@ class UploadLimits:
 
 
 def unpack_upload(files: Sequence[Path], folder: Path, limits: UploadLimits) -> int:
-    """Check one zip, or loose files, and write the `folder` for `FolderRecords`.
+    """Check one zip, or loose files, and write the `folder` for `open_records`.
 
     Returns how many records it has. Raises ValueError, naming the file and the rule, for anything
     that is not as it should be; then nothing is left behind.
