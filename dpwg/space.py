@@ -22,7 +22,7 @@ from dpwg.checkpoint import (
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE")
-PARTS = ("dpwg/**/*.py", "docs/*.png", "docs/results/*.json", "examples/*.txt")
+PARTS = ("dpwg/**/*.py", "docs/*.png", "docs/results/*.json", "examples/*")
 """What the app shows and runs on; neither tests nor runs."""
 LARGE = "".join(
     f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("safetensors", "png")

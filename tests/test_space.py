@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -58,10 +59,12 @@ def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> No
     assert set(tracked) <= files
     assert {"README.md", "requirements.txt", "app.py", "docs/results/held-out.json"} <= files
     folders = {file.rpartition("/")[0] for file in files if file.startswith("checkpoints/")}
-    assert folders == {f"checkpoints/{n}" for n in ("tokenizer", "faces/eps-1", "faces/public")}
+    assert folders == {
+        f"checkpoints/{n}" for n in ("tokenizer", "upsampler", "faces/eps-1", "faces/public")
+    }
     assert not any(re.search(r"(^|/)(run|runs|tests|step-\d+|latest|\.git)(/|$)", f) for f in files)
     assert {Path(file).suffix for file in files} <= {
-        "", ".md", ".txt", ".py", ".json", ".png", ".safetensors",
+        "", ".md", ".txt", ".py", ".json", ".ipynb", ".png", ".safetensors",
     }  # fmt: skip
     assert (space / "README.md").read_text().startswith("---\ntitle: ")
     assert "app_file: app.py\n" in (space / "README.md").read_text()
@@ -161,11 +164,12 @@ def GPU(function):
 
 def test_zero_gpu_is_asked_where_its_package_is_there_and_only_then(monkeypatch, tmp_path) -> None:
     drawing = {"seed": 3, "upsampler": "bicubic"}
-    plain = [*pipelines.draw("faces/eps-1", ("a face",), **drawing)]
+    load = functools.partial(pipelines.load_pipeline, "faces/eps-1")
+    plain = [*pipelines.draw(load, ("a face",), **drawing)]
     (tmp_path / "spaces.py").write_text(SPACES)
     monkeypatch.syspath_prepend(tmp_path)
-    lent = [*pipelines.draw("faces/eps-1", ("a face",), **drawing)]
+    lent = [*pipelines.draw(load, ("a face",), **drawing)]
     spaces = sys.modules.pop("spaces")
-    assert spaces.asked == [("faces/eps-1", ("a face",), drawing)]
+    assert spaces.asked == [(load, ("a face",), drawing)]
     assert len(lent) == len(plain) == 4
     assert (lent[-1].image == plain[-1].image).all()

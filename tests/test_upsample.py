@@ -104,7 +104,7 @@ def test_every_upsampler_is_described_in_one_sentence() -> None:
 
 
 def test_unknown_names_are_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match=r"name='nearest' in \{wavelet, bicubic, "):
+    with pytest.raises(ValueError, match=r"name='nearest' in \{wavelet-sharp, wavelet, "):
         get_upsampler("nearest")
     with pytest.raises(ValueError, match=r"variant='sharp' in \{anime, photo, video\}"):
         RealESRGANUpsampler("sharp")

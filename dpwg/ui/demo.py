@@ -20,7 +20,7 @@ from dpwg.ui.limits import (
 )
 from dpwg.ui.pipelines import borrowing
 from dpwg.ui.privacy import build_privacy
-from dpwg.ui.style import CSS, THEME
+from dpwg.ui.style import CSS, SCRIPT, THEME
 from dpwg.ui.train import build_train, train_tab_is_on
 
 HEADING = """# DP-Wavelet
@@ -72,4 +72,6 @@ def serve() -> None:
         borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)
     megabytes = TRAIN_UPLOAD_MEGABYTES if train_tab_is_on() else MAX_UPLOAD_MEGABYTES
-    demo.launch(theme=THEME, css=CSS, footer_links=["api"], max_file_size=megabytes * 1_000_000)
+    demo.launch(
+        theme=THEME, css=CSS, head=SCRIPT, footer_links=["api"], max_file_size=megabytes * 1_000_000
+    )

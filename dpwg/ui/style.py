@@ -13,6 +13,12 @@ THEME = gr.themes.Default(
 ).set(
     body_text_color_subdued="*neutral_600",
     block_info_text_color="*neutral_600",
+    link_text_color="*primary_700",
+    link_text_color_hover="*primary_800",
+    link_text_color_visited="*primary_700",
+    link_text_color_dark="*primary_400",
+    link_text_color_hover_dark="*primary_300",
+    link_text_color_visited_dark="*primary_400",
     block_radius="*radius_lg",
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_dark="*primary_700",
@@ -45,6 +51,7 @@ CSS = """
 .pictures { aspect-ratio: 1; }
 .pictures .grid-wrap { padding: 0; }
 .dark input[type="range"] { --neutral-200: var(--neutral-600); }
+.block.status { overflow: visible !important; }
 .status p { color: var(--body-text-color-subdued); }
 #bands img { min-height: 12rem; width: 100%; }
 #rebuilt img, #swipe img { image-rendering: pixelated; }
@@ -54,6 +61,8 @@ CSS = """
 .compared .grid-container { min-width: 760px; }
 .compared:not(:has(img)) { min-height: 160px; }
 .told img { max-height: 320px; }
+.token.string { color: var(--primary-800) !important; }
+.dark .token.string { color: var(--primary-300) !important; }
 .answer p { font-size: var(--text-lg); }
 @media print {
   body.printing-card * { visibility: hidden; }
@@ -67,4 +76,20 @@ footer .divider:last-child { display: none; }
   .page { grid-template: "results" "settings" "extras" / minmax(0, 1fr); }
   .page.form { grid-template: "settings" "results" "extras" / minmax(0, 1fr); }
 }
+"""
+
+SCRIPT = """
+<script>
+// What Gradio's own components lack for keyboards and screen readers, added as they appear.
+(() => {
+  const lacking = [
+    [".empty[aria-label]:not([role])", (e) => e.setAttribute("role", "note")],
+    ["pre:not([tabindex]), .virtual-table-viewport th:first-child:not([tabindex='0'])",
+      (e) => { e.tabIndex = 0; }],
+    [".image-container button:not([aria-label])", (e) => e.setAttribute("aria-label", "Picture")],
+  ];
+  const mend = () => lacking.forEach(([what, add]) => document.querySelectorAll(what).forEach(add));
+  new MutationObserver(mend).observe(document, { childList: true, subtree: true });
+})();
+</script>
 """
