@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpwg.cli import _parser
+from dpwg.cli import parser
 from dpwg.readme import RESULTS, update
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,7 @@ def test_every_command_is_understood():
     commands = re.findall(r"^\s*python -m dpwg ([^#\n]*)", script, flags=re.MULTILINE)
     assert len(commands) > 8
     for command in commands:
-        _parser().parse_args(shlex.split(command))
+        parser().parse_args(shlex.split(command))
 
 
 def test_the_front_matter_is_that_of_a_space_with_the_pinned_gradio():

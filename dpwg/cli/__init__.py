@@ -1,0 +1,69 @@
+"""The command line. Every verb prints for people, or one JSON value with `--json`.
+
+A verb is an `add_…`, which names it and its arguments, and below it the function that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from dpwg.cli import data, finetune, measure, train, use
+from dpwg.cli.console import plain, table
+from dpwg.cli.options import Run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0; or 2 after one clear line on bad input, or a report of faults.
+
+    `data check` is the verb `check`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == ["data", "check"]:
+        del words[0]
+    options = parser().parse_args(words)
+    try:
+        answer = options.run(options)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"dpwg: {error}", file=sys.stderr)
+        return 2
+    if answer is None:
+        return 0
+    if options.json:
+        print(json.dumps(plain(answer), indent=2, allow_nan=False))
+    else:
+        print(table(answer))
+    return 2 if isinstance(answer, dict) and answer.get("wrong") else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of every verb, in the order that the help shows them."""
+    commands = argparse.ArgumentParser(
+        prog="python -m dpwg", description="Differentially private text-to-image generation."
+    )
+    verbs = commands.add_subparsers(required=True, metavar="verb")
+
+    def verb(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print one JSON value")
+        command.set_defaults(run=run)
+        return command
+
+    data.add_data(verb)
+    data.add_check(verb)
+    train.add_tokenizer(verb)
+    train.add_upsampler(verb)
+    train.add_pretrain(verb)
+    finetune.add_finetune(verb)
+    use.add_sample(verb)
+    use.add_push(verb)
+    use.add_space(verb)
+    use.add_list(verb)
+    use.add_account(verb)
+    measure.add_bench(verb)
+    measure.add_evaluate(verb)
+    measure.add_audit(verb)
+    measure.add_readme(verb)
+    return commands

@@ -1,0 +1,180 @@
+"""`finetune`: WaveletGPT, trained privately on sensitive images and captions."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpwg.cli.console import print_line, run_training
+from dpwg.cli.options import (
+    Verb,
+    data_options,
+    encode_examples,
+    new_or_resumed,
+    read_records,
+    read_settings,
+    unit_option,
+)
+
+if TYPE_CHECKING:
+    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.training.rehearsal import Rehearsal
+
+
+def add_finetune(verb: Verb) -> None:
+    command = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
+    data_options(command, "faces-train")
+    unit_option(command)
+    command.add_argument("--base", default="faces/public", help="checkpoint to start from")
+    promise = command.add_mutually_exclusive_group(required=True)
+    promise.add_argument("--epsilon", type=float, help="inf: without privacy")
+    promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
+    command.add_argument("--delta", type=float, default=1e-5)
+    command.add_argument(
+        "--batch",
+        type=int,
+        help="expected size of a batch; a twelfth of the records by default, at most 4096",
+    )
+    command.add_argument("--steps", type=int, default=40)
+    command.add_argument("--max-grad-norm", type=float, default=0.1)
+    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--warmup", type=int)
+    command.add_argument("--ema-decay", type=float)
+    command.add_argument("--lora-rank", type=int, help="0 trains every parameter")
+    command.add_argument("--micro-batch", type=int)
+    command.add_argument("--precision", choices=("bfloat16", "float32"))
+    command.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
+    command.add_argument("--run-folder", type=Path, help="private training state")
+    command.add_argument("--resume", action="store_true", help="go on with the run folder")
+    command.add_argument("--save-every", type=int, help="steps from one saved state to the next")
+    command.add_argument(
+        "--reports",
+        action="store_true",
+        help="print a JSON line for every report instead of bars; its losses are private",
+    )
+    command.add_argument("--out", type=Path, help="release folder")
+    command.add_argument(
+        "--plan",
+        action="store_true",
+        help="show noise, epsilon, memory and time; trains nothing, decodes no image but for "
+        "--skip-broken",
+    )
+
+
+def _finetune(options: argparse.Namespace) -> Any:
+    import torch
+
+    from dpwg.checkpoint import Release, load_public, save_release
+    from dpwg.data.groups import group_numbers
+    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.training.finetune import Finetuning, PrivateTraining
+    from dpwg.training.ranks import Ranks
+    from dpwg.training.rehearsal import rehearse
+
+    ranks = Ranks.from_environment()
+    run_folder = None if options.plan else _run_folder(options)
+    base = load_public(options.base)
+    records = read_records(options, ranks)
+    group_I, units = None, len(records)
+    if options.unit != "image":
+        group_I = torch.tensor(group_numbers(records, options.unit))
+        units = int(group_I.max()) + 1
+    left_out = len(getattr(records, "left_out", ()))
+    sizes = {
+        "records": units,
+        "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
+        "steps": options.steps,
+        "delta": options.delta,
+        "max_grad_norm": options.max_grad_norm,
+    }
+    target = None
+    if options.epsilon == math.inf:
+        plan = PrivacyPlan(**sizes, noise_multiplier=0.0)
+    elif options.epsilon is not None:
+        target = options.epsilon
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=target)
+    elif options.noise_multiplier > 0:
+        plan = PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier)
+    else:
+        raise ValueError(
+            f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to "
+            "train without privacy."
+        )
+    settings = read_settings(Finetuning, options)
+    if options.plan:
+        told = rehearse(base.model, plan, settings, ranks)
+        counts = {"unit": options.unit, "images": len(records), "left_out": left_out}
+        return _plan(records.name, counts, plan, told) if ranks.leads else None
+    training = PrivateTraining(
+        base.model.requires_grad_(True),
+        encode_examples(records, base.tokenizer, ranks, group_I, lines=options.reports),
+        plan,
+        settings,
+        run_folder,
+        ranks=ranks,
+    )
+    run_training(training.run(), "fine-tuning", ranks, lines=options.reports)
+    if not ranks.leads:
+        return None
+    card = PrivacyCard.from_ledger(
+        training.ledger,
+        delta=plan.delta,
+        dataset=records.name,
+        records=plan.records,
+        max_grad_norm=plan.max_grad_norm if plan.noise_multiplier else None,
+        public_inputs=base.card.public_inputs,
+        target_epsilon=target,
+        group_column=None if group_I is None else options.unit,
+        images=len(records),
+        left_out=options.skip_broken,
+    )
+    release = Release(
+        model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
+    )
+    save_release(options.out, release, tokenizer_folder=options.tokenizer)
+    answer = {
+        "folder": str(options.out),
+        "epsilon": card.epsilon,
+        "steps": card.steps,
+        "unit": options.unit,
+        "records": card.records,
+        "images": len(records),
+        "left_out": left_out,
+    }
+    if options.reports:
+        return print_line({"stage": "release", **answer})
+    return answer
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    """The folder of a private run's state, which must not be inside the release."""
+    if not (options.run_folder and options.out):
+        raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
+    if options.run_folder.resolve().is_relative_to(options.out.resolve()):
+        raise ValueError(
+            f"Expected run-folder={options.run_folder} outside of out={options.out}: the training "
+            "state is private, the release is not."
+        )
+    return new_or_resumed(options.run_folder, resume=options.resume)
+
+
+def _plan(
+    name: str, counts: dict[str, Any], plan: PrivacyPlan, rehearsal: Rehearsal
+) -> dict[str, Any]:
+    """A plan and what it will take, for a person who decides whether to run it."""
+    return {
+        "dataset": name,
+        "records": plan.records,
+        **counts,
+        "sampling_rate": plan.sampling_rate,
+        "steps": plan.steps,
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "delta": plan.delta,
+        "epsilon": asdict(plan.epsilons()),
+        **asdict(rehearsal),
+    }

@@ -1,0 +1,215 @@
+"""`bench`, `evaluate`, `audit` and `readme`: measurements, their files and tables."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from dpwg.cli.console import kept
+from dpwg.cli.options import (
+    Verb,
+    data_options,
+    encode_examples,
+    read_records,
+    read_settings,
+    sampling_options,
+)
+
+if TYPE_CHECKING:
+    from dpwg.checkpoint import Release
+    from dpwg.membership import MembershipAttack
+
+
+def add_bench(verb: Verb) -> None:
+    command = verb("bench", _bench, "measure training, sampling and start-up on this machine")
+    command.add_argument("--checkpoint", default="faces/public")
+    command.add_argument(
+        "--micro-batches", type=int, nargs="+", default=[32, 64], help="each way takes its best"
+    )
+    command.add_argument("--results", type=Path, help="write the measurement to this file")
+
+
+def _bench(options: argparse.Namespace) -> Any:
+    from dpwg.bench import measure
+
+    answer = measure(options.checkpoint, micro_batches=options.micro_batches)
+    return kept(answer, options.results)
+
+
+def add_evaluate(verb: Verb) -> None:
+    command = verb("evaluate", _evaluate, "measure checkpoints on held-out records")
+    command.add_argument("checkpoints", nargs="*", help="all by default")
+    data_options(command, "faces-test")
+    command.add_argument("--results", type=Path, help="write the measurement to this file")
+    command.add_argument("--sheet", type=Path, help="draw captions by checkpoints instead")
+    command.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
+    command.add_argument("--seed", type=int, default=0)
+    sampling_options(command)
+
+
+def _evaluate(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import checkpoint_names, load_release
+    from dpwg.evaluate import held_out_loss, sheet
+    from dpwg.sampling import Sampling
+
+    names = options.checkpoints or checkpoint_names()
+    if options.sheet:
+        captions = options.captions.read_text().splitlines()
+        picture = sheet(
+            names, captions, seed=options.seed, settings=read_settings(Sampling, options)
+        )
+        picture.save(options.sheet)
+        return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
+    records = read_records(options)
+    rows = []
+    for name in names:
+        release = load_release(name)
+        if release.card.dataset == records.name:
+            raise ValueError(
+                f"Expected data={records.name!r} not to be what {name} was trained on: its loss "
+                "there is private."
+            )
+        examples = encode_examples(records, release.tokenizer)
+        loss = held_out_loss(release.model, examples)
+        rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
+    answer = {"data": records.name, "records": len(records), "nats_per_code": rows}
+    return kept(answer, options.results)
+
+
+def add_audit(verb: Verb) -> None:
+    command = verb("audit", _audit, "attack a checkpoint: which records was it trained on?")
+    command.add_argument(
+        "--checkpoint",
+        action="append",
+        dest="checkpoints",
+        help="may be repeated; all that saw sensitive records by default",
+    )
+    command.add_argument(
+        "--reference", default="faces/public", help="the public model it began from"
+    )
+    command.add_argument(
+        "--data", help="the records it was trained on; by default what its card says"
+    )
+    command.add_argument(
+        "--others", help="records of the same kind, left out; the test set by default"
+    )
+    command.add_argument(
+        "--count", type=int, default=5000, help="the first records of each at most, or the canaries"
+    )
+    command.add_argument(
+        "--results", type=Path, help="write a file for each checkpoint into this folder"
+    )
+    command.add_argument(
+        "--engine",
+        type=float,
+        nargs="*",
+        metavar="EPSILON",
+        help="train canaries by the private engine instead, and bound its epsilon from below: 1, 3 "
+        "and 10 by default; --results is then a file",
+    )
+
+
+def _audit(options: argparse.Namespace) -> Any:
+    from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card, load_public
+    from dpwg.membership import result_file
+
+    if options.count < 2:
+        raise ValueError(f"Expected count={options.count} >= 2.")
+    if options.engine is not None:
+        return _audit_engine(options)
+    if options.results and options.results.suffix == ".json":
+        raise ValueError(
+            f"Expected results={options.results} to be a folder; each checkpoint has a file in it."
+        )
+    public = load_public(options.reference)
+    trained = [n for n in checkpoint_names() if load_card(find_checkpoint(n)).epsilon != 0]
+    rows = []
+    for name in options.checkpoints or trained:
+        attack = _attack(name, public, options)
+        if options.results:
+            kept(attack.to_json(), options.results / result_file(name))
+        row = {"checkpoint": name, "epsilon": attack.epsilon, "members": attack.members}
+        row |= {"nonmembers": attack.nonmembers, "auc": attack.auc}
+        row |= {"auc_low": attack.auc_low, "auc_high": attack.auc_high}
+        for found in attack.true_positives:
+            at = f"{found.false_positive_rate:g}"
+            row |= {f"true_positives_at_{at}": found.rate, f"low_{at}": found.low}
+            row |= {f"high_{at}": found.high, f"allowed_{at}": found.allowed}
+        rows.append(row)
+    return rows
+
+
+def _attack(name: str, public: Release, options: argparse.Namespace) -> MembershipAttack:
+    """One checkpoint's attack, on the very records that its card names and on others."""
+    from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
+    from dpwg.data import open_records
+    from dpwg.membership import calibrated_scores, check_reference, membership_attack
+
+    release = load_release(name)
+    card = release.card
+    if card.epsilon == 0:
+        raise ValueError(f"{name} saw no sensitive record: there is nothing to infer.")
+    check_reference(release, public)
+    data = options.data or card.dataset
+    if not options.others and not data.endswith("-train"):
+        raise ValueError(f"Expected --others, records like those of data={data!r}, left out.")
+    members = open_records(data, count=card.records)
+    if (members.name, len(members)) != (card.dataset, card.records):
+        raise ValueError(
+            f"Expected data={data!r} to be the {card.records:,} records of {card.dataset!r} that "
+            f"{name} was trained on, found {len(members):,} of {members.name!r}."
+        )
+    others = open_records(options.others or f"{data.removesuffix('-train')}-test")
+    if others.digest == members.digest:
+        raise ValueError(f"Expected others={options.others!r} to be left out of the training set.")
+    scores = []
+    for records in (members, others):
+        examples = encode_examples(records, release.tokenizer)
+        part = examples.first(min(options.count, len(examples)))
+        scores.append(calibrated_scores(release.model, public.model, part).double().numpy())
+    return membership_attack(
+        *scores,
+        checkpoint=name,
+        weights=weights_digest(find_checkpoint(name)),
+        reference=options.reference,
+        data=members.name,
+        others=others.name,
+        epsilon=card.epsilon,
+        delta=card.delta,
+    )
+
+
+def _audit_engine(options: argparse.Namespace) -> Any:
+    """The one-run audit of the engine itself, once for each epsilon that it is to keep."""
+    from dpwg.training.audit import GUESSES, audit_private_training, canary_plan
+    from dpwg.training.finetune import Finetuning
+
+    rows = []
+    for epsilon in tqdm(options.engine or (1.0, 3.0, 10.0), desc="training canaries"):
+        plan, guesses = canary_plan(options.count, epsilon), options.count // GUESSES
+        found = audit_private_training(
+            plan, k_plus=guesses, k_minus=guesses, precision=Finetuning.precision
+        )
+        row = {"target_epsilon": epsilon, "ledger_epsilon": found.ledger_epsilon}
+        row |= {"proven_epsilon": found.bound.epsilon, "confidence": found.bound.confidence}
+        row |= {"correct": found.bound.correct, "guesses": found.bound.guesses}
+        row |= {"attacker": found.attacker, "precision": Finetuning.precision}
+        rows.append(row | asdict(plan))
+    kept({"runs": rows}, options.results)
+    return rows
+
+
+def add_readme(verb: Verb) -> None:
+    command = verb("readme", _readme, "rewrite the README's tables from cards and result files")
+    command.add_argument("--file", type=Path, default=Path("README.md"))
+
+
+def _readme(options: argparse.Namespace) -> Any:
+    from dpwg.readme import update
+
+    update(options.file)
+    return {"file": str(options.file)}

@@ -1,0 +1,134 @@
+"""Arguments that several verbs take, and what is read from them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
+
+from dpwg.cli.console import print_line, progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpwg.data import Records
+    from dpwg.training.ranks import Ranks
+
+T = TypeVar("T")
+Run = Callable[[argparse.Namespace], Any]
+"""Runs a verb. What it gives is printed by `main`, unless it is None."""
+Verb = Callable[[str, Run, str], argparse.ArgumentParser]
+"""Adds a verb by name, function and help, and gives the parser that its arguments go to."""
+PATH_HELP = "a folder of images with their captions; FORMAT:PATH where its format is not clear"
+
+
+def data_options(command: argparse.ArgumentParser, default: str) -> None:
+    """What `read_records` needs."""
+    command.add_argument("--data", default=default, help=f"a rendered set, or {PATH_HELP}")
+    command.add_argument("--count", type=int, help="only the first records of a rendered set")
+    command.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that are broken or have no caption; changes how many there are",
+    )
+
+
+def unit_option(command: argparse.ArgumentParser) -> None:
+    """The unit of privacy."""
+    command.add_argument(
+        "--unit",
+        default="image",
+        metavar="COLUMN",
+        help="what is protected: each image (default), or all images together that have the same "
+        "value in this column of the metadata: a person, a patient",
+    )
+
+
+def sampling_options(command: argparse.ArgumentParser) -> None:
+    """What `read_settings` needs for a `Sampling`."""
+    command.add_argument("--guidance", type=float, help="1 is none")
+    command.add_argument("--temperature", type=float, help="0 takes the likeliest codes")
+    command.add_argument("--top-k", type=int, help="0 cuts nothing")
+    command.add_argument("--top-p", type=float, help="1 cuts nothing")
+
+
+def read_settings(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
+    """The settings of a run: defaults, but for what the command line gave, and `more`."""
+    given = vars(options) | more
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{n: v for n, v in given.items() if n in known and v is not None})
+
+
+def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:
+    """The set that --data names, without broken records where --skip-broken says so."""
+    from dpwg.data import open_records
+
+    if not options.skip_broken:
+        return open_records(options.data, count=options.count)
+    with progress_bar("looking for broken images", ranks) as progress:
+        return open_records(options.data, count=options.count, skip_broken=True, progress=progress)
+
+
+def read_public_records(options: argparse.Namespace) -> Records:
+    """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
+    from dpwg.data import RENDERED_SETS
+
+    rendered = options.data in RENDERED_SETS
+    if not (options.data.startswith(("public-", "tuning-")) if rendered else options.public):
+        raise ValueError(
+            f"Expected data={options.data!r} to be public: public parts are trained without noise. "
+            "Pass a public set, or --public for a folder in which nothing is sensitive."
+        )
+    return read_records(options)
+
+
+def encode_examples(
+    records: Any,
+    tokenizer: Any,
+    ranks: Ranks | None = None,
+    group_I: Tensor | None = None,
+    *,
+    lines: bool = False,
+) -> Any:
+    """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
+    from dpwg.data.cache import cache_root
+    from dpwg.pipeline import default_encoder
+    from dpwg.training.examples import prepare_examples
+
+    if ranks and not ranks.leads:
+        ranks.wait()
+    title = f"encoding {records.name}"
+    with tqdm(total=2 * len(records), desc=title, unit="", disable=lines) as bar:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if lines:
+                print_line({"stage": stage, "done": done, "total": total})
+            else:
+                bar.update(done + (total if stage == "images" else 0) - bar.n)
+
+        examples = prepare_examples(
+            records,
+            default_encoder(),
+            tokenizer,
+            cache_root() / "encoded",
+            group_I=group_I,
+            progress=progress,
+        )
+    if ranks and ranks.leads:
+        ranks.wait()
+    return examples
+
+
+def new_or_resumed(folder: Path, *, resume: bool) -> Path:
+    """The same run folder, which must hold a run exactly when one is resumed."""
+    if (folder / "latest").exists() and not resume:
+        raise ValueError(
+            f"{folder} holds a run already; pass --resume to go on with it, or another folder."
+        )
+    if resume and not (folder / "latest").exists():
+        raise ValueError(f"Expected a run to resume in {folder}, found none.")
+    return folder
