@@ -32,8 +32,8 @@ FLOAT32_ERROR = 5e-7
 FLOAT32_SUM_ERROR = 5e-6
 """The relative error of a float32 sum of some thousands of products."""
 
-ROWS = 384
-"""Positions that are copied to float32 at once: they stay in the cache."""
+ROWS = 1536
+"""Positions that are copied to float32 at once: few enough to be in memory only for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
