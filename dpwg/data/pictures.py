@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from dpwg.data.decode import pixels
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The endings of the files that are read, and what their content then is."""
@@ -45,21 +47,15 @@ def open_picture(file: str | Path | BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def central_square(picture: Image.Image, size: int) -> np.ndarray:
-    """Decode an opened picture to its central square: uint8 RGB (size, size, 3).
+    """The `pixels` of an opened picture: uint8 RGB (size, size, 3).
 
-    Transparent parts become white, turned photos upright. Raises ValueError for a damaged one.
+    Raises ValueError, in words, for a damaged one.
     """
     try:
-        picture.draft("RGB", (2 * size, 2 * size))  # JPEG alone: decodes near the size wanted
-        if picture.mode.startswith("I;16"):  # Pillow's own conversion cuts off all above 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        picture.thumbnail((8 * size, 8 * size), Image.Resampling.BOX)
-        upright = ImageOps.exif_transpose(picture).convert("RGBA")
+        picture.thumbnail((8 * size, 8 * size), Image.Resampling.BOX)  # in place: copies are small
+        return pixels(picture, size)
     except _DAMAGE:
         raise ValueError(_DAMAGED) from None
-    paper = Image.new("RGBA", upright.size, "white")
-    flat = Image.alpha_composite(paper, upright).convert("RGB")
-    return np.asarray(ImageOps.fit(flat, (size, size), Image.Resampling.LANCZOS))
 
 
 _DAMAGED = "The picture is damaged or cut off; save it again."
