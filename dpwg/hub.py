@@ -134,6 +134,11 @@ def push(
         (folder / "README.md").write_text(model_card(release.card, name, license=license))
         files = release_files(folder)
         api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.repo_info(name).private:
+            raise ValueError(
+                f"Expected {name} to be private, but it is there already and public; make it "
+                "private first, or take another name."
+            )
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
         stale = {

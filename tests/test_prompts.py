@@ -116,3 +116,21 @@ def test_captions_that_are_declared_public_are_read_from_metadata_too(private) -
         (private / "metadata.jsonl").write_text(wrong)
         with pytest.raises(ValueError, match="in row 1 of"):
             read(private / "metadata.jsonl", public=True)
+
+
+def test_captions_in_the_layout_of_a_known_data_set_are_refused(tmp_path) -> None:
+    coco, celeba = tmp_path / "coco", tmp_path / "renamed"
+    for folder in (coco / "annotations", coco / "train2017", celeba / "image"):
+        folder.mkdir(parents=True)
+    (celeba / "text" / "celeba-caption").mkdir(parents=True)
+    (coco / "annotations" / "captions_train2017.json").write_text('{\n"caption": "a secret"\n}')
+    (coco / "annotations" / "captions.txt").write_text("a secret")
+    (celeba / "text" / "celeba-caption" / "0.txt").write_text("a secret")
+    (celeba / "image" / "0.jpg").write_bytes(b"")
+    for source in (
+        coco / "annotations" / "captions.txt",
+        coco / "annotations" / "captions_train2017.json",
+        celeba / "text" / "celeba-caption" / "0.txt",
+    ):
+        with pytest.raises(ValueError, match="captions are private too"):
+            read(source)

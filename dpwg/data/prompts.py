@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from dpwg.data.folder import METADATA, rows
+from dpwg.data.formats import FORMATS
 from dpwg.data.public import public_caption
 from dpwg.text import MAX_CAPTION_CHARACTERS
 
@@ -64,12 +65,21 @@ def _private(path: Path, private_set: str) -> str | None:
     for place in (path.absolute(), path.resolve()):
         if place.name.lower() in METADATA:
             return "the metadata of a folder of images"
+        if place.suffix.lower() in (".json", ".tar", ".parquet", ".csv"):
+            return "a file of the kinds that data sets keep captions in"
         for folder in (place, *place.parents):
+            if form := _format(folder):
+                return f"a path in {folder.name!r}, a data set in the format {form}"
             if named.fullmatch(folder.name):
                 return f"a path in {folder.name!r}, which the checkpoint's card names as private"
-            if any((folder / name).is_file() for name in METADATA):
-                return f"a path in {folder.name!r}, a data set with captions"
     return None
+
+
+def _format(folder: Path) -> str | None:
+    """The format of which a folder holds a data set, if it does."""
+    if not folder.is_dir():
+        return None
+    return next((name for name, known in FORMATS.items() if known.found_in(folder)), None)
 
 
 def _text(path: Path) -> str:

@@ -208,8 +208,8 @@ class _LinearRule:
 
     def squared_norms(self) -> Tensor:
         if self.per_record is not None:
-            norms_B = torch.linalg.vector_norm(self.per_record, dim=(1, 2), dtype=torch.float32)
-            squares_B = norms_B.square()
+            # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
+            squares_B = self.per_record.float().square().sum((1, 2))
             if self.has_bias:
                 bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
                 squares_B = squares_B + bias_BO.square().sum(1)

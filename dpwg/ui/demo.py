@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import sys
 
 import gradio as gr
 
@@ -68,6 +70,7 @@ def build_demo() -> gr.Blocks:
 
 def serve() -> None:
     """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' runs are removed
     if importlib.util.find_spec("spaces"):
         borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)
