@@ -37,7 +37,7 @@ def add_sample(verb: Verb) -> None:
     )
     command.add_argument("--seed", type=int, default=0)
     sampling_options(command)
-    command.add_argument("--upsampler", help="bicubic, realesrgan-anime (default), -photo, -video")
+    command.add_argument("--upsampler", help="one of the app's; wavelet-sharp by default")
     command.add_argument("--out", type=Path, required=True)
 
 
