@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from dpwg.privacy.clipping import BFLOAT16_ERROR, ClippedSums
+from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.rules import BFLOAT16_ERROR
 
 
 class Chain(nn.Module):
@@ -419,6 +420,54 @@ def test_a_layer_whose_first_dimension_is_not_the_record_is_refused(layer: str) 
 
     with pytest.raises(ValueError, match=f"dimension 0 of '{layer}' to be the 4 records"):
         ClippedSums(model, max_grad_norm=1.0).add(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_before_records_are_refused_by_name_where_there_are_as_many(dtype) -> None:
+    model, x_BTC = nn.ModuleDict({"it": nn.Linear(2, 2)}).to(dtype), torch.randn(4, 4, 2)
+    with pytest.raises(ValueError, match="row of 'it' alone"):
+        ClippedSums(model, max_grad_norm=1.0).add(
+            lambda: model["it"](x_BTC.to(dtype).transpose(0, 1)).float().sum((0, 2))
+        )
+
+
+@pytest.mark.parametrize("alone_first", [False, True])
+def test_a_model_that_mixes_records_is_refused_by_name(alone_first: bool) -> None:
+    model, x_BC = nn.ModuleDict({"it": nn.Linear(2, 2)}), torch.randn(4, 2)
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+
+    def losses(x_BC: Tensor) -> Tensor:
+        y_BC = model["it"](x_BC)
+        return (y_BC - y_BC.mean(0)).square().sum(1) + y_BC.sum(1)
+
+    if alone_first:  # which cannot tell
+        clipped.add(lambda: losses(x_BC[:1]))
+        clipped.zero()
+    with pytest.raises(ValueError, match="row of 'it' alone"):
+        clipped.add(lambda: losses(x_BC))
+    assert norm_of(clipped.sums) == 0
+
+
+def test_a_record_that_is_not_finite_does_not_look_like_mixing() -> None:
+    model, x_BC = nn.ModuleDict({"it": nn.Linear(2, 2)}), torch.tensor([[1.0, 2.0], [1.0, 0.0]])
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+    added = clipped.add(lambda: model["it"](x_BC).sum(1) / x_BC[:, 1])
+    assert added.refused == 1
+    assert norm_of(clipped.sums) > 0
+
+
+@pytest.mark.parametrize("through", ["itself", "a layer that is not trained"])
+def test_a_tensor_with_a_gradient_of_its_own_is_refused(through: str) -> None:
+    model = nn.ModuleDict({"it": nn.Linear(2, 2), "other": nn.Linear(2, 2).requires_grad_(False)})
+    x_BC = torch.randn(4, 2, requires_grad=True)
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+
+    def losses() -> Tensor:
+        inner_BC = x_BC if through == "itself" else model["other"](x_BC)
+        return model["it"](inner_BC).sum(1)
+
+    with pytest.raises(ValueError, match=r"tensor of shape \(4, 2\) that requires a gradient"):
+        clipped.add(losses)
 
 
 def test_a_layer_over_several_dimensions_is_refused_or_follows_the_loop() -> None:

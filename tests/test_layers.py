@@ -51,7 +51,7 @@ INSIDE = {  # the order within a package, lowest first
         *("celeba", "webdataset", "parquet", "fashion", "formats", "groups", "check"),
         *("faces", "public", "prompts", "pictures", "upload"),
     ),
-    "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "clipping", "card"),
+    "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "rules", "clipping", "card"),
     "dpwg.training": ("progress", "state", "weights", "examples"),
     "dpwg.cli": ("console", "options", "data", "train", "finetune", "use", "measure"),
 }

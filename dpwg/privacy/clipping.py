@@ -6,10 +6,11 @@ follows from a and g, and so does the sum of the clipped gradients; no gradient 
 is ever formed where a cheaper way exists. Sensitivity: adding or removing one record moves the sum
 by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
 
-This file knows layers, not models: Linear, LayerNorm and Embedding. A trainable parameter that
-belongs to anything else is refused by name, and so is one that is used outside its layer. Norms and
-sums are float32, whether the model computes in float32, in bfloat16 or under autocast to bfloat16.
-Activation checkpointing without reentrance keeps them as they are.
+The rules know layers, not models: Linear, LayerNorm and Embedding. A trainable parameter that
+belongs to anything else is refused by name, and so is one that is used outside its layer, and a
+model whose records mix. Norms and sums are float32, whether the model computes in float32, in
+bfloat16 or under autocast to bfloat16. Activation checkpointing without reentrance keeps them as
+they are.
 """
 
 from __future__ import annotations
@@ -17,23 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-BFLOAT16_ERROR = 2.0**-8
-"""The relative error of rounding to bfloat16, which has 8 significant bits."""
-FLOAT32_ERROR = 5e-7
-"""More than the relative error of a few float32 roundings."""
-FLOAT32_SUM_ERROR = 5e-6
-"""The relative error of a float32 sum of some thousands of products."""
-
-ROWS = 1536
-"""Positions that are copied to float32 at once: few enough to be in memory only for a moment."""
+from dpwg.privacy.rules import BFLOAT16_ERROR, FLOAT32_ERROR, RULES, parameter_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +53,12 @@ class ClippedSums:
             raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self._layers = _trainable_layers(model)
+        self._known_apart = False
         self._parameters: list[Tensor] = []
         self.sums: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             for own, parameter in layer.named_parameters(recurse=False):
-                self.sums[_parameter_name(name, own)] = torch.zeros_like(
+                self.sums[parameter_name(name, own)] = torch.zeros_like(
                     parameter, dtype=torch.float32
                 )
                 self._parameters.append(parameter.requires_grad_(False))
@@ -79,14 +72,18 @@ class ClippedSums:
         """Add one micro-batch: `losses()` runs the model and returns one loss a record, (B,).
 
         Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
-        and records. Records must not mix in the model: no statistics over the batch.
+        and records. Records must not mix in the model: no statistics over the batch. The first
+        micro-batch of several records is run once more beforehand to see that they do not.
         """
+        if not self._known_apart:
+            self._known_apart = _keeps_apart(self._layers, losses)
         with _capture(self._layers) as captured, torch.enable_grad():
             losses_B = losses()
             captured.complete = True
             calls, device = captured.calls, losses_B.device.type
             for call in calls:
                 call.check_unchanged()
+            _check_leaves(losses_B, {id(x) for x in (*captured.beginnings, *self._parameters)})
             with torch.autocast(device, enabled=False):
                 own = torch.autograd.grad(
                     losses_B.sum(),
@@ -114,7 +111,7 @@ class ClippedSums:
                     pair = _by_record(call.name, call.input, call.gradient, B)
                     by_layer.setdefault(call.name, []).append(pair)
             rules = {
-                name: _RULES[type(self._layers[name])](self._layers[name], *_joined(pairs))
+                name: RULES[type(self._layers[name])](self._layers[name], *_joined(pairs))
                 for name, pairs in by_layer.items()
             }
             squares_B = torch.zeros(B, device=losses_B.device)
@@ -174,129 +171,6 @@ class _Captured:
     complete: bool = False
 
 
-class _Rule(Protocol):
-    """How one layer's parameters get their norms and sums from its input and output gradient."""
-
-    def __init__(self, layer: Any, a: Tensor, g: Tensor) -> None: ...
-
-    def squared_norms(self) -> Tensor:
-        """Each record's squared gradient norm, float32 (B,), never too small by rounding."""
-        ...
-
-    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
-        """Add the records' gradients times their scale; a scale of 0 drops even inf and NaN."""
-        ...
-
-
-class _LinearRule:
-    """Weight gradient g^T a of a record; its norm from Gram matrices where they are smaller.
-
-    |g^T a|^2 is the sum over pairs of positions of (a a^T)(g g^T). In bfloat16 the products are
-    exact but the two Gram matrices are rounded, in float32 the sums are; what positions that nearly
-    cancel could hide behind that is added to the norm.
-    """
-
-    def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
-        self.a_BTI, self.g_BTO = a_BTI, g_BTO
-        self.has_bias = layer.bias is not None
-        T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
-        # In bfloat16 these are rounded; what is measured and what is added are the same.
-        self.per_record: Tensor | None = None  # (B, O, I), or (B, I, O): the narrow one is turned
-        self.turned = inputs <= outputs
-        if inputs * outputs < T * (inputs + outputs):
-            self.per_record = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI
-
-    def squared_norms(self) -> Tensor:
-        if self.per_record is not None:
-            # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
-            squares_B = self.per_record.float().square().sum((1, 2))
-            if self.has_bias:
-                bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
-                squares_B = squares_B + bias_BO.square().sum(1)
-            return squares_B
-        inputs_BTT = (self.a_BTI @ self.a_BTI.transpose(1, 2)).float()
-        outputs_BTT = (self.g_BTO @ self.g_BTO.transpose(1, 2)).float()
-        if self.has_bias:
-            inputs_BTT += 1
-        products_BTT = inputs_BTT * outputs_BTT
-        rounded = self.g_BTO.dtype == torch.bfloat16
-        hidden = FLOAT32_SUM_ERROR + (2.01 * BFLOAT16_ERROR if rounded else 0.0)
-        return products_BTT.sum((1, 2)) + hidden * products_BTT.abs().sum((1, 2))
-
-    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
-        zero_B = scale_B == 0
-        if self.has_bias:
-            bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
-            sums[_parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, zero_B)
-        if self.per_record is not None:
-            finite = _zero_where(self.per_record, zero_B).float()
-            total = torch.tensordot(scale_B, finite, dims=1)
-            sums[_parameter_name(name, "weight")] += total.T if self.turned else total
-            return
-        a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1)
-        g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1)
-        scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
-        weight_OI = sums[_parameter_name(name, "weight")]
-        for start in range(0, len(a_NI), ROWS):
-            rows = slice(start, start + ROWS)
-            a_RI, g_RO = a_NI[rows].float(), g_NO[rows].float()
-            if a_NI.shape[1] < g_NO.shape[1]:  # the narrow one is quicker to scale
-                a_RI = a_RI * scale_N1[rows]
-            else:
-                g_RO = g_RO * scale_N1[rows]
-            weight_OI.addmm_(g_RO.T, a_RI)
-
-
-class _LayerNormRule:
-    """Weight gradient: g times the normalized input, summed over positions; bias: g summed.
-
-    In bfloat16 the products are rounded; what is measured and what is added are the same.
-    """
-
-    def __init__(self, layer: nn.LayerNorm, a_BTC: Tensor, g_BTC: Tensor) -> None:
-        normal_BTC = F.layer_norm(a_BTC, list(layer.normalized_shape), eps=layer.eps)
-        self.gradients = {"weight": (g_BTC * normal_BTC).sum(1, dtype=torch.float32)}
-        if layer.bias is not None:
-            self.gradients["bias"] = g_BTC.sum(1, dtype=torch.float32)
-
-    def squared_norms(self) -> Tensor:
-        return torch.stack([g_BC.square().sum(1) for g_BC in self.gradients.values()]).sum(0)
-
-    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
-        for own, gradient_BC in self.gradients.items():
-            sums[_parameter_name(name, own)] += scale_B @ _zero_where(gradient_BC, scale_B == 0)
-
-
-class _EmbeddingRule:
-    """Gradient rows g added up by index; every position then holds an equal share of its row."""
-
-    def __init__(self, layer: nn.Embedding, ids_BT: Tensor, g_BTC: Tensor) -> None:
-        self.ids_BT = ids_BT.squeeze(-1)
-        same_BTT = (self.ids_BT[:, :, None] == self.ids_BT[:, None, :]).float()
-        self.count_BT = same_BTT.sum(2)
-        self.share_BTC = same_BTT @ g_BTC.float() / self.count_BT[:, :, None]
-
-    def squared_norms(self) -> Tensor:
-        return (self.share_BTC.square().sum(2) * self.count_BT).sum(1)
-
-    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
-        scaled = _zero_where(self.share_BTC, scale_B == 0) * scale_B[:, None, None]
-        sums[_parameter_name(name, "weight")].index_add_(
-            0, self.ids_BT.flatten(), scaled.flatten(0, 1)
-        )
-
-
-_RULES: dict[type[nn.Module], type[_Rule]] = {
-    nn.Linear: _LinearRule,
-    nn.LayerNorm: _LayerNormRule,
-    nn.Embedding: _EmbeddingRule,
-}
-
-
-def _parameter_name(layer: str, own: str) -> str:
-    return f"{layer}.{own}" if layer else own
-
-
 def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that hold trainable parameters, by name; anything unsupported is refused."""
     layers: dict[str, nn.Module] = {}
@@ -310,7 +184,7 @@ def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
         own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
         if not own:
             continue
-        if type(module) not in _RULES:
+        if type(module) not in RULES:
             raise ValueError(
                 f"Expected the trainable parameters {sorted(own)} of {name or 'the model'!r} to "
                 f"belong to Linear, LayerNorm or Embedding, found {type(module).__name__}; freeze "
@@ -399,6 +273,56 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             layer.requires_grad_(False)
 
 
+def _keeps_apart(layers: dict[str, nn.Module], losses: Callable[[], Tensor]) -> bool:
+    """Whether the first record's loss was seen to move nothing but the first row of every layer.
+
+    False where there is one record only, which cannot tell. A model that mixes records, by their
+    statistics or because another dimension comes first, is refused.
+    """
+    with _capture(layers) as captured, torch.enable_grad():
+        losses_B = losses()
+        captured.complete = True
+        B = len(losses_B)
+        if B < 2 or not captured.beginnings:
+            return False
+        for call in captured.calls:
+            call.check_unchanged()
+        with torch.autocast(losses_B.device.type, enabled=False):
+            torch.autograd.grad(losses_B[0], captured.beginnings, allow_unused=True)
+    for call in captured.calls:
+        if call.gradient is None or not len(call.input) == len(call.gradient) == B:
+            continue  # one that is used is refused by its shape
+        others = call.gradient[1:].nan_to_num(0.0, 0.0, 0.0)  # 0 * inf of a bad record is no path
+        if others.any():
+            raise ValueError(
+                f"Expected a record's loss to depend on that record's row of {call.name!r} alone, "
+                "but it depends on others too; put the batch dimension first and use no statistics "
+                "over it."
+            )
+    return True
+
+
+def _check_leaves(losses_B: Tensor, known: set[int]) -> None:
+    """Refuse a loss that depends on a tensor with gradients that no layer holds or has returned.
+
+    A layer behind it would begin nowhere, and stay untrained without a word.
+    """
+    waiting, seen = [losses_B.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise ValueError(
+                "Expected the loss to depend on the model's trainable parameters alone, but it "
+                f"depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient; "
+                "detach it."
+            )
+        waiting += [following for following, _ in node.next_functions]
+
+
 def _by_record(name: str, a: Tensor, g: Tensor, B: int) -> tuple[Tensor, Tensor]:
     """A call's input and output gradient as (B, T, features)."""
     if a.shape[0] != B or g.shape[0] != B:
@@ -417,13 +341,6 @@ def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(pairs) == 1:
         return pairs[0]
     return torch.cat([a for a, _ in pairs], dim=1), torch.cat([g for _, g in pairs], dim=1)
-
-
-def _zero_where(x_B: Tensor, zero_B: Tensor) -> Tensor:
-    """x with whole records replaced by zero, so that 0 * inf cannot make NaN."""
-    if not zero_B.any():
-        return x_B
-    return x_B.masked_fill(zero_B.view(-1, *[1] * (x_B.ndim - 1)), 0.0)
 
 
 @contextmanager

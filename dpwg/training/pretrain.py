@@ -71,12 +71,8 @@ def pretrain(
         }
         total = loss.detach()
         ranks.sum_([total, *gradients.values()])
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        for gradient in gradients.values():
-            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
-        weights.step(
-            gradients, factor=warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        )
+        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
         losses.append(total.item())
         last = weights.steps == settings.steps
         if ranks.leads and (weights.steps % settings.save_every == 0 or last):

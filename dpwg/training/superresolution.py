@@ -79,12 +79,8 @@ def train_superresolution(
         }
         total = error.detach()
         ranks.sum_([total, *gradients.values()])
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        for gradient in gradients.values():
-            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
-        weights.step(
-            gradients, factor=warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        )
+        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
         losses.append(total.item())
         if weights.steps % settings.report_every == 0 or weights.steps == settings.steps:
             yield Progress(

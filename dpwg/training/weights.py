@@ -70,6 +70,18 @@ class Weights(Generic[M]):
             self._average[name].lerp_(parameter, 1 - decay)
             self._copies[name].copy_(parameter)
 
+    def clipped_step(
+        self, gradients: dict[str, Tensor], *, max_grad_norm: float, factor: float
+    ) -> None:
+        """`step` after scaling the gradients in place to a common norm of `max_grad_norm` at most.
+
+        That is clipping of a batch's mean, against steps that are too long; it protects no record.
+        """
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        for gradient in gradients.values():
+            gradient.mul_((max_grad_norm / norm).clamp(max=1))
+        self.step(gradients, factor=factor)
+
     def state(self) -> dict[str, Tensor]:
         """Everything that `load` needs to go on."""
         tensors = {"steps": torch.tensor(self.steps)}

@@ -1,0 +1,154 @@
+"""Each supported layer's share of a record's gradient: its norm, and its part of the clipped sum.
+
+A rule gets a layer's input a and the gradient g of its output, record by record, and forms the
+gradient of a single record only where that is the cheaper way. Norms and sums are float32, and a
+norm is never too small by what rounding hides.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BFLOAT16_ERROR = 2.0**-8
+"""The relative error of rounding to bfloat16, which has 8 significant bits."""
+FLOAT32_ERROR = 5e-7
+"""More than the relative error of a few float32 roundings."""
+FLOAT32_SUM_ERROR = 5e-6
+"""The relative error of a float32 sum of some thousands of products."""
+
+ROWS = 1536
+"""Positions that are copied to float32 at once: few enough to be in memory only for a moment."""
+
+
+class Rule(Protocol):
+    """How one layer's parameters get their norms and sums from its input and output gradient."""
+
+    def __init__(self, layer: Any, a: Tensor, g: Tensor) -> None: ...
+
+    def squared_norms(self) -> Tensor:
+        """Each record's squared gradient norm, float32 (B,), never too small by rounding."""
+        ...
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        """Add the records' gradients times their scale; a scale of 0 drops even inf and NaN."""
+        ...
+
+
+class _LinearRule:
+    """Weight gradient g^T a of a record; its norm from Gram matrices where they are smaller.
+
+    |g^T a|^2 is the sum over pairs of positions of (a a^T)(g g^T). In bfloat16 the products are
+    exact but the two Gram matrices are rounded, in float32 the sums are; what positions that nearly
+    cancel could hide behind that is added to the norm.
+    """
+
+    def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
+        self.a_BTI, self.g_BTO = a_BTI, g_BTO
+        self.has_bias = layer.bias is not None
+        T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
+        # In bfloat16 these are rounded; what is measured and what is added are the same.
+        self.per_record: Tensor | None = None  # (B, O, I), or (B, I, O): the narrow one is turned
+        self.turned = inputs <= outputs
+        if inputs * outputs < T * (inputs + outputs):
+            self.per_record = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI
+
+    def squared_norms(self) -> Tensor:
+        if self.per_record is not None:
+            # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
+            squares_B = self.per_record.float().square().sum((1, 2))
+            if self.has_bias:
+                bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
+                squares_B = squares_B + bias_BO.square().sum(1)
+            return squares_B
+        inputs_BTT = (self.a_BTI @ self.a_BTI.transpose(1, 2)).float()
+        outputs_BTT = (self.g_BTO @ self.g_BTO.transpose(1, 2)).float()
+        if self.has_bias:
+            inputs_BTT += 1
+        products_BTT = inputs_BTT * outputs_BTT
+        rounded = self.g_BTO.dtype == torch.bfloat16
+        hidden = FLOAT32_SUM_ERROR + (2.01 * BFLOAT16_ERROR if rounded else 0.0)
+        return products_BTT.sum((1, 2)) + hidden * products_BTT.abs().sum((1, 2))
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        zero_B = scale_B == 0
+        if self.has_bias:
+            bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
+            sums[parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, zero_B)
+        if self.per_record is not None:
+            finite = _zero_where(self.per_record, zero_B).float()
+            total = torch.tensordot(scale_B, finite, dims=1)
+            sums[parameter_name(name, "weight")] += total.T if self.turned else total
+            return
+        a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1)
+        g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1)
+        scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
+        weight_OI = sums[parameter_name(name, "weight")]
+        for start in range(0, len(a_NI), ROWS):
+            rows = slice(start, start + ROWS)
+            a_RI, g_RO = a_NI[rows].float(), g_NO[rows].float()
+            if a_NI.shape[1] < g_NO.shape[1]:  # the narrow one is quicker to scale
+                a_RI = a_RI * scale_N1[rows]
+            else:
+                g_RO = g_RO * scale_N1[rows]
+            weight_OI.addmm_(g_RO.T, a_RI)
+
+
+class _LayerNormRule:
+    """Weight gradient: g times the normalized input, summed over positions; bias: g summed.
+
+    In bfloat16 the products are rounded; what is measured and what is added are the same.
+    """
+
+    def __init__(self, layer: nn.LayerNorm, a_BTC: Tensor, g_BTC: Tensor) -> None:
+        normal_BTC = F.layer_norm(a_BTC, list(layer.normalized_shape), eps=layer.eps)
+        self.gradients = {"weight": (g_BTC * normal_BTC).sum(1, dtype=torch.float32)}
+        if layer.bias is not None:
+            self.gradients["bias"] = g_BTC.sum(1, dtype=torch.float32)
+
+    def squared_norms(self) -> Tensor:
+        return torch.stack([g_BC.square().sum(1) for g_BC in self.gradients.values()]).sum(0)
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        for own, gradient_BC in self.gradients.items():
+            sums[parameter_name(name, own)] += scale_B @ _zero_where(gradient_BC, scale_B == 0)
+
+
+class _EmbeddingRule:
+    """Gradient rows g added up by index; every position then holds an equal share of its row."""
+
+    def __init__(self, layer: nn.Embedding, ids_BT: Tensor, g_BTC: Tensor) -> None:
+        self.ids_BT = ids_BT.squeeze(-1)
+        same_BTT = (self.ids_BT[:, :, None] == self.ids_BT[:, None, :]).float()
+        self.count_BT = same_BTT.sum(2)
+        self.share_BTC = same_BTT @ g_BTC.float() / self.count_BT[:, :, None]
+
+    def squared_norms(self) -> Tensor:
+        return (self.share_BTC.square().sum(2) * self.count_BT).sum(1)
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        scaled = _zero_where(self.share_BTC, scale_B == 0) * scale_B[:, None, None]
+        sums[parameter_name(name, "weight")].index_add_(
+            0, self.ids_BT.flatten(), scaled.flatten(0, 1)
+        )
+
+
+RULES: dict[type[nn.Module], type[Rule]] = {
+    nn.Linear: _LinearRule,
+    nn.LayerNorm: _LayerNormRule,
+    nn.Embedding: _EmbeddingRule,
+}
+
+
+def parameter_name(layer: str, own: str) -> str:
+    return f"{layer}.{own}" if layer else own
+
+
+def _zero_where(x_B: Tensor, zero_B: Tensor) -> Tensor:
+    """x with whole records replaced by zero, so that 0 * inf cannot make NaN."""
+    if not zero_B.any():
+        return x_B
+    return x_B.masked_fill(zero_B.view(-1, *[1] * (x_B.ndim - 1)), 0.0)
