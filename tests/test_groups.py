@@ -218,6 +218,8 @@ def test_a_card_of_groups_says_so_and_survives_json() -> None:
     assert PrivacyCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     card.verify()
     assert card.epsilon == plain.epsilon
+    assert card.of_groups
+    assert not plain.of_groups
     assert "same 'patient'" in card.unit
     assert "1,200 groups of 34,567 images" in card.unit
     text = card.to_markdown()
@@ -290,6 +292,8 @@ def test_a_private_release_of_persons(
     assert json.loads(capsys.readouterr().out)["epsilon"] == card.epsilon
     assert main([*ask, "--unit", "household", *run, "--resume"]) == 2
     assert "Expected the data of the run" in capsys.readouterr().err
+    assert main(["audit", "--checkpoint", str(tmp_path / "out")]) == 2
+    assert "groups" in capsys.readouterr().err
 
 
 def test_a_broken_image_stops_encoding_by_name(

@@ -153,6 +153,11 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
     card = release.card
     if card.epsilon == 0:
         raise ValueError(f"{name} saw no sensitive record: there is nothing to infer.")
+    if card.of_groups:
+        raise ValueError(
+            f"Expected a checkpoint whose records are single images, found that {name} has groups "
+            "of them; its promise is about whole groups, which this attack does not score."
+        )
     check_reference(release, public)
     data = options.data or card.dataset
     if not options.others and not data.endswith("-train"):

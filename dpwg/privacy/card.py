@@ -157,6 +157,11 @@ class PrivacyCard:
             )
         Ledger.from_json(list(self.ledger))
 
+    @property
+    def of_groups(self) -> bool:
+        """Whether a record of this card is a group of images, not one image."""
+        return self.unit.startswith(_GROUP_UNIT.partition(":")[0])
+
     @classmethod
     def from_ledger(
         cls,
