@@ -52,7 +52,7 @@ INSIDE = {  # the order within a package, lowest first
         *("faces", "public", "prompts", "pictures", "upload"),
     ),
     "dpwg.privacy": ("accounting", "audit", "curves", "mechanism", "rules", "clipping", "card"),
-    "dpwg.training": ("progress", "state", "weights", "examples"),
+    "dpwg.training": ("progress", "state", "weights", "mapped", "examples"),
     "dpwg.cli": ("console", "options", "data", "train", "finetune", "use", "measure"),
 }
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.mapped import filling
 from dpwg.training.state import fingerprint, keep_private
 
 CHUNK = 250
@@ -158,6 +159,7 @@ def prepare_examples(
 def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:
     """Write the caption tensors of a set to `path`, bfloat16; yields how many records are done.
 
+    They are never in memory as a whole: those of a large set, five captions an image, do not fit.
     Every pass has the same shape and padding, so that no caption's states depend on the others'.
     """
     counts: list[int] = []
@@ -168,42 +170,42 @@ def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Itera
         captions += own
         counts.append(len(own))
         ends.append(len(captions))
-    states, masks = [], []
-    for start in range(0, len(captions), CHUNK):
-        chunk = captions[start : start + CHUNK]
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
-        states.append(encoded.states_BLD[: len(chunk)].bfloat16())
-        masks.append(encoded.mask_BL[: len(chunk)])
-        yield bisect.bisect_right(ends, start + len(chunk))
-    empty = encoder.encode([""])
-    tensors = {
-        "states": torch.cat(states),
-        "mask": torch.cat(masks),
-        "count": torch.tensor(counts),
-        "empty_states": empty.states_BLD[0].bfloat16(),
-        "empty_mask": empty.mask_BL[0],
+    shape, width = (len(captions), encoder.max_tokens), encoder.width
+    shapes = {
+        "states": (torch.bfloat16, (*shape, width)),
+        "mask": (torch.bool, shape),
+        "count": (torch.int64, (len(counts),)),
+        "empty_states": (torch.bfloat16, (encoder.max_tokens, width)),
+        "empty_mask": (torch.bool, (encoder.max_tokens,)),
     }
-    _save(tensors, path)
+    with filling(path, shapes) as tensors:
+        empty = encoder.encode([""])
+        tensors["empty_states"].copy_(empty.states_BLD[0])
+        tensors["empty_mask"].copy_(empty.mask_BL[0])
+        tensors["count"].copy_(torch.tensor(counts))
+        for start in range(0, len(captions), CHUNK):
+            chunk = captions[start : start + CHUNK]
+            rows = slice(start, start + len(chunk))
+            with torch.autocast("cpu", torch.bfloat16):
+                encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
+            tensors["states"][rows] = encoded.states_BLD[: len(chunk)].bfloat16()
+            tensors["mask"][rows] = encoded.mask_BL[: len(chunk)]
+            yield bisect.bisect_right(ends, start + len(chunk))
 
 
 def encode_images(records: Records, tokenizer: SpectralTokenizer, path: Path) -> Iterator[int]:
     """Write the codes of a set's images to `path`, int16; yields how many records are done."""
-    codes: list[list[Tensor]] = [[] for _ in range(tokenizer.config.scales)]
+    config = tokenizer.config
+    shape = (len(records), config.positions, config.codes)
+    shapes = {f"codes_{scale}": (torch.int16, shape) for scale in range(config.scales)}
     done = 0
-    for image_BCHW in coarse_batches(records, tokenizer.config.coarse_size, CHUNK):
-        count = len(image_BCHW)
-        padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
-        with torch.autocast("cpu", torch.bfloat16):
-            indices = tokenizer.encode(padded_BCHW.float() / 255)
-        for scale, index_BPK in zip(codes, indices, strict=True):
-            scale.append(index_BPK[:count].to(torch.int16))
-        done += count
-        yield done
-    _save({f"codes_{scale}": torch.cat(parts) for scale, parts in enumerate(codes)}, path)
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.rename(path)
+    with filling(path, shapes) as tensors:
+        for image_BCHW in coarse_batches(records, config.coarse_size, CHUNK):
+            count = len(image_BCHW)
+            padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
+            with torch.autocast("cpu", torch.bfloat16):
+                indices = tokenizer.encode(padded_BCHW.float() / 255)
+            for codes_NPK, index_BPK in zip(tensors.values(), indices, strict=True):
+                codes_NPK[done : done + count] = index_BPK[:count].to(torch.int16)
+            done += count
+            yield done
