@@ -252,6 +252,7 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
             checkpoint, promise, settings = _build_settings(names)
         with gr.Column(elem_classes="results"):
             pictures = _build_pictures()
+            stop = gr.Button("Stop drawing", size="sm")
         with gr.Column(elem_classes="extras"):
             extras = _build_extras()
             with gr.Accordion("Privacy card of the chosen checkpoint", open=False):
@@ -271,14 +272,21 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
         "scroll_to_output": True,
         "show_progress_on": pictures[1],
     }
-    gr.on([button.click, caption.submit], generate, api_name="generate", **run)
-    lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
+    drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
+    surprised = lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
         generate, api_visibility="private", **run
     )
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
-    demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
+    linked = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs]}, api_visibility="private"
+    )
+    stop.click(
+        lambda: "Stopped; nothing is being drawn.",
+        outputs=pictures[-1],
+        cancels=[drawn, surprised, linked],
+        queue=False,
+        api_visibility="private",
     )
     return shown
 
