@@ -20,6 +20,7 @@ from huggingface_hub import DatasetCardData
 
 import dpwg
 from dpwg.config import Config
+from dpwg.diffusion import public_name
 from dpwg.hub import CITATION, LICENSE
 from dpwg.parts import FORMATS, Row, appear, encode_png, write_text
 from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
@@ -167,6 +168,7 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
     captions = json.dumps(values.pop("captions"))
     return {
         **values,
+        "upsampler": public_name(export.upsampler),
         "captions": len(export.captions),
         "captions_sha256": hashlib.sha256(captions.encode()).hexdigest(),
         "images": export.images,
@@ -278,7 +280,7 @@ pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
 
 {limits}
 - The coarse image comes from the privately trained model; finer detail is invented by a public
-  upsampler ({export.upsampler}) and says nothing about any record.
+  upsampler ({public_name(export.upsampler)}) and says nothing about any record.
 - A model trained on these images inherits the model's errors and biases.
 
 ## Cite

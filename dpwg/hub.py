@@ -11,19 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCardData,
-    snapshot_download,
-)
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData
 
 from dpwg.checkpoint import (
     Release,
@@ -33,6 +21,7 @@ from dpwg.checkpoint import (
     read_json,
     save_release,
 )
+from dpwg.download import download
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 
@@ -85,17 +74,9 @@ def pull(name: str, *, revision: str | None = None) -> Release:
     file, and anything but safetensors. Raises FileNotFoundError or ValueError.
     """
     at = f"{name!r}" if revision is None else f"{name!r} at {revision!r}"
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PULLED)))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise FileNotFoundError(
-            f"Expected checkpoint={at} on the hub, found none; is it private, or misspelt?"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(
-            f"Expected checkpoint={at} to be here or on the hub, which cannot be reached; name a "
-            "local checkpoint, or try again with a network."
-        ) from error
+    folder = download(
+        name, PULLED, what="checkpoint", otherwise="name a local checkpoint", revision=revision
+    )
     try:
         _check_whole(folder, at)
         return load_release(folder)

@@ -20,7 +20,7 @@ from dpwg.hub import open_release, push
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling, sample
 from dpwg.text import TextEncoder
-from dpwg.upsample import DEFAULT_UPSAMPLER, Upsampler, get_upsampler
+from dpwg.upsample import DEFAULT_UPSAMPLER, PromptedUpsampler, Upsampler, get_upsampler
 from dpwg.wavelet import haar_pyramid
 
 MAX_SEED = 2**31 - 1
@@ -109,12 +109,15 @@ class DPWaveletPipeline:
         settings: Sampling = DEFAULT_SAMPLING,
         upsampler: str | Upsampler = DEFAULT_UPSAMPLER,
         on_scale: Callable[[np.ndarray], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> GenerationResult:
         """One image a caption. Image i of an integer seed has seed + i; or give a seed for each.
 
         `guidance` replaces that of `settings`, which has the temperature and the cuts too.
 
         `on_scale` is called with the partial images, uint8 (B, h, w, 3), as each scale is finished.
+        An upsampler that draws is given captions and seeds, and calls `on_step` with how many of
+        its steps are done, of how many. What either raises ends the work.
         """
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
         seeds = _seeds(seed, len(captions))
@@ -134,7 +137,10 @@ class DPWaveletPipeline:
         sample(self._model, text, empty, seeds, settings, on_scale=decode)
         clock.append(time.perf_counter())
         coarse_BCHW = torch.from_numpy(partials[-1]).permute(0, 3, 1, 2).float() / 255
-        image_BCHW = upsample(coarse_BCHW)
+        if isinstance(upsample, PromptedUpsampler):
+            image_BCHW = upsample.draw(coarse_BCHW, captions=captions, seeds=seeds, on_step=on_step)
+        else:
+            image_BCHW = upsample(coarse_BCHW)
         clock.append(time.perf_counter())
         levels = (image_BCHW.shape[-1] // partials[0].shape[1]).bit_length() - 1
         names = ("text", "tokens", "upsampling")

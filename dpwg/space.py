@@ -21,9 +21,11 @@ from dpwg.checkpoint import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE")
-PARTS = ("dpwg/**/*.py", "docs/*.png", "docs/results/*.json", "examples/*")
-"""What the app shows and runs on; neither tests nor runs."""
+FILES = (
+    *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE", "examples/captions.txt"),
+    *("docs/sheet.png", "docs/results/held-out.json", "docs/results/audit-engine.json"),
+)
+"""What the app runs on and shows beside the package, file by file: what else lies there stays."""
 LARGE = "".join(
     f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("safetensors", "png")
 )
@@ -38,10 +40,13 @@ def write_space(
     Checkpoints are loaded, which checks them, and written anew, so that nothing that lies beside
     them travels; those with the same tokenizer share it. One without a bound on epsilon is left
     out, or refused if named, unless `without_bound` says that nothing in its records is sensitive.
-    The folder must be new; it appears under its name only when whole.
+    The folder must be new; it appears under its name only when whole. Links are refused.
     """
     if missing := [name for name in FILES if not (ROOT / name).is_file()]:
         raise FileNotFoundError(f"Expected {missing} beside the package; run this in a checkout.")
+    paths = (*map(ROOT.joinpath, FILES), *sorted((ROOT / "dpwg").rglob("*.py")))
+    if links := [path.relative_to(ROOT).as_posix() for path in paths if path.resolve() != path]:
+        raise ValueError(f"Expected files of this checkout, found links {links}; remove them.")
     if folder.exists():
         raise ValueError(f"Expected out={folder} to be new; remove it, or name another folder.")
     known = checkpoint_names()
@@ -61,7 +66,7 @@ def write_space(
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for path in (*map(ROOT.joinpath, FILES), *(p for part in PARTS for p in ROOT.glob(part))):
+        for path in paths:
             copy = partial / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

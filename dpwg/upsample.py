@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpwg.checkpoint import load_superresolution
+from dpwg.diffusion import KINDS, NAMES, DiffusionSettings, DiffusionUpsampler, describe, offered
+from dpwg.images import check_images
 from dpwg.superresolution import SuperResolution
 
 DEFAULT_UPSAMPLER = "wavelet-sharp"
@@ -54,6 +57,23 @@ class Upsampler(Protocol):
     def __call__(self, image_BCHW: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class PromptedUpsampler(Protocol):
+    """An upsampler that draws: after a caption too, and from a seed for each image.
+
+    `on_step` is called with how many steps are done, of how many; what it raises ends the drawing.
+    """
+
+    def draw(
+        self,
+        image_BCHW: Tensor,
+        *,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BicubicUpsampler:
     """Bicubic interpolation, clamped to [0, 1]: the baseline that knows no data at all."""
@@ -66,7 +86,7 @@ class BicubicUpsampler:
             raise ValueError(f"Expected scale={self.scale} to be 1 or more; 4 is usual.")
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        _check(image_BCHW)
+        check_images(image_BCHW)
         return F.interpolate(image_BCHW, scale_factor=self.scale, mode="bicubic").clamp(0, 1)
 
 
@@ -88,7 +108,7 @@ class WaveletUpsampler:
         return 1 << self._model.config.levels
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        _check(image_BCHW)
+        check_images(image_BCHW)
         with self._loading:
             model = self._model
         size = model.config.coarse_size
@@ -134,7 +154,7 @@ class RealESRGANUpsampler:
         return self._file(".bin").stat().st_size
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        _check(image_BCHW)
+        check_images(image_BCHW)
         with self._loading:
             net = self._net
         images = image_BCHW.detach().cpu().numpy()
@@ -181,12 +201,27 @@ class SharpWaveletUpsampler:
         return F.avg_pool2d(self._sharp(calm_BCHW), 2 * self._sharp.scale // self.scale)
 
 
+def all_upsamplers() -> dict[str, str]:
+    """What to choose from, by name, with a sentence on each: UPSAMPLERS, then those by diffusion
+    that can be had here. No network is asked, nothing is loaded.
+    """
+    return {**dict(UPSAMPLERS), **{name: describe(name) for name in offered()}}
+
+
 @cache
 def get_upsampler(name: str) -> Upsampler:
-    """An upsampler of UPSAMPLERS by its name, one a process; its weights load at the first call."""
+    """An upsampler by its name, one a process; its weights load at the first call.
+
+    A name is one of UPSAMPLERS, or that of a model by diffusion, as `dpwg.diffusion` reads it.
+    """
+    if name.partition(":")[0] in KINDS:
+        return DiffusionUpsampler(DiffusionSettings.parse(name))
     names = [known for known, _ in UPSAMPLERS]
     if name not in names:
-        raise ValueError(f"Expected name={name!r} in {{{', '.join(names)}}}; choose one of those.")
+        raise ValueError(
+            f"Expected name={name!r:.200} in {{{', '.join(names)}}}, or {NAMES}; choose one of "
+            "those."
+        )
     if name == "bicubic":
         return BicubicUpsampler()
     if name == "wavelet":
@@ -206,16 +241,3 @@ def _run(net: Any, image_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
     if status != 0:
         raise RuntimeError(f"ncnn failed with status {status} on an image of {borrowed.shape}.")
     return np.array(output)
-
-
-def _check(image_BCHW: Tensor) -> None:
-    shape = tuple(image_BCHW.shape)
-    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise ValueError(
-            f"Expected image_BCHW of shape (B, 3, H, W), found {shape}; add the batch."
-        )
-    if image_BCHW.dtype != torch.float32:
-        raise ValueError(f"Expected float32 in [0, 1], found {image_BCHW.dtype}; convert it first.")
-    low, high = (bound.item() for bound in image_BCHW.aminmax())
-    if not (low >= 0 and high <= 1):  # false for NaN too
-        raise ValueError(f"Expected values in [0, 1], found [{low:.4g}, {high:.4g}]; clamp them.")

@@ -10,9 +10,9 @@ from dpwg.cli import main
 from dpwg.pipeline import DPWaveletPipeline
 
 
-def draw(name: str, revision: str | None = None) -> str:
+def draw(name: str, revision: str | None = None, upsampler: str = "bicubic") -> str:
     pipe = DPWaveletPipeline.from_pretrained(name, revision=revision)
-    image = pipe(["a face", "red hair"], seed=[7, 8], upsampler="bicubic").image
+    image = pipe(["a face", "red hair"], seed=[7, 8], upsampler=upsampler).image
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 

@@ -12,12 +12,9 @@ import resource
 import shutil
 import signal
 import statistics
-import sys
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
+from killing import killed_before_line
 from PIL import Image
 
 from dpwg import parts
@@ -308,34 +306,6 @@ def test_an_export_killed_twenty_times_ends_as_one_never_killed(pipe, tmp_path, 
     check_kills(pipe, export, tmp_path / "whole", tmp_path / "killed", 20)
 
 
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches a signal that cannot be caught."""
-
-
-def killed_before_line(line: int, call: Callable[[], None]) -> bool:
-    """Whether `call` came to that many lines of the module of parts, and was stopped there."""
-    left = line
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != parts.__file__:
-            return None
-        left -= event == "line"
-        if left < 0:
-            raise Killed
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Killed:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     image = np.zeros((4, 4, 3), np.uint8)
@@ -355,7 +325,7 @@ def test_a_part_killed_before_any_line_is_whole_or_not_there(tmp_path, rows, for
     for line in itertools.count():
         folder = tmp_path / str(line)
         path = kind.path(folder, 0, 1)
-        killed = killed_before_line(line, functools.partial(appear, path, write))
+        killed = killed_before_line(line, parts, functools.partial(appear, path, write))
         seen.add(path.exists())
         if path.exists():
             assert {n: b for n, b in tree(folder).items() if ".partial-" not in n} == expected

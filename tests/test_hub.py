@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers_models import save_ldm
 from hub_server import Files, Hub, serve
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
@@ -228,6 +229,23 @@ def test_a_misspelt_local_name_is_not_asked_of_the_hub(client, hub) -> None:
     for name in ("faces/eps-11", "faces", "/no/such", "../x/y", "a/b/c"):
         assert "to be a release folder or one of ['faces/public'" in client.refusal("draw", name)
     assert hub.requests == []
+
+
+def test_an_upsampler_comes_from_the_hub_without_anything_but_what_is_loaded(
+    client, hub, tmp_path
+) -> None:
+    folder = save_ldm(tmp_path / "ldm")
+    loaded = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+    beside = ("unet/diffusion_pytorch_model.bin", "unet/x.py", "x.safetensors", "x.ckpt")
+    hub.commit("me/ldm", loaded | dict.fromkeys(beside, pickle.dumps("not asked for")))
+    hub.requests.clear()
+    drawn = client("draw", "faces/eps-1", upsampler="ldm:me/ldm,steps=2")
+    assert drawn == client("draw", "faces/eps-1", upsampler=f"ldm:{folder},steps=2")
+    assert "answer" in drawn
+    read = {path.partition("/resolve/")[2].partition("/")[2] for _, path in hub.requests}
+    assert read - {""} == loaded.keys()
+    told = client.refusal("draw", "faces/eps-1", upsampler="ldm:me/none")
+    assert "upsampler='me/none' at 'main' on the hub, found none" in told
 
 
 def test_without_a_network_the_message_says_so(root) -> None:

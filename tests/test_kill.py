@@ -11,16 +11,14 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from killing import killed_before_line
 from torch import Tensor
 
 from dpwg.model import WaveletGPT
@@ -162,34 +160,6 @@ def test_a_run_killed_twenty_times_ends_as_one_never_killed(
     check_kills(Runs(make_model(), inputs, settings, tmp_path), 20)
 
 
-class Killed(BaseException):
-    """Nothing catches it, as nothing catches a signal that cannot be caught."""
-
-
-def killed_before_line(line: int, call: Callable[[], None]) -> bool:
-    """Whether `call` came to that many lines of the state's module, and was stopped there."""
-    left = line
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != state.__file__:
-            return None
-        left -= event == "line"
-        if left < 0:
-            raise Killed
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Killed:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 def save(folder: Path, step: int) -> None:
     save_state(folder, step, {"a": torch.full((3,), float(step))}, {"step": step})
 
@@ -209,7 +179,7 @@ def test_a_state_killed_before_any_line_is_the_one_before_or_this_one(
         folder = tmp_path / str(line)
         for earlier in range(1, step):
             save(folder, earlier)
-        killed = killed_before_line(line, functools.partial(save, folder, step))
+        killed = killed_before_line(line, state, functools.partial(save, folder, step))
         found.add(loaded(folder))
         with monkeypatch.context() as patched:  # who resumes is another process
             patched.setattr(os, "getpid", lambda: 0)

@@ -16,8 +16,10 @@ PACKAGE = Path(dpwg.__file__).parent
 LEVELS = {
     "dpwg": 0,
     "dpwg.config": 0,
-    "dpwg.inputs": 0,
+    "dpwg.inputs": 1,
+    "dpwg.download": 0,
     "dpwg.wavelet": 1,
+    "dpwg.images": 1,
     "dpwg.layers": 1,
     "dpwg.codebook": 1,
     "dpwg.lora": 1,
@@ -28,6 +30,7 @@ LEVELS = {
     "dpwg.parts": 1,
     "dpwg.data": 2,
     "dpwg.tokenizer": 2,
+    "dpwg.diffusion": 3,
     "dpwg.model": 3,
     "dpwg.sampling": 4,
     "dpwg.checkpoint": 4,
@@ -153,7 +156,7 @@ def test_accounting_and_cards_load_no_torch() -> None:
 
 
 def test_the_pipeline_loads_no_user_interface_and_no_training_library() -> None:
-    found = loaded("import dpwg.pipeline")
+    found = loaded("import dpwg.pipeline, dpwg.upsample as u; u.all_upsamplers()")
     assert not found & {"gradio", "diffusers", "transformers", "opacus", "dpwg.training.finetune"}
 
 

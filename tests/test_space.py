@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpwg import space as space_module
 from dpwg.checkpoint import load_release
 from dpwg.cli import main
 from dpwg.space import write_space
@@ -53,7 +54,7 @@ def space(checkpoints) -> Path:
 def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> None:
     files = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "dpwg", "examples"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "dpwg"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert set(tracked) <= files
@@ -64,8 +65,10 @@ def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> No
     }
     assert not any(re.search(r"(^|/)(run|runs|tests|step-\d+|latest|\.git)(/|$)", f) for f in files)
     assert {Path(file).suffix for file in files} <= {
-        "", ".md", ".txt", ".py", ".json", ".ipynb", ".png", ".safetensors",
+        "", ".md", ".txt", ".py", ".json", ".png", ".safetensors",
     }  # fmt: skip
+    beside = {file for file in files if file.startswith(("docs/", "examples/"))}
+    assert beside == {file for file in space_module.FILES if "/" in file}
     assert (space / "README.md").read_text().startswith("---\ntitle: ")
     assert "app_file: app.py\n" in (space / "README.md").read_text()
     assert "*.safetensors filter=lfs" in (space / ".gitattributes").read_text()
@@ -103,6 +106,29 @@ def test_an_existing_folder_is_not_written_over(tmp_path, capsys) -> None:
     assert main(["space", "--out", str(tmp_path)]) == 2
     assert "to be new; remove it" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_lies_beside_the_app_stays_and_links_are_refused(tmp_path, monkeypatch) -> None:
+    copy = tmp_path.resolve() / "checkout"
+    shutil.copytree(ROOT / "dpwg", copy / "dpwg", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in space_module.FILES:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    mine = ("examples/mine.txt", "docs/mine.png", "docs/results/mine.json", "dpwg/mine.csv")
+    for name in mine:
+        (copy / name).write_text("mine")
+    monkeypatch.setattr(space_module, "ROOT", copy)
+    assert not set(mine) & write_space(tmp_path / "a").keys()
+    for name in ("dpwg/linked.py", "examples/captions.txt"):
+        kept = (copy / name).read_bytes() if (copy / name).exists() else None
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(copy / "examples" / "mine.txt")
+        with pytest.raises(ValueError, match=rf"found links \['{name}'\]"):
+            write_space(tmp_path / "b")
+        (copy / name).unlink()
+        if kept is not None:
+            (copy / name).write_bytes(kept)
+    assert not (tmp_path / "b").exists()
 
 
 def page(python: Path | str, space: Path, scratch: Path) -> str:

@@ -163,7 +163,7 @@ def test_bad_input_is_an_error_in_words(change, message):
 def test_closing_the_stream_stops_the_work_at_its_next_scale():
     looked, stopped = Event(), Event()
 
-    def pipe(captions, *, on_scale):
+    def pipe(captions, *, on_scale, on_step):
         on_scale(np.zeros((1, 8, 8, 3), np.uint8))
         looked.wait()
         try:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dpwg.cli.console import run_counted
+from dpwg.cli.console import progress_bar, run_counted
 from dpwg.cli.options import Verb, read_settings, sampling_options
 
+UPSAMPLER_HELP = (
+    "one of the app's, wavelet-sharp by default; or by diffusion: sd-x4:NAME follows the caption, "
+    "ldm:NAME does not, NAME being a folder or user/name on the hub, and behind it what differs "
+    "from the authors' own, as in sd-x4:NAME,steps=30,noise_level=20,guidance=9,revision=main"
+)
 UNBOUND_HELP = "publish without privacy too: nothing in the records is sensitive"
 
 
@@ -37,7 +43,7 @@ def add_sample(verb: Verb) -> None:
     )
     command.add_argument("--seed", type=int, default=0)
     sampling_options(command)
-    command.add_argument("--upsampler", help="one of the app's; wavelet-sharp by default")
+    command.add_argument("--upsampler", help=UPSAMPLER_HELP)
     command.add_argument("--out", type=Path, required=True)
 
 
@@ -47,7 +53,7 @@ def _sample(options: argparse.Namespace) -> Any:
     from dpwg.pipeline import DPWaveletPipeline
     from dpwg.sampling import Sampling
     from dpwg.spectra import bands_figure
-    from dpwg.upsample import DEFAULT_UPSAMPLER
+    from dpwg.upsample import DEFAULT_UPSAMPLER, PromptedUpsampler, get_upsampler
 
     if options.captions is not None:
         return _export(options)
@@ -55,12 +61,16 @@ def _sample(options: argparse.Namespace) -> Any:
     if count < 1:
         raise ValueError(f"Expected n={count} >= 1.")
     pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
-    result = pipeline(
-        [options.caption] * count,
-        seed=options.seed,
-        settings=read_settings(Sampling, options),
-        upsampler=options.upsampler or DEFAULT_UPSAMPLER,
-    )
+    upsampler = get_upsampler(options.upsampler or DEFAULT_UPSAMPLER)
+    in_steps = isinstance(upsampler, PromptedUpsampler)
+    with progress_bar("upsampling") if in_steps else nullcontext() as on_step:
+        result = pipeline(
+            [options.caption] * count,
+            seed=options.seed,
+            settings=read_settings(Sampling, options),
+            upsampler=upsampler,
+            on_step=on_step,
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
         Image.fromarray(coarse).save(options.out / f"coarse-{index}.png")

@@ -20,9 +20,9 @@ from dpwg.ui.figures import quality_figure
 from dpwg.ui.generate import example_captions, random_seed
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, draw, load_pipeline
+from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw, load_pipeline
 from dpwg.ui.results import measures
-from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
+from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 
 class Rows(NamedTuple):
@@ -77,6 +77,9 @@ def compare_pipelines(
                 if isinstance(step, GenerationResult):
                     images = [*images, *saved(folder, f"image-{place}", step.image, label)]
                     seconds += step.seconds["total"]
+                elif isinstance(step, UpsamplingStep):
+                    yield Rows(coarse, images, f"{status} · {step}")
+                    continue
                 else:
                     part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), label)
                     coarse = [*coarse[:place], *part]
@@ -106,6 +109,8 @@ def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> I
                     images = saved(folder, "image", step.image, labels)
                     facts = f"seed {seed} for all · drawn in {step.seconds['total']:.2f} s"
                     yield Rows(coarse, images, f"{_label(pipe.release.card)} · {facts}")
+                elif isinstance(step, UpsamplingStep):
+                    yield Rows(coarse, [], f"{upsampler}: {step}")
                 else:
                     size = step.shape[1]
                     coarse = saved(folder, f"coarse-{size}", enlarged(step), labels)
@@ -236,7 +241,7 @@ def _build_settings() -> tuple[Component, Component]:
             dice = gr.Button("⚄ Random seed", size="sm")
         with gr.Column(min_width=160):
             upsampler = gr.Dropdown(
-                [name for name, _ in UPSAMPLERS], value=DEFAULT_UPSAMPLER, label="Upsampler"
+                list(all_upsamplers()), value=DEFAULT_UPSAMPLER, label="Upsampler"
             )
     dice.click(random_seed, outputs=seed, api_visibility="private")
     return seed, upsampler

@@ -27,7 +27,7 @@ from dpwg.ui.limits import MAX_IMAGES, whole
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, draw, load_pipeline
 from dpwg.ui.sharing import Drawing, from_query, to_query
-from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
+from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "captions.txt"
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
@@ -73,7 +73,7 @@ def describe_checkpoint(name: str) -> tuple[str, str]:
 
 def describe_upsampler(name: str) -> str:
     """What an upsampler does to the picture."""
-    return dict(UPSAMPLERS)[name]
+    return all_upsamplers().get(name, "It is not here any more.")
 
 
 def random_seed() -> int:
@@ -95,7 +95,8 @@ def generate(
     temperature: float,
     upsampler: str,
 ) -> Iterator[Frame]:
-    """Frames of `count` images with seeds from `seed`: one a scale, the pictures, then the rest.
+    """Frames of `count` images with seeds from `seed`: one a scale, some of an upsampler that works
+    in steps, then the pictures and all the rest.
 
     An empty caption draws unconditionally. The files of a frame live until the last one is left.
     """
@@ -120,16 +121,22 @@ def generate(
                 if isinstance(step, GenerationResult):
                     yield _finished(Path(folder), drawing, step)
                     continue
-                size = step.shape[1]
-                last = size == pipe.release.tokenizer.config.coarse_size
-                work = f"Upsampling with {upsampler}" if last else f"Drawing {_square(2 * size)}"
-                yield Frame(
-                    coarse_title=_coarse_title(size, pipe.release.card),
-                    coarse=_coarse(Path(folder), step, seeds),
-                    image_title=IMAGE_TITLE.format(""),
-                    images=None,
-                    status=f"{work} …",
-                )
+                if isinstance(step, np.ndarray):
+                    size = step.shape[1]
+                    last = size == pipe.release.tokenizer.config.coarse_size
+                    work = (
+                        f"Upsampling with {upsampler}" if last else f"Drawing {_square(2 * size)}"
+                    )
+                    frame = Frame(
+                        coarse_title=_coarse_title(size, pipe.release.card),
+                        coarse=_coarse(Path(folder), step, seeds),
+                        image_title=IMAGE_TITLE.format(""),
+                        images=None,
+                        status=f"{work} …",
+                    )
+                else:
+                    frame = frame._replace(status=f"{upsampler}: {step}")
+                yield frame
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
 
@@ -245,6 +252,7 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
             checkpoint, promise, settings = _build_settings(names)
         with gr.Column(elem_classes="results"):
             pictures = _build_pictures()
+            stop = gr.Button("Stop drawing", size="sm")
         with gr.Column(elem_classes="extras"):
             extras = _build_extras()
             with gr.Accordion("Privacy card of the chosen checkpoint", open=False):
@@ -264,14 +272,21 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
         "scroll_to_output": True,
         "show_progress_on": pictures[1],
     }
-    gr.on([button.click, caption.submit], generate, api_name="generate", **run)
-    lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
+    drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
+    surprised = lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
         generate, api_visibility="private", **run
     )
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
-    demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
+    linked = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs]}, api_visibility="private"
+    )
+    stop.click(
+        lambda: "Stopped; nothing is being drawn.",
+        outputs=pictures[-1],
+        cancels=[drawn, surprised, linked],
+        queue=False,
+        api_visibility="private",
     )
     return shown
 
@@ -320,7 +335,7 @@ def _build_settings(names: Sequence[str]) -> tuple[Component, Component, list[Co
             info="0 always takes the likeliest code; 1 draws as the model does.",
         )
         upsampler = gr.Dropdown(
-            [name for name, _ in UPSAMPLERS],
+            list(all_upsamplers()),
             value=DEFAULT_UPSAMPLER,
             label="Upsampler",
             info=describe_upsampler(DEFAULT_UPSAMPLER),

@@ -8,18 +8,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
+from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
 
-Frames = Iterator[np.ndarray | GenerationResult]
+
+class UpsamplingStep(NamedTuple):
+    """How far an upsampler that draws in steps has come."""
+
+    done: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"upsampling step {self.done} of {self.steps} …"
+
+
+Frames = Iterator[np.ndarray | UpsamplingStep | GenerationResult]
 
 _loading = Lock()
 
@@ -35,20 +47,26 @@ def load_pipeline(name: str) -> DPWaveletPipeline:
 def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) -> Frames:
     """The partial images of each scale as it is finished, uint8 (B, h, w, 3), then the result.
 
-    `settings` are the pipeline's own. It runs in a thread, which stops at its next scale when the
-    iterator is closed. Its errors are raised here.
+    In between are an upsampler's steps, where it has any; those that nobody waited for are left
+    out. `settings` are the pipeline's own. It runs in a thread, which stops at its next scale or
+    step when the iterator is closed. Its errors are raised here.
     """
-    finished: SimpleQueue[np.ndarray | GenerationResult | Exception] = SimpleQueue()
+    finished: SimpleQueue[np.ndarray | UpsamplingStep | GenerationResult | Exception] = (
+        SimpleQueue()
+    )
     closed = Event()
 
-    def on_scale(partial: np.ndarray) -> None:
+    def show(item: np.ndarray | UpsamplingStep) -> None:
         if closed.is_set():
             raise InterruptedError("Nobody is looking any more.")
-        finished.put(partial)
+        finished.put(item)
+
+    def on_step(done: int, steps: int) -> None:
+        show(UpsamplingStep(done, steps))
 
     def run() -> None:
         try:
-            finished.put(pipe(captions, on_scale=on_scale, **settings))
+            finished.put(pipe(captions, on_scale=show, on_step=on_step, **settings))
         except Exception as error:
             finished.put(error)
 
@@ -56,6 +74,8 @@ def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) 
     try:
         while True:
             item = finished.get()
+            while isinstance(item, UpsamplingStep) and not finished.empty():
+                item = finished.get()
             if isinstance(item, Exception):
                 raise item
             yield item
@@ -70,8 +90,11 @@ def draw(
 ) -> Frames:
     """`stream` of the pipeline that `load` gives, on a GPU where there is one.
 
+    Raises ValueError for an upsampler that the page does not offer: paths are the owner's to name.
     On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
     """
+    if (asked := settings.get("upsampler", DEFAULT_UPSAMPLER)) not in (names := all_upsamplers()):
+        raise ValueError(f"Expected upsampler={asked!r:.80} in {list(names)}.")
     if importlib.util.find_spec("spaces") is None:
         return _draw(load, captions, settings)
     return borrowing()(load, captions, settings)

@@ -11,7 +11,7 @@ from dpwg.pipeline import MAX_SEED
 from dpwg.sampling import Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
-from dpwg.upsample import DEFAULT_UPSAMPLER, UPSAMPLERS
+from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
     """
     if not {"caption", "seed"} & set(query):
         return None
-    names, upsamplers = checkpoint_names(), [name for name, _ in UPSAMPLERS]
+    names, upsamplers = checkpoint_names(), list(all_upsamplers())
     caption = query.get("caption", "")
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise ValueError(

@@ -1,0 +1,367 @@
+"""Upsampling by diffusion: tiny real pipelines from the folders that diffusers saves."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from diffusers_models import save_ldm, save_sd_x4
+from huggingface_hub import constants
+from PIL import Image
+from torch import Tensor
+
+from dpwg.cli import main
+from dpwg.diffusion import (
+    KINDS,
+    VARIABLE,
+    DiffusionSettings,
+    DiffusionUpsampler,
+    offered,
+    public_name,
+)
+from dpwg.export import Export, export_dataset
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.ui.generate import describe_upsampler, generate
+from dpwg.ui.pipelines import UpsamplingStep, draw, load_pipeline
+from dpwg.ui.sharing import from_query
+from dpwg.upsample import (
+    UPSAMPLERS,
+    BicubicUpsampler,
+    PromptedUpsampler,
+    all_upsamplers,
+    get_upsampler,
+)
+
+CAPTIONS = ("a person", "long red hair", "blue")
+SEEDS = (5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder: Path = tmp_path_factory.mktemp("models")
+    return {"sd-x4": save_sd_x4(folder / "sd"), "ldm": save_ldm(folder / "ldm")}
+
+
+@pytest.fixture(autouse=True)
+def _no_other_models(root, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def upsample(request, models) -> DiffusionUpsampler:
+    return DiffusionUpsampler(
+        DiffusionSettings(kind=request.param, source=str(models[request.param]), steps=3)
+    )
+
+
+@pytest.fixture(scope="module")
+def coarse() -> Tensor:
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def test_a_batch_is_its_images_alone_and_every_step_is_told(upsample, coarse) -> None:
+    steps: list[tuple[int, int]] = []
+    large = upsample.draw(
+        coarse, captions=CAPTIONS, seeds=SEEDS, on_step=lambda *step: steps.append(step)
+    )
+    assert (large.shape, large.dtype) == ((3, 3, 128, 128), torch.float32)
+    assert 0 <= large.min() < large.max() <= 1
+    assert steps == [(done, 9) for done in range(1, 10)]
+    torch.manual_seed(99)  # no global generator decides anything, or is used
+    before = torch.get_rng_state()
+    for i in (2, 0):
+        one = slice(i, i + 1)
+        alone = upsample.draw(coarse[one], captions=CAPTIONS[one], seeds=SEEDS[one])
+        assert torch.equal(alone, large[one])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_caption_seed_and_image_decide(upsample, coarse) -> None:
+    def drawn(place: int, caption: str, seed: int) -> Tensor:
+        image_BCHW = coarse[place : place + 1]
+        return upsample.draw(image_BCHW, captions=[caption], seeds=[seed])
+
+    usual = drawn(0, "a person", 5)
+    assert not torch.equal(drawn(0, "a person", 6), usual)
+    assert not torch.equal(drawn(1, "a person", 5), usual)
+    follows = upsample.settings.kind == "sd-x4"
+    assert torch.equal(drawn(0, "blue hair \ud800", 5), usual) != follows
+    assert torch.equal(upsample(coarse[:1]), drawn(0, "", 0))
+
+
+def test_what_a_step_raises_ends_the_drawing_and_leaves_nothing_behind(upsample, coarse) -> None:
+    usual = upsample.draw(coarse[:1], captions=["a"], seeds=[1])
+    seen = []
+
+    def cancel(done: int, steps: int) -> None:
+        seen.append(done)
+        if done == 2:
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        upsample.draw(coarse, captions=CAPTIONS, seeds=SEEDS, on_step=cancel)
+    assert seen == [1, 2]
+    assert torch.equal(upsample.draw(coarse[:1], captions=["a"], seeds=[1]), usual)
+    assert seen == [1, 2]
+
+
+def test_half_precision_and_slices_draw_nearly_the_same(upsample, coarse) -> None:
+    usual = upsample.draw(coarse[:1, :, :8, :8], captions=["a"], seeds=[1])
+    for options in ({"dtype": torch.bfloat16}, {"sliced": True}):
+        other = DiffusionUpsampler(upsample.settings, device="cpu", **options)
+        drawn = other.draw(coarse[:1, :, :8, :8], captions=["a"], seeds=[1])
+        assert drawn.dtype == torch.float32
+        assert (drawn - usual).abs().mean() < 0.03
+        if upsample.settings.kind == "sd-x4":
+            assert other._pipe.vae.dtype == torch.float32
+            assert other._pipe.vae.use_tiling == ("sliced" in options)
+
+
+def test_bad_input_is_refused_in_words(upsample, coarse) -> None:
+    with pytest.raises(ValueError, match="Expected 3 captions and seeds, found 2 and 3"):
+        upsample.draw(coarse, captions=CAPTIONS[:2], seeds=SEEDS)
+    with pytest.raises(ValueError, match=r"sides that 2 divides, found \(32, 31\)"):
+        upsample(coarse[..., 1:])
+    with pytest.raises(ValueError, match="clamp them"):
+        upsample(coarse + 1)
+
+
+def test_the_pipeline_gives_captions_seeds_and_steps(root, models, coarse) -> None:
+    pipe = DPWaveletPipeline.from_pretrained(root / "faces" / "eps-1")
+    name = f"sd-x4:{models['sd-x4']},steps=2"
+    steps: list[tuple[int, int]] = []
+    result = pipe(CAPTIONS, seed=SEEDS, upsampler=name, on_step=lambda *step: steps.append(step))
+    assert result.image.shape == (3, 128, 128, 3)
+    assert len(result.bands) == 1 + 4
+    assert steps == [(done, 6) for done in range(1, 7)]
+    shown = torch.from_numpy(result.coarse).permute(0, 3, 1, 2).float() / 255
+    large = get_upsampler(name).draw(shown, captions=CAPTIONS, seeds=SEEDS)
+    assert np.array_equal(result.image, (large * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    alone = pipe(CAPTIONS[1], seed=SEEDS[1], upsampler=name)
+    assert np.array_equal(alone.image[0], result.image[1])
+
+
+def test_only_upsamplers_that_draw_are_prompted(upsample) -> None:
+    assert isinstance(upsample, PromptedUpsampler)
+    assert not any(isinstance(get_upsampler(name), PromptedUpsampler) for name, _ in UPSAMPLERS)
+    assert not isinstance(BicubicUpsampler(), PromptedUpsampler)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ldm:a/b", {"kind": "ldm", "source": "a/b", "steps": 100}),
+        ("sd-x4:/x, y/z", {"kind": "sd-x4", "source": "/x, y/z", "steps": 75}),
+        (
+            "sd-x4:a/b,steps=5,revision=v1,noise_level=0,guidance=1.5",
+            {
+                "kind": "sd-x4",
+                "source": "a/b",
+                "steps": 5,
+                "revision": "v1",
+                "noise_level": 0,
+                "guidance": 1.5,
+            },
+        ),
+    ],
+)
+def test_a_name_says_which_model_and_how(name: str, settings: dict[str, object]) -> None:
+    read = DiffusionSettings.parse(name)
+    assert read == DiffusionSettings(**settings)
+    assert (read.name, get_upsampler(name).name) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ldm:", "NAME being a folder or user/name"),
+        ("x4:a/b", r"name='x4:a/b' in \{wavelet-sharp, .*, or sd-x4:NAME"),
+        ("ldm:a/b,noise_level=3", r"no \['noise_level'\]"),
+        ("sd-x4:a/b,step=3", r"no \['step'\]"),
+        ("sd-x4:a/b,steps=many", "numbers"),
+        ("sd-x4:a/b,steps=-1", r"steps=-1 in \[0, 1000\]"),
+        ("sd-x4:a/b,guidance=nan", "guidance=nan"),
+        ("sd-x4:a/b,noise_level=1001", "noise_level=1001"),
+        ("sd-x4:a/b,revision=", "NAME being a folder"),
+    ],
+)
+def test_names_that_are_none_are_refused(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        get_upsampler(name)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def pickled(part: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (weights,) = (folder / part).glob("*.safetensors")
+        name = "pytorch_model.bin" if weights.stem == "model" else f"{weights.stem}.bin"
+        torch.save({}, weights.with_name(name))
+        weights.unlink()
+
+    return change
+
+
+def pickled_shard(folder: Path) -> None:
+    torch.save({}, folder / "unet" / "evil.bin")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "evil.bin"}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((pickled(part), f"no {part}/.*pickles") for part in KINDS["sd-x4"].weights),
+        (pickled_shard, "weights 'evil.bin' in unet; pickles"),
+        (lambda at: edit(at / "model_index.json", unet=["evil", "UNet"]), r"unet of \['evil'"),
+        (lambda at: edit(at / "model_index.json", vae=["diffusers", "VQModel"]), "vae of"),
+        (lambda at: edit(at / "model_index.json", _class_name="Other"), "found a Other"),
+        (lambda at: (at / "model_index.json").write_text("[["), "no readable model_index.json"),
+        (lambda at: (at / "vae" / "config.json").unlink(), "to load as StableDiffusion.*OSError"),
+        (lambda at: edit(at / "model_index.json", max_noise_level=9), "noise_level=20 above its 9"),
+    ],
+)
+def test_a_folder_that_cannot_be_trusted_is_not_loaded(models, tmp_path, change, words) -> None:
+    folder = shutil.copytree(models["sd-x4"], tmp_path / "sd")
+    change(folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        get_upsampler(f"sd-x4:{folder}")(torch.zeros(1, 3, 8, 8))
+    assert "'wavelet-sharp'" in str(caught.value)
+
+
+def test_what_is_missing_names_an_embedded_upsampler(models, tmp_path) -> None:
+    for source, words in (
+        ("some/one", "here or on the hub, which cannot be reached; take the embedded upsampler"),
+        (str(tmp_path / "none"), "to be a folder or, as user/name, a model on the hub"),
+    ):
+        with pytest.raises(FileNotFoundError, match=words) as caught:
+            get_upsampler(f"ldm:{source}")(torch.zeros(1, 3, 8, 8))
+        assert "'wavelet-sharp'" in str(caught.value)
+
+
+def cached(folder: Path, name: str) -> Path:
+    """Put a model into the hub's local cache, as a download leaves it."""
+    at = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (at / "refs").mkdir(parents=True)
+    (at / "refs" / "main").write_text("c0ffee")
+    return Path(shutil.copytree(folder, at / "snapshots" / "c0ffee"))
+
+
+def test_models_in_the_local_cache_are_offered_and_drawn_with(models, coarse) -> None:
+    assert offered() == []
+    cached(models["sd-x4"], "some/x4")
+    (cached(models["ldm"], "some/half") / "unet" / "config.json").unlink()
+    broken = cached(models["ldm"], "some/broken")
+    (broken / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert offered() == ["ldm:some/half", "sd-x4:some/x4"]
+    drawn = get_upsampler("sd-x4:some/x4,steps=2")(coarse[:1])
+    local = get_upsampler(f"sd-x4:{models['sd-x4']},steps=2")(coarse[:1])
+    assert torch.equal(drawn, local)
+
+
+def test_models_named_in_the_environment_are_offered_where_they_can_be_had(
+    models, tmp_path, monkeypatch
+) -> None:
+    here = f"ldm:{models['ldm']},steps=2"
+    wrong = f"sd-x4:{models['ldm']}"
+    monkeypatch.setenv(VARIABLE, f" {here}; {wrong};ldm:{tmp_path};sd-x4:some/one,steps=4;")
+    assert offered() == [here]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert offered() == [here, "sd-x4:some/one,steps=4"]
+    assert list(all_upsamplers())[: len(UPSAMPLERS)] == [name for name, _ in UPSAMPLERS]
+    assert describe_upsampler(here).endswith(f"{models['ldm']}, 2 steps.")
+    monkeypatch.setenv(VARIABLE, "magic")
+    with pytest.raises(ValueError, match="found 'magic'"):
+        offered()
+
+
+INPUTS = {
+    "checkpoint": "faces/eps-1",
+    "caption": "a person",
+    "seed": 7,
+    "count": 2,
+    "guidance": 2.0,
+    "temperature": 1.0,
+}
+
+
+def test_the_generate_tab_tells_the_steps_and_takes_only_what_is_offered(
+    models, monkeypatch
+) -> None:
+    name = f"sd-x4:{models['sd-x4']},steps=3"
+    with pytest.raises(gr.Error, match="Expected upsampler="):
+        list(generate(**INPUTS, upsampler=name))
+    link = {"caption": "a", "checkpoint": "faces/eps-1", "upsampler": name}
+    with pytest.raises(ValueError, match="upsampler="):
+        from_query(link)
+    monkeypatch.setenv(VARIABLE, name)
+    drawing = from_query(link)
+    assert drawing is not None
+    assert drawing.upsampler == name
+    told = [frame.status for frame in generate(**INPUTS, upsampler=name)]
+    steps = [status for status in told if "upsampling step" in status]
+    assert steps
+    assert all(re.search(r": upsampling step [1-6] of 6 …$", status) for status in steps)
+    assert told[-1].startswith("seeds 7, 8 · ")
+
+
+def test_closing_the_stream_stops_the_steps(models, monkeypatch) -> None:
+    name = f"ldm:{models['ldm']},steps=1000"
+    monkeypatch.setenv(VARIABLE, name)
+    upsampler, stopped = get_upsampler(name), Event()
+    assert isinstance(upsampler, DiffusionUpsampler)
+
+    class Watched:
+        def __call__(self, *given: object, on_step: Callable[[int, int], None], **options: object):
+            try:
+                return pipe(*given, on_step=on_step, **options)
+            except InterruptedError:
+                stopped.set()
+                raise
+
+        def to(self, _: str) -> Watched:
+            return self
+
+    pipe = load_pipeline("faces/eps-1")
+    frames = draw(Watched, ("a",), seed=1, upsampler=name)
+    step = next(step for step in frames if isinstance(step, UpsamplingStep))
+    assert step.done < step.steps == 1000
+    frames.close()
+    assert stopped.wait(30)
+
+
+def test_the_command_line_draws_and_exports_with_it(models, tmp_path, capsys) -> None:
+    name = f"ldm:{models['ldm']},steps=2"
+    chosen = ("sample", "--checkpoint", "faces/eps-1", "--upsampler", name, "--seed", "3")
+    assert main([*chosen, "--caption", "a", "--n", "2", "--out", str(tmp_path / "a")]) == 0
+    assert "4/4" in capsys.readouterr().err
+    pipe = load_pipeline("faces/eps-1")
+    image = pipe(["a", "a"], seed=3, upsampler=name).image[1]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / "image-1.png")), image)
+    assert main([*chosen[:-3], "ldm:no,steps=x", "--caption", "a", "--out", "b"]) == 2
+    assert "Expected numbers in 'ldm:no,steps=x'" in capsys.readouterr().err
+
+
+def test_an_export_publishes_no_path_of_this_machine(models, tmp_path) -> None:
+    name = f"ldm:{models['ldm']},steps=1"
+    export = Export(captions=("a",), captions_from="Written here", upsampler=name)
+    pipe = load_pipeline("faces/eps-1")
+    assert list(export_dataset(pipe, export, tmp_path / "set", checkpoint="faces/eps-1")) == [1]
+    for file in ("export.json", "README.md"):
+        written = (tmp_path / "set" / file).read_text()
+        assert "ldm:ldm,steps=1" in written
+        assert str(models["ldm"].parent) not in written
+    for same in ("bicubic", "sd-x4:a/b,revision=v1"):
+        assert public_name(same) == same
