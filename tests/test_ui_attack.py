@@ -247,7 +247,8 @@ def test_a_record_that_is_drawn_again_is_found():
     drawn = (known_NCHW[[7, 54]] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     steps = []
     progress = lambda step, **_: steps.append(step)  # noqa: E731
-    frames = nearest(Shown("faces/eps-1", drawn, drawn, "mine"), "faces/public", 60, progress)
+    shown = Shown("faces/eps-1", drawn, drawn, "mine")
+    frames = nearest(shown, "faces/public", 60, progress=progress)
     found = next(frames)
     assert found.training[0][1] == "train record 7: 0.0 levels"
     assert found.unseen[0][1].startswith("test record ")

@@ -245,8 +245,10 @@ def _up(rate: float) -> str:
     return f"{math.ceil(rate * 1e4 - 1e-9) / 100:g}%"
 
 
-def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
-    """Add the tab's components; `shown` holds what the Generate tab drew last. Loads no model."""
+def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.Tab) -> None:
+    """Add the tab's components; `shown` holds what the Generate tab drew last, `own` the visitor's
+    run. Loads no model.
+    """
     gr.Markdown(INTRODUCTION)
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
@@ -308,7 +310,7 @@ def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
         show_progress_on=told,
     )
     dice.click(random_seed, outputs=seed, api_visibility="private")
-    build_nearest(shown, name)
+    build_nearest(shown, name, own)
 
 
 def _offer(name: str) -> tuple[gr.Button, str]:

@@ -16,6 +16,8 @@ import torch
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
 
+KEPT_TRAINED = 2
+"""How many models of visitors stay loaded, those that were drawn with last."""
 MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
 
@@ -30,6 +32,12 @@ def load_pipeline(name: str) -> DPWaveletPipeline:
         raise ValueError(f"Expected checkpoint={name!r} in {names}.")
     with _loading:
         return _load(find_checkpoint(name))
+
+
+def load_trained(folder: Path) -> DPWaveletPipeline:
+    """The pipeline of a visitor's release."""
+    with _loading:
+        return _load_trained(folder)
 
 
 def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) -> Frames:
@@ -94,4 +102,9 @@ def _draw(
 
 @functools.cache
 def _load(folder: Path) -> DPWaveletPipeline:
+    return DPWaveletPipeline.from_pretrained(folder)
+
+
+@functools.lru_cache(maxsize=KEPT_TRAINED)
+def _load_trained(folder: Path) -> DPWaveletPipeline:
     return DPWaveletPipeline.from_pretrained(folder)
