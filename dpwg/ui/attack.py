@@ -298,8 +298,16 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
         found,
         api_name="attack",
         show_progress_on=told,
+        trigger_mode="always_last",
     )
-    gr.on([tab.select, name.change], _offer, name, [button, offer], api_visibility="private")
+    gr.on(
+        [tab.select, name.change],
+        _offer,
+        name,
+        [button, offer],
+        api_visibility="private",
+        trigger_mode="always_last",
+    )
     button.click(
         attack_live,
         [name, count, seed],

@@ -264,6 +264,7 @@ def build_generate(
         inputs=[checkpoint, own],
         outputs=[promise, card],
         api_name="describe_checkpoint",
+        trigger_mode="always_last",
     )
     inputs, outputs = [checkpoint, caption, *settings], [*pictures, *extras, shown]
     run: dict[str, Any] = {
