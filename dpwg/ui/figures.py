@@ -66,6 +66,7 @@ def steps_figure(steps: Sequence[int], epsilons: Sequence[float], delta: float) 
     if shown:
         axes.plot(*shown[-1], "o", color=ORANGE, markersize=9)
     axes.set(xlabel="noisy steps", ylabel=f"epsilon (PLD) at δ = {delta:.3g}")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlim(0, max(steps) * 1.04)
     axes.set_ylim(bottom=0)
     return figure

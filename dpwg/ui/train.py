@@ -241,7 +241,7 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
                 ),
             ]
             with gr.Row():
-                start = gr.Button("Start, or go on", variant="primary", min_width=140)
+                start = gr.Button("Start, or go on", variant="primary", min_width=180)
                 end = gr.Button("Stop", min_width=140)
             shown = _build_progress()
         with gr.Column(elem_classes="extras"):
@@ -346,7 +346,7 @@ def _build_drawing(run: gr.State) -> None:
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
             scale=6,
-            min_width=220,
+            min_width=300,
             elem_id="trained-caption",
         )
         seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed", min_width=100)
