@@ -162,7 +162,7 @@ def measure(
             "precision": precision,
             "upsampler": upsampler,
         },
-        machine=_machine(),
+        machine=machine(),
         notes=NOTES,
     )
     return asdict(result)
@@ -375,7 +375,8 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a measurement was made on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

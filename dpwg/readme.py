@@ -24,6 +24,7 @@ def update(readme: Path) -> str:
         "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
         "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
         "bench": _bench(_read(folder / "bench.json")),
+        "studio": _studio(_read(folder / "studio.json")),
     }
 
     def fill(match: re.Match[str]) -> str:
@@ -84,6 +85,14 @@ def _bench(bench: dict[str, Any]) -> str:
         if isinstance(value, float | int)
     ]
     return _table(("measure", "value"), rows)
+
+
+def _studio(found: dict[str, Any]) -> str:
+    rows = [
+        (name, f"{seconds:.1f} s", f"{found['bars'][name]:g} s")
+        for name, seconds in found.get("seconds", {}).items()
+    ]
+    return _table(("from the click to what it asks for", "slowest", "bar"), rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

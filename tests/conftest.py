@@ -62,6 +62,11 @@ STEPS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--studio-results", type=Path, help="write the studio's response times here")
+    parser.addoption("--screenshots", type=Path, help="keep screenshots of the studio here")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What WaveletGPT takes for a few records."""

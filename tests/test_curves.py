@@ -25,6 +25,16 @@ def test_full_batches_leave_the_gaussian_trade_off(noise, steps):
     np.testing.assert_allclose(found, exact, atol=2e-3)
 
 
+@pytest.mark.parametrize(("noise", "steps"), [(0.5, 1), (4.0, 9)])
+def test_few_false_positives_leave_no_less_than_the_gaussian_trade_off(noise, steps):
+    """On the log axes of an ROC what counts is the ratio."""
+    rates = [float(rate) for rate in np.geomspace(1e-6, 1e-2, 20)]
+    exact = norm.cdf(norm.ppf(rates) + math.sqrt(steps) / noise)
+    ratio = np.array(max_true_positive_rates([run(1.0, noise, steps)], rates)) / exact
+    assert ratio.min() >= 1 - 1e-6
+    assert ratio.max() < 1.02
+
+
 def test_no_pair_allows_less_than_the_mechanism():
     entry = run(0.02, 0.8, 60)
     found = max_true_positive_rates([entry], RATES)

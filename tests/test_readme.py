@@ -1,5 +1,6 @@
 """The README: its tables are those of the cards and result files, its commands exist."""
 
+import json
 import re
 import shlex
 import shutil
@@ -19,6 +20,15 @@ def test_the_tables_are_those_of_the_cards_and_result_files(tmp_path):
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
     assert update(tmp_path / "README.md") == README
+
+
+def test_response_times_stand_beside_their_bars(tmp_path):
+    (tmp_path / RESULTS).mkdir(parents=True)
+    facts = {"seconds": {"page ready": 4.44, "bands": 1.0}, "bars": {"page ready": 8, "bands": 2}}
+    (tmp_path / RESULTS / "studio.json").write_text(json.dumps(facts))
+    (tmp_path / "README.md").write_text("<!-- begin studio -->\n<!-- end studio -->")
+    text = update(tmp_path / "README.md")
+    assert "| page ready | 4.4 s | 8 s |\n| bands | 1.0 s | 2 s |\n" in text
 
 
 def test_an_unknown_table_is_refused_by_name(tmp_path):

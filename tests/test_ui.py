@@ -28,6 +28,7 @@ from dpwg.ui.generate import (
     surprise,
     swiped,
 )
+from dpwg.ui.own import YOURS
 from dpwg.ui.pipelines import stream
 from dpwg.ui.sharing import Drawing, from_query, to_query
 
@@ -331,8 +332,9 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
 
 
 @pytest.mark.slow
-def test_a_program_trains_over_the_page(server, image_folder, tmp_path):
-    """Two visitors: what one of them trained is not the other's."""
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_visitors_train_and_draw_with_what_is_theirs(server, image_folder, tmp_path):
+    """Programs and a person: what one of them trained is not another's."""
     from gradio_client import Client, handle_file
 
     visitor, other = Client(server, verbose=False), Client(server, verbose=False)
@@ -361,3 +363,54 @@ def test_a_program_trains_over_the_page(server, image_folder, tmp_path):
     with pytest.raises(Exception, match="There is no result yet"):
         other.predict("A person", 1, api_name="/draw")
     assert "seed 1 for all" in visitor.predict("A person", 1, api_name="/draw")[-1]
+    with pytest.raises(Exception, match="is not in the list of choices"):
+        other.predict(YOURS, "A person", 1, 1, 1.5, 0.5, "bicubic", api_name="/generate")
+    a_person_trains(server, image_folder)
+    with pytest.raises(Exception, match="is not in the list of choices"):
+        other.predict(YOURS, "A person", 1, 1, 1.5, 0.5, "bicubic", api_name="/generate")
+
+
+def a_person_trains(server, image_folder):
+    """In a browser; the model is offered to draw with until another plan is made."""
+    from playwright.sync_api import sync_playwright
+
+    complaints = []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        page, other = chromium.new_page(), chromium.new_page()
+        page.set_default_timeout(300_000)
+        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+        for visited in (page, other):
+            visited.goto(server)
+        tab = lambda name: page.get_by_role("tab", name=name, exact=True).click()  # noqa: E731
+        tab("Train")
+        page.get_by_label("my own pictures").check()
+        page.locator("input[type=file]").last.set_input_files(sorted(image_folder.iterdir()))
+        page.get_by_text("metadata.jsonl").locator("visible=true").last.wait_for()
+        page.get_by_label("Steps").last.fill("2")
+        page.get_by_role("button", name="Make a plan").click()
+        page.locator("#planned").get_by_text("The noise outweighs").wait_for()
+        assert page.get_by_label("yours, ε").count() == 0
+        page.get_by_role("button", name="Start, or go on").click()
+        page.get_by_text("done. Draw with it below").wait_for()
+        tab("Generate")
+        page.get_by_label("yours, ε").first.check()
+        page.get_by_text("at δ = 0.001").locator("visible=true").first.wait_for()
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_role("heading", name="Image 128×128").wait_for()
+        assert page.get_by_text("link to the same").count() == 0
+        tab("Compare")
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.locator("#checkpoints-images").get_by_text("yours, ε").wait_for()
+        assert other.get_by_label("yours, ε").count() == 0
+        tab("Train")
+        page.get_by_label("Steps").last.fill("0")
+        page.get_by_role("button", name="Make a plan").click()
+        page.get_by_text("Expected steps=0").first.wait_for()
+        tab("Generate")
+        page.get_by_label("yours, ε").first.wait_for(state="detached")
+        assert page.get_by_label("faces/eps-1").first.is_checked()
+        chromium.close()
+    assert complaints == []

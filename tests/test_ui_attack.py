@@ -15,7 +15,8 @@ from dpwg.checkpoint import find_checkpoint, load_card, weights_digest
 from dpwg.cli import main
 from dpwg.data.faces import face
 from dpwg.membership import MembershipAttack, membership_attack, result_file
-from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.privacy.accounting import Ledger, max_true_positive_rate
+from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui import results
 from dpwg.ui.attack import attack, attack_live, engine_told
 from dpwg.ui.fresh import coarse_faces
@@ -82,10 +83,18 @@ def test_a_result_is_shown_with_what_epsilon_allows(stored):
     at = found.true_positives[1]
     assert shown.table[1][:3] == ["1.0%", f"{at.rate:.2%}", f"{at.low:.2%} to {at.high:.2%}"]
     assert at.allowed <= float(shown.table[1][3].rstrip("%")) / 100 <= at.allowed + 1e-4
-    allowed, own, guess = shown.roc.axes[0].get_lines()
+    allowed, tighter, own, guess = shown.roc.axes[0].get_lines()
     for x, y in zip(allowed.get_xdata(), allowed.get_ydata(), strict=True):
         best = max_true_positive_rate(found.epsilon, found.delta, x / 100)
         assert y == pytest.approx(100 * best)
+    entries = Ledger.from_json(list(load_card(find_checkpoint("faces/eps-1")).ledger)).entries
+    exact = max_true_positive_rates(entries, (tighter.get_xdata() / 100).tolist())
+    assert tighter.get_ydata() == pytest.approx([100 * rate for rate in exact])
+    ratio = np.array(allowed.get_ydata()) / tighter.get_ydata()
+    assert ratio.min() > 0.99
+    assert ratio.max() > 1.3
+    limit = max_true_positive_rates(entries, [0.01])[0]
+    assert limit <= float(shown.table[1][4].rstrip("%")) / 100 <= limit + 1e-4 < at.allowed
     assert own.get_xdata()[-1] == own.get_ydata()[-1] == 100
     assert guess.get_xdata()[0] == pytest.approx(0.025)
     heights = [patch.get_data().values for patch in shown.scores.axes[0].patches]
@@ -106,7 +115,9 @@ def test_a_checkpoint_without_a_bound_and_a_public_one_are_handled_in_words(stor
 def test_more_than_epsilon_allows_is_said_aloud_and_chance_is_called_chance(stored):
     write(stored, measured(shift=5.0))
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
-    assert f"more than ε = {epsilon:.4g} allows** at 0.1%" in attack("faces/eps-1").told
+    assert f"more than the ledger of ε = {epsilon:.4g} allows** at 0.1%" in (
+        attack("faces/eps-1").told
+    )
     write(stored, measured(shift=0.0))
     assert "cannot be told from guessing" in attack("faces/eps-1").told
     write(stored, measured(shift=-0.3))
@@ -236,7 +247,8 @@ def test_a_record_that_is_drawn_again_is_found():
     drawn = (known_NCHW[[7, 54]] * 255).round().byte().permute(0, 2, 3, 1).numpy()
     steps = []
     progress = lambda step, **_: steps.append(step)  # noqa: E731
-    frames = nearest(Shown("faces/eps-1", drawn, drawn, "mine"), "faces/public", 60, progress)
+    shown = Shown("faces/eps-1", drawn, drawn, "mine")
+    frames = nearest(shown, "faces/public", 60, progress=progress)
     found = next(frames)
     assert found.training[0][1] == "train record 7: 0.0 levels"
     assert found.unseen[0][1].startswith("test record ")

@@ -4,24 +4,30 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.checkpoint import load_card, load_release
+from dpwg.checkpoint import checkpoint_names, load_card, load_release
 from dpwg.cli import main
+from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.accounting import Ledger, PrivacyPlan
 from dpwg.training.finetune import PrivateTraining
 from dpwg.ui import runs, train
+from dpwg.ui.compare import compare_captions, compare_checkpoints
 from dpwg.ui.demo import build_demo
+from dpwg.ui.generate import describe_checkpoint, generate, opened
 from dpwg.ui.limits import (
     KEPT_SECONDS,
     MAX_RUNS,
@@ -29,6 +35,8 @@ from dpwg.ui.limits import (
     MAX_TRAIN_RECORDS,
     described,
 )
+from dpwg.ui.nearest import nearest
+from dpwg.ui.own import YOURS, choices, offered
 from dpwg.ui.plans import (
     MAX_GRAD_NORM,
     default_batch,
@@ -36,7 +44,7 @@ from dpwg.ui.plans import (
     expectation,
     noise_to_signal,
 )
-from dpwg.ui.runs import Measured, Order, Run
+from dpwg.ui.runs import Measured, Order, Run, remove_leftovers
 from dpwg.ui.train import FACES, UPLOAD, draw, plan, stop
 
 MEASURED = Measured(seconds_per_record=0.01, trainable_parameters=10_000)
@@ -214,7 +222,7 @@ def test_runs_are_counted_and_old_ones_removed(tmp_path, monkeypatch):
     assert len(set(folders)) == MAX_RUNS
     with pytest.raises(ValueError, match=f"fewer than {MAX_RUNS} runs"):
         Run()
-    past = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES - 5
+    past = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES - 5  # its server still lives
     os.utime(folders[0], (past, past))
     assert Run().folder not in folders
     assert not folders[0].exists()
@@ -222,6 +230,20 @@ def test_runs_are_counted_and_old_ones_removed(tmp_path, monkeypatch):
     folders[1].rmdir()
     with pytest.raises(ValueError, match="MB of free disk"):
         Run()
+
+
+def test_what_a_killed_server_left_is_removed_at_the_next_start(tmp_path):
+    mine = Run()
+    if not (child := os.fork()):
+        Run()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert len(kept(tmp_path)) == 2
+    remove_leftovers()
+    assert kept(tmp_path) == [mine.folder]
+    mine.remove()
+    remove_leftovers()
+    assert kept(tmp_path) == []
 
 
 def test_a_stopped_run_goes_on_and_its_ledger_has_all_steps(
@@ -275,13 +297,62 @@ def test_a_stopped_run_goes_on_and_its_ledger_has_all_steps(
     assert str(tmp_path) not in text
 
     *_, rows = draw(run, "A person", 7)
-    assert [label for _, label in rows.images] == ["public, ε = 0", f"ε = {card.epsilon:.4g}"]
+    labels = ["public, ε = 0", f"yours, ε = {card.epsilon:.4g}"]
+    assert [label for _, label in rows.images] == labels
     assert "seed 7" in rows.status
     for change in ({"seed": float("nan")}, {"caption": "x" * 5_000}):
         with pytest.raises(gr.Error):
             list(draw(run, **{"caption": "x", "seed": 1} | change))
+    drawn_elsewhere(run)
     run.remove()
     assert kept(tmp_path) == []
+    for ask in asking_for_mine(run):
+        with pytest.raises(gr.Error, match="no model of yours here, or no longer"):
+            ask()
+
+
+def drawn_elsewhere(run: Run) -> None:
+    """In the other tabs the run's visitor has one checkpoint more, and nobody else has."""
+    card = load_card(run.release)
+    mine = DPWaveletPipeline.from_pretrained(run.release)("x", seed=7, upsampler="bicubic")
+    *_, last = generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", run)
+    np.testing.assert_array_equal(last.shown.image, mine.image)
+    assert last.shown.title == "your model, seed 7"
+    assert f"by the private model, ε = {card.epsilon:.4g}" in last.authors
+    assert "link to the same" not in last.status
+    promise, whole = describe_checkpoint(YOURS, run)
+    assert promise.startswith(f"**ε = {card.epsilon:.4g} at")
+    assert whole == card.to_markdown()
+    for rows in compare_captions(YOURS, "x", 7, "bicubic", run):
+        pictures = [np.asarray(Image.open(path)) for path, _ in rows.images]
+    np.testing.assert_array_equal(pictures[0], mine.image[0])
+    for rows in compare_checkpoints("faces", "x", 7, "bicubic", run):
+        pictures = [np.asarray(Image.open(path)) for path, _ in rows.images]
+    np.testing.assert_array_equal(pictures[-1], mine.image[0])
+    *others, own = (label for _, label in rows.images)
+    assert (len(others), own) == (3, f"yours, ε = {card.epsilon:.4g}")
+    with pytest.raises(gr.Error, match="trained on 'your-upload': those records are private"):
+        next(nearest(last.shown, "faces/public", 50, run))
+    names = checkpoint_names()
+    assert choices(run, names)[:-1] == choices(None, names) == [(n, n) for n in names]
+    assert choices(run, names)[-1] == (f"yours, ε = {card.epsilon:.4g}", YOURS)
+    assert offered(run, names, YOURS).constructor_args.get("value") is None
+    assert offered(None, names, YOURS).value == names[1]
+    for ask in asking_for_mine(None):
+        with pytest.raises(gr.Error, match="no model of yours here"):
+            ask()
+    with pytest.raises(gr.Error, match=f"Expected checkpoint='{run.release}'"):
+        next(generate(str(run.release), "x", 7, 1, 1.5, 0.5, "bicubic", run))
+    with pytest.raises(gr.Error, match="checkpoint='your model' in the link"):
+        opened({"seed": "1", "checkpoint": YOURS})
+
+
+def asking_for_mine(run: Run | None) -> list[Callable[[], object]]:
+    return [
+        lambda: next(generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", run)),
+        lambda: describe_checkpoint(YOURS, run),
+        lambda: next(compare_captions(YOURS, "x", 7, "bicubic", run)),
+    ]
 
 
 def test_nothing_happens_without_a_plan():

@@ -6,6 +6,7 @@ second; losses are rounded up, so that every point is still an upper bound, by l
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import dp_accounting as dp
 import numpy as np
@@ -18,6 +19,7 @@ from dpwg.privacy.accounting import MAX_EPSILON, MIN_NOISE, Ledger, LedgerEntry
 
 _FINE, _COARSE = 1e-4, 1e-2
 _ROUGH_DELTA = 1e-5
+_LEAST_DELTA = 1e-10
 _TANGENTS = 400
 
 
@@ -61,20 +63,29 @@ def max_true_positive_rates(
         raise ValueError(f"Expected false_positive_rates={false_positive_rates} in [0, 1].")
     if not entries:
         return [float(rate) for rate in rates]
-    if any(entry.noise_multiplier < MIN_NOISE for entry in entries):
+    pairs = _pairs(tuple(entries))
+    if pairs is None:
         return [1.0] * len(rates)
-    with np.errstate(over="ignore"):
-        losses = _composed(entries, _interval(entries))
-        last = float(losses.get_epsilon_for_delta(1e-10))
-        if last > MAX_EPSILON:
-            return [1.0] * len(rates)
-        epsilons_E = np.linspace(0, last, _TANGENTS)
-        deltas_E = np.asarray(losses.get_delta_for_epsilon(epsilons_E.tolist()))
-    slopes_E1, deltas_E1 = np.exp(epsilons_E)[:, None], deltas_E[:, None]
+    epsilons_E1, deltas_E1 = (side[:, None] for side in pairs)
+    slopes_E1 = np.exp(epsilons_E1)
     few = slopes_E1 * rates + deltas_E1
     many = 1 - (1 - deltas_E1 - rates) / slopes_E1
     best = np.minimum(few, many).min(axis=0).clip(rates, 1)
     return [float(rate) for rate in best]
+
+
+@lru_cache(maxsize=64)
+def _pairs(entries: tuple[LedgerEntry, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Epsilons from 0 on, evenly spaced, with their deltas; None where nothing is bounded."""
+    if any(entry.noise_multiplier < MIN_NOISE for entry in entries):
+        return None
+    with np.errstate(over="ignore"):
+        losses = _composed(entries, _interval(entries))
+        last = float(losses.get_epsilon_for_delta(_LEAST_DELTA))
+        if last > MAX_EPSILON:
+            return None
+        epsilons_E = np.linspace(0, last, _TANGENTS)
+        return epsilons_E, np.asarray(losses.get_delta_for_epsilon(epsilons_E.tolist()))
 
 
 def _interval(entries: Sequence[LedgerEntry]) -> float:

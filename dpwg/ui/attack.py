@@ -23,6 +23,9 @@ from dpwg.membership import (
     result_file,
 )
 from dpwg.pipeline import MAX_SEED
+from dpwg.privacy.accounting import Ledger
+from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.figures import roc_figure, scores_figure
 from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, WORK, claim, encoded_faces, refusal
 from dpwg.ui.generate import random_seed
@@ -38,8 +41,10 @@ records are hard for every model), and says "training record" where the differen
 is high. Here the truth is known, so the guesses can be marked.
 
 What one attack finds is a **lower bound**: another one may find more. Epsilon bounds *all* attacks
-from above. An attack that fails proves nothing about safety; one that finds more than epsilon
-allows proves that something is broken."""
+from above, and the steps in the checkpoint's ledger, the **mechanism** itself, bound them more
+tightly: one pair of epsilon and delta sums up a whole curve of such pairs. An attack that fails
+proves nothing about safety; one that finds more than the ledger allows proves that something is
+broken."""
 CANARIES = """### The engine under attack: canaries
 
 The engine that trained the private checkpoints can be attacked harder than a finished checkpoint.
@@ -82,7 +87,7 @@ def attack(name: str) -> Found:
             f"**The stored result is not of the weights that {name} has now**, so it is not shown. "
             f"{remedy}"
         )
-    return _found(found, f"Stored in `{file}`, written by `{_command(name, found)}`.")
+    return _found(found, card, f"Stored in `{file}`, written by `{_command(name, found)}`.")
 
 
 def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRESS) -> Found:
@@ -124,7 +129,8 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
     seconds = time.perf_counter() - began
-    return _found(result, f"Run just now, in {seconds:.0f} s; seed {seed} picked the records.")
+    origin = f"Run just now, in {seconds:.0f} s; seed {seed} picked the records."
+    return _found(result, card, origin)
 
 
 def engine_told() -> str:
@@ -174,26 +180,32 @@ def _words(told: str) -> Found:
     return Found(told, None, None, [], "")
 
 
-def _found(found: MembershipAttack, origin: str) -> Found:
+def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
+    ledger = Ledger.from_json(list(card.ledger)).entries
+    rates = [point.false_positive_rate for point in found.true_positives]
+    limits = max_true_positive_rates(ledger, rates)
     table = []
-    for point in found.true_positives:
+    for point, limit in zip(found.true_positives, limits, strict=True):
+        bounds = [_up(point.allowed), _up(limit)]
         row = [f"{point.false_positive_rate:.1%}"]
         if point.false_positive_rate * found.nonmembers < 1:
             least = math.ceil(1 / point.false_positive_rate)
-            table.append([*row, f"needs {least:,} held-out records", "", _up(point.allowed)])
+            table.append([*row, f"needs {least:,} held-out records", "", *bounds])
             continue
         interval = f"{point.low:.2%} to {point.high:.2%}"
-        table.append([*row, f"{point.rate:.2%}", interval, _up(point.allowed)])
+        table.append([*row, f"{point.rate:.2%}", interval, *bounds])
     source = (
         f"{found.members:,} records of `{found.data}`, which it was trained on, against "
         f"{found.nonmembers:,} of `{found.others}`, which it was not; losses calibrated by "
         f"`{found.reference}`. {origin} Intervals are at 95 %; those of the rates take the "
         "threshold as given."
     )
-    return Found(_told(found), scores_figure(found), roc_figure(found), table, source)
+    told = _told(found, limits)
+    return Found(told, scores_figure(found), roc_figure(found, ledger), table, source)
 
 
-def _told(found: MembershipAttack) -> str:
+def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
+    """The verdict; `limits` are what the mechanism allows at the rates of `true_positives`."""
     if found.auc_low > 0.5:
         judged = "That is better than guessing: the model shows something of what it was trained on"
     elif found.auc_high < 0.5:
@@ -202,8 +214,8 @@ def _told(found: MembershipAttack) -> str:
         judged = "With so many records that cannot be told from guessing"
     broken = [
         point
-        for point in found.true_positives
-        if point.false_positive_rate * found.nonmembers >= 1 and point.low > point.allowed
+        for point, limit in zip(found.true_positives, limits, strict=True)
+        if point.false_positive_rate * found.nonmembers >= 1 and point.low > limit
     ]
     if found.epsilon is None:
         bound = (
@@ -212,16 +224,14 @@ def _told(found: MembershipAttack) -> str:
         )
     elif broken:
         bound = (
-            f"**It finds more than ε = {found.epsilon:.4g} allows** at "
+            f"**It finds more than the ledger of ε = {found.epsilon:.4g} allows** at "
             f"{broken[0].false_positive_rate:.1%} false positives. That is rare bad luck, or the "
             "privacy claim is false."
         )
     else:
-        vacuous = all(point.allowed == 1 for point in found.true_positives)
         bound = (
-            f"It finds nothing that refutes ε = {found.epsilon:.4g}"
-            f"{', which at these rates allows everything' if vacuous else ''}. That is no proof of "
-            "safety: a better attack may find more, up to the curve."
+            f"It finds nothing that refutes ε = {found.epsilon:.4g}. That is no proof of safety: "
+            "a better attack may find more, up to the curve."
         )
     return (
         f"**{found.checkpoint}: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "
@@ -235,8 +245,10 @@ def _up(rate: float) -> str:
     return f"{math.ceil(rate * 1e4 - 1e-9) / 100:g}%"
 
 
-def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
-    """Add the tab's components; `shown` holds what the Generate tab drew last. Loads no model."""
+def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.Tab) -> None:
+    """Add the tab's components; `shown` holds what the Generate tab drew last, `own` the visitor's
+    run. Loads no model.
+    """
     gr.Markdown(INTRODUCTION)
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
@@ -261,7 +273,10 @@ def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("…", elem_classes="answer", elem_id="attack-told")
             table = gr.Dataframe(
-                headers=["false positives", "true positives", "95 % interval", "allowed at most"],
+                headers=[
+                    *("false positives", "true positives", "95 % interval"),
+                    *("(ε, δ) allows", "the mechanism allows"),
+                ],
                 label="Training records recognised",
                 interactive=False,
             )
@@ -283,8 +298,16 @@ def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
         found,
         api_name="attack",
         show_progress_on=told,
+        trigger_mode="always_last",
     )
-    gr.on([tab.select, name.change], _offer, name, [button, offer], api_visibility="private")
+    gr.on(
+        [tab.select, name.change],
+        _offer,
+        name,
+        [button, offer],
+        api_visibility="private",
+        trigger_mode="always_last",
+    )
     button.click(
         attack_live,
         [name, count, seed],
@@ -295,7 +318,7 @@ def build_attack(names: Sequence[str], shown: gr.State, tab: gr.Tab) -> None:
         show_progress_on=told,
     )
     dice.click(random_seed, outputs=seed, api_visibility="private")
-    build_nearest(shown, name)
+    build_nearest(shown, name, own)
 
 
 def _offer(name: str) -> tuple[gr.Button, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +18,11 @@ from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.figures import quality_figure
 from dpwg.ui.generate import example_captions, random_seed
 from dpwg.ui.limits import MAX_CAPTIONS, whole
+from dpwg.ui.own import YOURS, is_trained, loader
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw, load_pipeline
+from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw
 from dpwg.ui.results import measures
+from dpwg.ui.runs import Run
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 
@@ -43,13 +44,19 @@ def siblings(family: str) -> list[str]:
     return [name for name in checkpoint_names() if family_of(name) == family]
 
 
-def compare_checkpoints(family: str, caption: str, seed: int, upsampler: str) -> Iterator[Rows]:
-    """One caption and seed under every checkpoint of a data set, each shown as it grows."""
+def compare_checkpoints(
+    family: str, caption: str, seed: int, upsampler: str, own: Run | None = None
+) -> Iterator[Rows]:
+    """One caption and seed under every checkpoint of a data set, each shown as it grows.
+
+    The model that the visitor trained, if there is one, is the last.
+    """
     try:
         seed = whole("seed", seed, 0, MAX_SEED)
         if not (names := siblings(family)):
             raise ValueError(f"There is no checkpoint for {family!r:.80}; choose another data set.")
-        pipes = [(name, functools.partial(load_pipeline, name)) for name in names]
+        titles = [*names, YOURS] if is_trained(own) else names
+        pipes = [(title, loader(title, own)) for title in titles]
         yield from compare_pipelines(pipes, caption, seed, upsampler)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
@@ -72,7 +79,7 @@ def compare_pipelines(
             status = f"{title} … ({place + 1} of {len(pipes)})"
             yield Rows(coarse, images, status)
             pipe = load()
-            label = [_label(pipe.release.card)]
+            label = [("yours, " if title == YOURS else "") + _label(pipe.release.card)]
             for step in draw(load, (caption,), seed=seed, upsampler=upsampler):
                 if isinstance(step, GenerationResult):
                     images = [*images, *saved(folder, f"image-{place}", step.image, label)]
@@ -88,7 +95,9 @@ def compare_pipelines(
         yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
 
 
-def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> Iterator[Rows]:
+def compare_captions(
+    checkpoint: str, text: str, seed: int, upsampler: str, own: Run | None = None
+) -> Iterator[Rows]:
     """Every line of `text` as a caption under one checkpoint, all from one seed."""
     try:
         seed = whole("seed", seed, 0, MAX_SEED)
@@ -97,7 +106,7 @@ def compare_captions(checkpoint: str, text: str, seed: int, upsampler: str) -> I
             raise ValueError(
                 f"Expected 1 to {MAX_CAPTIONS} captions, one a line, found {len(captions)}."
             )
-        load = functools.partial(load_pipeline, checkpoint)
+        load = loader(checkpoint, own)
         pipe = load()
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
         steps = draw(load, captions, seed=(seed,) * len(captions), upsampler=upsampler)
@@ -138,20 +147,24 @@ def _label(card: PrivacyCard) -> str:
     return "public, ε = 0" if card.epsilon == 0 else f"ε = {card.epsilon:.4g}"
 
 
-def build_compare(names: Sequence[str]) -> None:
-    """Add the tab's components. Loads no model."""
+def build_compare(names: Sequence[str], own: gr.State) -> tuple[list[gr.Radio], list[gr.Gallery]]:
+    """Add the tab's components. Loads no model. `own` holds the visitor's run.
+
+    Returns the choices of a checkpoint to draw with, and the rows of one picture a checkpoint.
+    """
     gr.Markdown(
         "What does a promise of privacy cost, and what does a caption change? One seed draws all "
         "pictures, so that what differs comes from the checkpoints, or from the captions."
     )
     with gr.Tabs():
         with gr.Tab("Checkpoints"):
-            _build_checkpoints(names)
+            rows = _build_checkpoints(names, own)
         with gr.Tab("Captions"):
-            _build_captions(names)
+            checkpoint = _build_captions(names, own)
+    return [checkpoint], rows
 
 
-def _build_checkpoints(names: Sequence[str]) -> None:
+def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
     lines = example_captions()
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
@@ -179,7 +192,7 @@ def _build_checkpoints(names: Sequence[str]) -> None:
     gr.on(
         [button.click, caption.submit],
         compare_checkpoints,
-        [family, caption, seed, upsampler],
+        [family, caption, seed, upsampler, own],
         rows,
         api_name="compare_checkpoints",
         concurrency_limit=1,
@@ -188,10 +201,11 @@ def _build_checkpoints(names: Sequence[str]) -> None:
     )
     gr.on(fn=mark, inputs=picked, outputs=[curve, told], api_name="mark")
     for row in rows[:2]:
-        row.select(_chosen, family, picked, api_visibility="private")
+        row.select(_chosen, [family, picked], picked, api_visibility="private")
+    return rows[:2]
 
 
-def _build_captions(names: Sequence[str]) -> None:
+def _build_captions(names: Sequence[str], own: gr.State) -> gr.Radio:
     with gr.Row(elem_classes="prompt"):
         text = gr.Textbox(
             "\n".join(_variations()),
@@ -210,13 +224,14 @@ def _build_captions(names: Sequence[str]) -> None:
     rows = build_rows("captions", MAX_CAPTIONS)
     button.click(
         compare_captions,
-        [checkpoint, text, seed, upsampler],
+        [checkpoint, text, seed, upsampler, own],
         rows,
         api_name="compare_captions",
         concurrency_limit=1,
         concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
     )
+    return checkpoint
 
 
 def _variations() -> list[str]:
@@ -269,5 +284,7 @@ def build_rows(name: str, columns: int) -> list[Any]:
     return [*shown, gr.Markdown("They appear one after the other.", elem_classes="status")]
 
 
-def _chosen(family: str, event: gr.SelectData) -> str:
-    return siblings(family)[int(event.index)]
+def _chosen(family: str, picked: str | None, event: gr.SelectData) -> str | None:
+    """The checkpoint of a picture that was clicked on; the visitor's own was not measured."""
+    names = siblings(family)
+    return names[int(event.index)] if int(event.index) < len(names) else picked

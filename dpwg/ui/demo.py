@@ -20,8 +20,10 @@ from dpwg.ui.limits import (
     QUEUE_SIZE,
     TRAIN_UPLOAD_MEGABYTES,
 )
+from dpwg.ui.own import offer_after
 from dpwg.ui.pipelines import borrowing
 from dpwg.ui.privacy import build_privacy
+from dpwg.ui.runs import Run, remove_leftovers
 from dpwg.ui.style import CSS, SCRIPT, THEME
 from dpwg.ui.train import build_train, train_tab_is_on
 
@@ -49,28 +51,36 @@ def build_demo() -> gr.Blocks:
         if not names:
             gr.Markdown(NO_CHECKPOINT.format(root=checkpoint_root()))
             return demo
+        own = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_forget)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate", id="generate"):
-                shown = build_generate(demo, names)
+                shown, checkpoint = build_generate(demo, names, own)
             with gr.Tab("Compare", id="compare"):
-                build_compare(names)
+                radios, rows = build_compare(names, own)
             with gr.Tab("Bands", id="bands"):
                 build_bands(names, shown)
             with gr.Tab("Privacy", id="privacy"):
                 build_privacy(names)
             with gr.Tab("Attack", id="attack") as attack:
-                build_attack(names, shown, attack)
+                build_attack(names, shown, own, attack)
             if train_tab_is_on():
                 with gr.Tab("Train", id="train"):
-                    build_train(names)
+                    events = build_train(names, own)
+                offer_after(events, own, names, [checkpoint, *radios], rows)
             with gr.Tab("About", id="about") as about:
                 build_about(names, about)
     return demo
 
 
+def _forget(own: Run | None) -> None:
+    if own:
+        own.remove()
+
+
 def serve() -> None:
     """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' runs are removed
+    remove_leftovers()
     if importlib.util.find_spec("spaces"):
         borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)

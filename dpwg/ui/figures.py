@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from dpwg.membership import MembershipAttack
-from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.privacy.accounting import LedgerEntry, max_true_positive_rate
+from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.results import Measure
 
 TEAL, ORANGE, GREY = "#0f766e", "#c2410c", "#64748b"
@@ -65,6 +66,7 @@ def steps_figure(steps: Sequence[int], epsilons: Sequence[float], delta: float) 
     if shown:
         axes.plot(*shown[-1], "o", color=ORANGE, markersize=9)
     axes.set(xlabel="noisy steps", ylabel=f"epsilon (PLD) at δ = {delta:.3g}")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlim(0, max(steps) * 1.04)
     axes.set_ylim(bottom=0)
     return figure
@@ -127,19 +129,25 @@ def scores_figure(attack: MembershipAttack) -> Figure:
     return figure
 
 
-def roc_figure(attack: MembershipAttack) -> Figure:
-    """True against false positives on log axes: the attack, guessing, and what epsilon allows."""
+def roc_figure(attack: MembershipAttack, ledger: Sequence[LedgerEntry]) -> Figure:
+    """True against false positives on log axes: the attack, guessing, and what bounds all attacks,
+    by (epsilon, delta) and, tighter, by the mechanism of the ledger.
+    """
     figure, axes = _axes()
     lowest = 0.5 / attack.nonmembers
     rates = np.geomspace(lowest, 1, 200)
     if attack.epsilon is not None:
-        allowed = [
+        by_pair = [
             100 * max_true_positive_rate(attack.epsilon, attack.delta, float(rate))
             for rate in rates
         ]
+        by_mechanism = [100 * rate for rate in max_true_positive_rates(ledger, rates.tolist())]
         label = f"most at ε = {attack.epsilon:.4g}, δ = {attack.delta:g}"
-        axes.fill_between(100 * rates, allowed, 200, color="#f1f5f9")
-        axes.plot(100 * rates, allowed, color=TEAL, linewidth=2, label=label)
+        axes.fill_between(100 * rates, by_mechanism, 200, color="#f1f5f9")
+        axes.plot(100 * rates, by_pair, color=TEAL, linestyle="--", linewidth=1.5, label=label)
+        axes.plot(
+            100 * rates, by_mechanism, color=TEAL, linewidth=2, label="most by this mechanism"
+        )
     false, true = (100 * np.array(side) for side in zip(*attack.roc, strict=True))
     axes.step(false, true, where="post", color=ORANGE, linewidth=2, label="this attack")
     axes.plot(100 * rates, 100 * rates, color=GREY, linestyle=":", label="guessing")

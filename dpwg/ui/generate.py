@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +23,10 @@ from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
+from dpwg.ui.own import YOURS, loader, own_card
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, draw, load_pipeline
+from dpwg.ui.pipelines import MODEL_QUEUE, draw
+from dpwg.ui.runs import Run
 from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
@@ -56,10 +57,10 @@ class Frame(NamedTuple):
     shown: Shown | None = None
 
 
-def describe_checkpoint(name: str) -> tuple[str, str]:
+def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
     """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
     try:
-        card = load_card(find_checkpoint(name))
+        card = own_card(own) if name == YOURS else load_card(find_checkpoint(name))
     except (ValueError, FileNotFoundError) as error:
         raise gr.Error(str(error)) from error
     if card.epsilon is None:
@@ -94,11 +95,13 @@ def generate(
     guidance: float,
     temperature: float,
     upsampler: str,
+    own: Run | None = None,
 ) -> Iterator[Frame]:
     """Frames of `count` images with seeds from `seed`: one a scale, some of an upsampler that works
     in steps, then the pictures and all the rest.
 
-    An empty caption draws unconditionally. The files of a frame live until the last one is left.
+    An empty caption draws unconditionally; the checkpoint `YOURS` is the visitor's `own`. The files
+    of a frame live until the last one is left.
     """
     try:
         drawing = Drawing(
@@ -111,7 +114,7 @@ def generate(
             upsampler,
         )
         settings = Sampling(guidance=guidance, temperature=temperature)
-        load = functools.partial(load_pipeline, checkpoint)
+        load = loader(checkpoint, own)
         pipe = load()
         seeds = tuple(range(drawing.seed, drawing.seed + drawing.count))
         captions = (drawing.caption,) * len(seeds)
@@ -175,8 +178,9 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
     seeds = ("seed " if len(result.seeds) == 1 else "seeds ") + ", ".join(map(str, result.seeds))
     facts = [] if result.captions[0] else ["no caption, so unconditional"]
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
-    facts += [f"[link to the same]({to_query(drawing)})"]
     checkpoint = drawing.checkpoint
+    if checkpoint != YOURS:  # which no other page can open
+        facts += [f"[link to the same]({to_query(drawing)})"]
     shown = Shown(checkpoint, result.coarse, result.image, f"{checkpoint}, {seeds}")
     return Frame(
         coarse_title=_coarse_title(result.coarse.shape[1], result.card),
@@ -223,8 +227,13 @@ def _coarse_title(size: int, card: PrivacyCard) -> str:
     return f"### Coarse {_square(size)}\n*{author(card)}*"
 
 
-def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
-    """Add the tab's components. Loads no model. Returns what will hold the images shown last."""
+def build_generate(
+    demo: gr.Blocks, names: Sequence[str], own: gr.State
+) -> tuple[gr.State, gr.Radio]:
+    """Add the tab's components. Loads no model. `own` holds the visitor's run.
+
+    Returns what will hold the images shown last, and the choice of the checkpoint.
+    """
     shown = gr.State()
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
@@ -257,15 +266,17 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
             extras = _build_extras()
             with gr.Accordion("Privacy card of the chosen checkpoint", open=False):
                 card = gr.Markdown(elem_classes="card")
-    gr.on(  # without triggers: when the page loads and when the checkpoint changes
-        fn=describe_checkpoint,
-        inputs=checkpoint,
+    gr.on(
+        [demo.load, checkpoint.change],
+        describe_checkpoint,
+        inputs=[checkpoint, own],
         outputs=[promise, card],
         api_name="describe_checkpoint",
+        trigger_mode="always_last",
     )
     inputs, outputs = [checkpoint, caption, *settings], [*pictures, *extras, shown]
     run: dict[str, Any] = {
-        "inputs": inputs,
+        "inputs": [*inputs, own],
         "outputs": outputs,
         "concurrency_limit": 1,
         "concurrency_id": MODEL_QUEUE,
@@ -279,7 +290,7 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
     linked = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
-        _generate_if_asked, **run | {"inputs": [asked, *inputs]}, api_visibility="private"
+        _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
     )
     stop.click(
         lambda: "Stopped; nothing is being drawn.",
@@ -288,7 +299,7 @@ def build_generate(demo: gr.Blocks, names: Sequence[str]) -> gr.State:
         queue=False,
         api_visibility="private",
     )
-    return shown
+    return shown, checkpoint
 
 
 def _on_load(request: gr.Request) -> list[Any]:
@@ -308,7 +319,7 @@ def _picked(shown: Shown | None, event: gr.SelectData) -> tuple[np.ndarray, np.n
     return swiped(shown, int(event.index))
 
 
-def _build_settings(names: Sequence[str]) -> tuple[Component, Component, list[Component]]:
+def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Component]]:
     """The checkpoint, what it promises, and the rest of `generate`'s inputs after the caption."""
     with gr.Group():
         checkpoint = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint")

@@ -17,8 +17,10 @@ from dpwg.pipeline import to_uint8
 from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
 from dpwg.ui.generate import Shown, example_captions
 from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole
+from dpwg.ui.own import YOURS, loader, own_card
 from dpwg.ui.pictures import Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.runs import Run
 
 NEIGHBOURS = 3
 LEVELS = 255
@@ -40,20 +42,27 @@ class Neighbours(NamedTuple):
 
 
 def nearest(
-    shown: Shown | None, name: str, count: int, progress: gr.Progress = PROGRESS
+    shown: Shown | None,
+    name: str,
+    count: int,
+    own: Run | None = None,
+    progress: gr.Progress = PROGRESS,
 ) -> Iterator[Neighbours]:
     """The nearest of the first `count` training and test records of the first picture of the last
     generation; without one, of an example under `name`. The files live until the next step.
     """
     name = shown.checkpoint if shown else name
-    card = claim(name)
+    try:
+        card = own_card(own) if name == YOURS else claim(name)
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
     if card.epsilon != 0 and card.dataset != DATA:
         raise gr.Error(refusal(name, card))
     known = card.records if card.dataset == DATA else TRAIN_RECORDS
     try:
         count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, known))
         progress(0, desc="loading the model")
-        tokenizer = load_pipeline(name).release.tokenizer
+        tokenizer = loader(name, own)().release.tokenizer
         shown = shown or _example(name)
         size = shown.coarse.shape[1]
         found = []
@@ -126,8 +135,10 @@ def _pictures(
     return saved(folder, split, enlarged(to_uint8(records_NCHW[indices_K])), labels)
 
 
-def build_nearest(shown: gr.State, name: gr.Radio) -> None:
-    """Add the components; `shown` holds what was drawn last, `name` is the checkpoint's field."""
+def build_nearest(shown: gr.State, name: gr.Radio, own: gr.State) -> None:
+    """Add the components; `shown` holds what was drawn last, `name` is the checkpoint's field,
+    `own` holds the visitor's run.
+    """
     gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(min_width=280):
@@ -171,7 +182,7 @@ def build_nearest(shown: gr.State, name: gr.Radio) -> None:
             ]
     button.click(
         nearest,
-        [shown, name, count],
+        [shown, name, count, own],
         [picture, *galleries, told],
         api_name="nearest",
         show_progress_on=told,

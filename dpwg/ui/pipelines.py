@@ -17,6 +17,8 @@ from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
+KEPT_TRAINED = 2
+"""How many models of visitors stay loaded, those that were drawn with last."""
 MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
 
@@ -42,6 +44,12 @@ def load_pipeline(name: str) -> DPWaveletPipeline:
         raise ValueError(f"Expected checkpoint={name!r} in {names}.")
     with _loading:
         return _load(find_checkpoint(name))
+
+
+def load_trained(folder: Path) -> DPWaveletPipeline:
+    """The pipeline of a visitor's release."""
+    with _loading:
+        return _load_trained(folder)
 
 
 def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) -> Frames:
@@ -117,4 +125,9 @@ def _draw(
 
 @functools.cache
 def _load(folder: Path) -> DPWaveletPipeline:
+    return DPWaveletPipeline.from_pretrained(folder)
+
+
+@functools.lru_cache(maxsize=KEPT_TRAINED)
+def _load_trained(folder: Path) -> DPWaveletPipeline:
     return DPWaveletPipeline.from_pretrained(folder)

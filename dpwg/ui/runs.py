@@ -4,11 +4,13 @@ A run trains as `python -m dpwg finetune` does. Its process is killed by `stop`,
 and when nobody waits for its reports; it dies by itself when the server does. The state of its last
 finished step stays, and training goes on from there. The folder has an unguessable name, is closed
 to other users of the machine, and is known to nobody but the `Run`, which is its visitor's alone.
+Its server holds a lock on it, which ends with the server, however that ends.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import math
 import os
@@ -66,7 +68,7 @@ class Run:
     """One visitor's run, from the records to the release. `reports` are private."""
 
     def __init__(self) -> None:
-        self.folder = _new_folder()
+        self.folder, self._lock = _new_folder()
         self.order: Order | None = None
         self.reports: list[dict[str, Any]] = []
         self._data: list[str] = []
@@ -147,6 +149,9 @@ class Run:
             process.kill()
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         atexit.unregister(self.remove)
 
     def _finetune(self, order: Order) -> list[str]:
@@ -219,14 +224,24 @@ def _start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def _new_folder() -> Path:
-    """A folder for a run, if there is room for one more; those of dead servers are removed."""
-    root = Path(tempfile.gettempdir())
+def remove_leftovers() -> None:
+    """Remove the folders of servers that are no more, and those that have outlived their time."""
     oldest = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it went away, or is not ours
+            old = folder.stat().st_mtime < oldest
+            lock = _locked(folder)
+            if old or lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _new_folder() -> tuple[Path, int | None]:
+    """A locked folder for a run, if there is room for one more."""
+    root = Path(tempfile.gettempdir())
     with _creating:
-        for old in root.glob(f"{PREFIX}*"):
-            if old.stat().st_mtime < oldest:
-                shutil.rmtree(old, ignore_errors=True)
+        remove_leftovers()
         if len(list(root.glob(f"{PREFIX}*"))) >= MAX_RUNS:
             raise ValueError(
                 f"Expected fewer than {MAX_RUNS} runs on the disk; try again in a few minutes, "
@@ -234,9 +249,21 @@ def _new_folder() -> Path:
             )
         if shutil.disk_usage(root).free < MAX_RUN_MEGABYTES * 1_000_000:
             raise ValueError(f"Expected {MAX_RUN_MEGABYTES} MB of free disk; try again later.")
-        folder = root / f"{PREFIX}{secrets.token_hex(16)}"
-        folder.mkdir(mode=0o700)
-    return folder
+        fresh = Path(tempfile.mkdtemp(prefix=".dpwg-", dir=root))  # seen by no other server yet
+        lock = _locked(fresh)
+        folder = fresh.rename(root / f"{PREFIX}{secrets.token_hex(16)}")
+    return folder, lock
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds a lock on the folder until it is closed; None if another does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _zip(folder: Path, path: Path) -> None:

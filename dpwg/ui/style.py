@@ -20,6 +20,7 @@ THEME = gr.themes.Default(
     link_text_color_hover_dark="*primary_300",
     link_text_color_visited_dark="*primary_400",
     block_radius="*radius_lg",
+    checkbox_border_color_dark="*neutral_400",
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover="*primary_800",
@@ -55,7 +56,9 @@ CSS = """
 .status p { color: var(--body-text-color-subdued); }
 #bands img { min-height: 12rem; width: 100%; }
 #rebuilt img, #swipe img { image-rendering: pixelated; }
-.framed > label.float { position: static; width: max-content; border: none; background: none; }
+.framed > label.float { position: static; width: max-content; max-width: 100%; white-space: normal;
+  border: none; background: none; }
+.label-wrap > span:first-child { text-align: left; }
 .compared, .compared .gallery-container { height: auto !important; }
 .compared .grid-wrap { max-height: none !important; min-height: 0 !important; overflow-x: auto; }
 .compared .grid-container { min-width: 760px; }

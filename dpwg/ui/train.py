@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import time
@@ -14,13 +13,12 @@ import gradio as gr
 from matplotlib.figure import Figure
 
 from dpwg.checkpoint import load_card
-from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.pipeline import MAX_SEED
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.compare import Rows, build_rows, compare_pipelines
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.generate import example_captions
 from dpwg.ui.limits import (
-    KEPT_SECONDS,
     MAX_TRAIN_BATCH,
     MAX_TRAIN_EPSILON,
     MAX_TRAIN_MINUTES,
@@ -32,7 +30,8 @@ from dpwg.ui.limits import (
     described_training,
     whole,
 )
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.own import YOURS, is_trained, loader
+from dpwg.ui.pipelines import MODEL_QUEUE
 from dpwg.ui.plans import (
     checked_wish,
     clock,
@@ -175,9 +174,8 @@ def train(run: Run | None) -> Iterator[Training]:
         raise gr.Error(str(error)) from error
     if run.zipped:
         card = load_card(run.release)
-        yield _frame(run, order, "done. Draw with it below, or take it with you.")._replace(
-            files=[str(run.zipped)], card=card.to_markdown()
-        )
+        told = "done. Draw with it below and in the tabs Generate and Compare, or take it with you."
+        yield _frame(run, order, told)._replace(files=[str(run.zipped)], card=card.to_markdown())
     else:
         yield _frame(run, order, "stopped. Start goes on from here.")
 
@@ -191,15 +189,11 @@ def stop(run: Run | None) -> None:
 
 def draw(run: Run | None, caption: str, seed: int) -> Iterator[Rows]:
     """One caption and seed under the public base and under what the page's run made of it."""
-    if run is None or run.order is None or not run.zipped:
+    if run is None or run.order is None or not is_trained(run):
         raise gr.Error("There is no result yet: make a plan, and let it run to its last step.")
-    base = run.order.base
     try:
         seed = whole("seed", seed, 0, MAX_SEED)
-        pipes = [
-            (base, functools.partial(load_pipeline, base)),
-            ("your model", functools.partial(DPWaveletPipeline.from_pretrained, run.release)),
-        ]
+        pipes = [(title, loader(title, run)) for title in (run.order.base, YOURS)]
         yield from compare_pipelines(pipes, caption, seed, DEFAULT_UPSAMPLER)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
@@ -223,13 +217,15 @@ def _frame(run: Run, order: Order, told: str) -> Training:
     )
 
 
-def build_train(names: Sequence[str]) -> None:
-    """Add the tab's components. Reads no record and starts nothing."""
+def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
+    """Add the tab's components. Reads no record and starts nothing. `run` will hold the visitor's.
+
+    Returns the events after which there may be a model of the visitor's, or none any more.
+    """
     gr.Markdown(INTRODUCTION)
     if not (bases := public_names(names)):
         gr.Markdown("There is no public checkpoint to begin from; see `python -m dpwg pretrain`.")
-        return
-    run = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_forget)
+        return []
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
             settings = _build_settings(bases)
@@ -245,14 +241,14 @@ def build_train(names: Sequence[str]) -> None:
                 ),
             ]
             with gr.Row():
-                start = gr.Button("Start, or go on", variant="primary", min_width=140)
+                start = gr.Button("Start, or go on", variant="primary", min_width=180)
                 end = gr.Button("Stop", min_width=140)
             shown = _build_progress()
         with gr.Column(elem_classes="extras"):
             _build_drawing(run)
             with gr.Accordion("What a run may take here", open=False):
                 gr.Markdown(described_training())
-    button.click(
+    made = button.click(
         plan,
         [run, *settings],
         [run, *planned, *shown],
@@ -261,7 +257,7 @@ def build_train(names: Sequence[str]) -> None:
         concurrency_id="plan",
         show_progress_on=planned[0],
     )
-    start.click(
+    trained = start.click(
         train,
         run,
         shown,
@@ -271,11 +267,7 @@ def build_train(names: Sequence[str]) -> None:
         show_progress_on=shown[0],
     )
     end.click(stop, run, api_name="stop", concurrency_limit=None, show_progress="hidden")
-
-
-def _forget(run: Run | None) -> None:
-    if run:
-        run.remove()
+    return [made, trained]
 
 
 def _build_settings(bases: Sequence[str]) -> list[Any]:
@@ -354,7 +346,7 @@ def _build_drawing(run: gr.State) -> None:
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
             scale=6,
-            min_width=220,
+            min_width=300,
             elem_id="trained-caption",
         )
         seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed", min_width=100)

@@ -1,0 +1,89 @@
+"""The model that a visitor trained, as one more checkpoint to draw with: on that page alone.
+
+Its name is the same for everybody and stands for the run in the page's own session, which only the
+server holds. No name, number or path leads to the run of another visitor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dpwg.checkpoint import load_card
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.privacy.card import PrivacyCard
+from dpwg.ui.pipelines import load_pipeline, load_trained
+from dpwg.ui.runs import Run
+
+YOURS = "your model"
+
+
+def is_trained(own: Run | None) -> bool:
+    """Whether there is a model of the visitor's, trained to its last step and not yet removed."""
+    return own is not None and own.zipped is not None
+
+
+def release_of(own: Run | None) -> Path:
+    """The folder of the visitor's release; raises ValueError, in words, where there is none."""
+    if own is None or not is_trained(own):
+        raise ValueError(
+            "There is no model of yours here, or no longer: train one in the Train tab to its last "
+            "step, or choose another checkpoint."
+        )
+    return own.release
+
+
+def loader(name: str, own: Run | None) -> Callable[[], DPWaveletPipeline]:
+    """What loads a named checkpoint, or the visitor's own model where that is asked for."""
+    if name == YOURS:
+        return functools.partial(load_trained, release_of(own))
+    return functools.partial(load_pipeline, name)
+
+
+def own_card(own: Run | None) -> PrivacyCard:
+    """The card of the visitor's own model; raises ValueError where there is none."""
+    return load_card(release_of(own))
+
+
+def choices(own: Run | None, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Labels and values of the named checkpoints, the visitor's own model last."""
+    named = [(name, name) for name in names]
+    if not is_trained(own):
+        return named
+    return [*named, (f"yours, ε = {own_card(own).epsilon:.4g}", YOURS)]
+
+
+def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
+    """The choice of checkpoints anew; what is gone is no longer chosen."""
+    found = choices(own, names)
+    if chosen in [value for _, value in found]:
+        return gr.Radio(choices=found)
+    return gr.Radio(choices=found, value=names[len(names) // 2])
+
+
+def offer_after(
+    events: Sequence[Any],
+    own: gr.State,
+    names: Sequence[str],
+    radios: Sequence[gr.Radio],
+    rows: Sequence[gr.Gallery],
+) -> None:
+    """After events that make or remove a model, offer it in `radios` and make room in `rows`."""
+    columns = [row.columns or 1 for row in rows]
+
+    def update(own: Run | None, *chosen: str) -> list[Any]:
+        wider = [gr.Gallery(columns=count + is_trained(own)) for count in columns]
+        return [*(offered(own, names, value) for value in chosen), *wider]
+
+    for event in events:
+        event.then(
+            update,
+            [own, *radios],
+            [*radios, *rows],
+            api_visibility="private",
+            show_progress="hidden",
+        )
