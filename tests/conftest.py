@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.encoders import default_encoder
 from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
-from dpwg.pipeline import default_encoder
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.tokenizer import SpectralTokenizer
@@ -204,7 +204,7 @@ def root(tmp_path_factory, make_tokenizer):
             max_grad_norm=1.0,
             public_inputs=[],
         )
-        digest = default_encoder().digest
-        release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=digest)
+        encoder = default_encoder().id
+        release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=encoder)
         save_release(folder / "faces" / name, release, tokenizer_folder=folder / "tokenizer")
     return folder

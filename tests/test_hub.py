@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from dpwg.checkpoint import find_checkpoint, load_card, load_release, save_release
+from dpwg.encoders import default_encoder
 from dpwg.hub import RELEASED, model_card, release_files
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.training.state import save_state
@@ -139,7 +140,7 @@ def test_the_model_card_states_what_the_privacy_card_promises(pushed) -> None:
 )
 def test_model_cards_without_a_finite_epsilon_say_so(name: str, promise: str) -> None:
     card = load_card(find_checkpoint(f"faces/{name}"))
-    assert promise in model_card(card, f"me/{name}")
+    assert promise in model_card(card, f"me/{name}", default_encoder().id)
 
 
 def test_a_revision_is_another_release(client, hub, pushed) -> None:
