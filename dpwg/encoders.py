@@ -65,7 +65,7 @@ def find_encoder(name_or_folder: str, *, max_tokens: int | None = None) -> TextE
     """
     if name_or_folder == MINILM:
         return TextEncoder.minilm(max_tokens=max_tokens) if max_tokens else default_encoder()
-    if Path(name_or_folder).is_dir():
+    if os.path.isdir(name_or_folder):  # Path("") would be the current folder
         encoder = TextEncoder.from_folder(name_or_folder, max_tokens=max_tokens)
         if encoder.name == MINILM:
             raise ValueError(
