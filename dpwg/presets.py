@@ -186,7 +186,7 @@ PRESETS = {
             text_encoder="openai/clip-vit-large-patch14",
             text_width=768,
             text_tokens=77,
-            upsampler="ldm-x4",
+            upsampler="ldm:CompVis/ldm-super-resolution-4x-openimages",
             steps=50_000,
         ),
         _of_256_pixels(
@@ -194,7 +194,7 @@ PRESETS = {
             text_encoder="google/flan-t5-base",
             text_width=768,
             text_tokens=40,
-            upsampler="sd-x4",
+            upsampler="sd-x4:stabilityai/stable-diffusion-x4-upscaler",
             steps=100_000,
         ),
     )

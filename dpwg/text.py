@@ -151,6 +151,12 @@ class TextEncoder:
         """SHA-256 of all weights, in hexadecimal."""
         return self.id.digest
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._model.device
+        return device
+
     def to(self, device: str | torch.device) -> Self:
         """Compute on another device; what `encode` returns stays on the CPU."""
         self._model.to(device)
@@ -172,7 +178,7 @@ class TextEncoder:
                 max_length=self.max_tokens,
                 padding_side="right",
                 return_tensors="pt",
-            ).to(self._model.device)
+            ).to(self.device)
         states_BLD = self._model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).last_hidden_state.cpu()

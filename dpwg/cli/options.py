@@ -142,7 +142,7 @@ def encode_examples(
 
         examples = prepare_examples(
             records,
-            encoder,
+            encoder.to(ranks.device if ranks else "cpu"),
             tokenizer,
             cache_root() / "encoded",
             group_I=group_I,

@@ -192,7 +192,7 @@ def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Itera
         for start in range(0, len(captions), CHUNK):
             chunk = captions[start : start + CHUNK]
             rows = slice(start, start + len(chunk))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(encoder.device.type, torch.bfloat16):
                 encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
             tensors["states"][rows] = encoded.states_BLD[: len(chunk)].bfloat16()
             tensors["mask"][rows] = encoded.mask_BL[: len(chunk)]
