@@ -151,6 +151,10 @@ def test_a_plan_of_a_preset_needs_no_model_and_no_data(capsys, monkeypatch) -> N
     assert main([*words, "--records", "82783", "--steps", "100", "--micro-batch", "1"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["records"], told["steps"]) == (82783, 100)
+    assert (told["text_encoder"], told["upsampler"]) == (
+        PRESETS["coco-256"].text_encoder,
+        PRESETS["coco-256"].upsampler,
+    )
     assert told["sampling_rate"] == 4096 / 82783
     assert 0 < told["epsilon"]["pld"] < told["epsilon"]["rdp"]
     assert told["parameters"] == parameters(WaveletGPT(PRESETS["coco-256"].model))

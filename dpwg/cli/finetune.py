@@ -157,8 +157,10 @@ def _rehearse(options: argparse.Namespace) -> Any:
 
     preset = get_preset(options.preset or SHIPPED_PRESET)
     ranks = Ranks.from_environment(options.device)
+    parts = {}
     if options.preset and not options.base:
         model = WaveletGPT(preset.model)
+        parts = {"text_encoder": preset.text_encoder, "upsampler": preset.upsampler}
     else:
         model = load_public(options.base or BASE).model
     name, counts = "none: as many records as were asked for", {"unit": options.unit}
@@ -176,6 +178,7 @@ def _rehearse(options: argparse.Namespace) -> Any:
         "dataset": name,
         "records": plan.records,
         **counts,
+        **parts,
         "sampling_rate": plan.sampling_rate,
         "steps": plan.steps,
         "noise_multiplier": plan.noise_multiplier,
