@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpwg.config import ModelConfig, SuperResolutionConfig, TokenizerConfig
+from dpwg.config import ModelConfig, SuperResolutionConfig, TextEncoderId, TokenizerConfig
 from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
 from dpwg.superresolution import SuperResolution
@@ -45,7 +45,7 @@ class Release:
     model: WaveletGPT
     tokenizer: SpectralTokenizer
     card: PrivacyCard
-    text_encoder: str
+    text_encoder: TextEncoderId
     weights_sha256: str | None = None
 
 
@@ -138,7 +138,7 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
         "weights_sha256": _digest(partial),
         "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
         "tokenizer_sha256": _tokenizer_digest(tokenizer_folder or partial / "tokenizer"),
-        "text_encoder": release.text_encoder,
+        "text_encoder": release.text_encoder.to_json(),
     }
     _write_json(partial / "config.json", config)
     _write_json(partial / "privacy_card.json", release.card.to_json())
@@ -179,7 +179,7 @@ def load_release(name_or_path: str | Path) -> Release:
         model=model.eval().requires_grad_(False),
         tokenizer=load_tokenizer(tokenizer_folder),
         card=card,
-        text_encoder=config["text_encoder"],
+        text_encoder=TextEncoderId.from_json(config["text_encoder"]),
         weights_sha256=config["weights_sha256"],
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -116,6 +117,17 @@ class ModelConfig(Config):
                 f"{self.code_widths}."
             )
 
+    @classmethod
+    def for_tokenizer(cls, tokenizer: TokenizerConfig, **sizes: int) -> Self:
+        """For the codes of a tokenizer; `sizes` are the other fields."""
+        return cls(
+            codebook_sizes=tokenizer.codebook_sizes,
+            code_widths=tokenizer.code_widths,
+            positions=tokenizer.positions,
+            codes=tokenizer.codes,
+            **sizes,
+        )
+
     @property
     def scales(self) -> int:
         return len(self.codebook_sizes)
@@ -129,6 +141,63 @@ class ModelConfig(Config):
     def tokens(self) -> int:
         """Codes of an image."""
         return self.length * self.codes
+
+
+MINILM = "all-MiniLM-L6-v2"
+"""The embedded text encoder, which a package brings."""
+TEXT_ENCODER_KINDS = ("bert", "clip", "t5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderId(Config):
+    """Which frozen text encoder a model reads captions with.
+
+    `name` is "user/name" as on the hub, a folder's own name, or MINILM; `revision` the commit on
+    the hub that it came from, None if it did not. `digest` is the SHA-256 of its weights, and with
+    `max_tokens` decides: a copy under another name is the same encoder.
+    """
+
+    kind: str
+    name: str
+    digest: str
+    max_tokens: int = 40
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in TEXT_ENCODER_KINDS:
+            raise ValueError(
+                f"Expected the text encoder's kind={self.kind!r:.80} in {TEXT_ENCODER_KINDS}."
+            )
+        if not _matches(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", self.name):
+            raise ValueError(
+                f"Expected the text encoder's name={self.name!r:.120} to be letters, digits, '-', "
+                "'.' and '_', with one slash at most; rename its folder."
+            )
+        if not _matches(r"[0-9a-f]{64}", self.digest):
+            raise ValueError(
+                f"Expected the text encoder's digest={self.digest!r:.80} to be a SHA-256 in "
+                "hexadecimal; take it from the encoder's `id`."
+            )
+        if self.revision is not None and not _matches(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"Expected the text encoder's revision={self.revision!r:.80} to be a commit, or "
+                "None; a branch can change."
+            )
+        if type(self.max_tokens) is not int or self.max_tokens < 3:
+            raise ValueError(
+                f"Expected the text encoder's max_tokens={self.max_tokens!r:.80} >= 3; 40 is usual."
+            )
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any] | str) -> Self:
+        """Reads a bare digest too, as releases held it when MiniLM was the only encoder."""
+        if isinstance(values, str):
+            values = {"kind": "bert", "name": MINILM, "digest": values}
+        return super().from_json(values)
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

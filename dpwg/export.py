@@ -174,7 +174,7 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
         "images": export.images,
         "checkpoint": checkpoint,
         "weights_sha256": pipe.release.weights_sha256,
-        "text_encoder_sha256": pipe.release.text_encoder,
+        "text_encoder_sha256": pipe.release.text_encoder.digest,
         "software": {"dpwg": dpwg.__version__, "torch": _version("torch")},
     }
 

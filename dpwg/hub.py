@@ -21,7 +21,9 @@ from dpwg.checkpoint import (
     read_json,
     save_release,
 )
+from dpwg.config import TextEncoderId
 from dpwg.download import download
+from dpwg.inputs import text_encoder_input
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 
@@ -112,7 +114,8 @@ def push(
     with tempfile.TemporaryDirectory() as empty:
         folder = Path(empty) / name.rpartition("/")[2]
         save_release(folder, release)
-        (folder / "README.md").write_text(model_card(release.card, name, license=license))
+        page = model_card(release.card, name, release.text_encoder, license=license)
+        (folder / "README.md").write_text(page)
         files = release_files(folder)
         api.create_repo(name, private=private, exist_ok=True)
         if private and not api.repo_info(name).private:
@@ -154,7 +157,9 @@ def release_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def model_card(card: PrivacyCard, name: str, *, license: str = LICENSE) -> str:
+def model_card(
+    card: PrivacyCard, name: str, encoder: TextEncoderId, *, license: str = LICENSE
+) -> str:
     """The README.md of a release on the hub, made from its privacy card."""
     named = re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", card.dataset)
     front = ModelCardData(
@@ -164,6 +169,7 @@ def model_card(card: PrivacyCard, name: str, *, license: str = LICENSE) -> str:
         tags=["differential-privacy", "dp-sgd", "dp-wavelet", "wavelet", "autoregressive"],
         datasets=[card.dataset] if named else None,
     )
+    reader = text_encoder_input(encoder)
     privacy = card.to_markdown().replace("\n## ", "\n### ").replace("# Privacy card", "## Privacy")
     return f"""---
 {front.to_yaml()}
@@ -185,6 +191,10 @@ WaveletGPT predicts the codes of a coarse image from the caption; the tokenizer 
 decodes them, and a public upsampler, which is not in here and never saw the records, makes them
 large. Loading recomputes epsilon from the ledger in `privacy_card.json`, compares the digests of
 all weights, and refuses what does not agree. There is no pickle and no training state in here.
+
+Captions are read by the frozen {reader["name"]} ({reader["source"]}), which is
+not in here either. No other is taken than the one whose weights have this SHA-256:
+`{encoder.digest}`
 
 {privacy}
 ## Cite

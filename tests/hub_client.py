@@ -7,6 +7,7 @@ import json
 import sys
 
 from dpwg.cli import main
+from dpwg.encoders import find_encoder
 from dpwg.pipeline import DPWaveletPipeline
 
 
@@ -18,6 +19,10 @@ def draw(name: str, revision: str | None = None, upsampler: str = "bicubic") -> 
 
 def push(folder: str, name: str, **options: object) -> str:
     return DPWaveletPipeline.from_pretrained(folder).push_to_hub(name, **options)
+
+
+def encoder(name: str) -> dict[str, object]:
+    return find_encoder(name).id.to_json()
 
 
 def command(*arguments: str) -> list[object]:

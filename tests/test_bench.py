@@ -15,8 +15,8 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from dpwg import bench
 from dpwg.checkpoint import Release, save_release
 from dpwg.config import ModelConfig
+from dpwg.encoders import default_encoder
 from dpwg.model import WaveletGPT
-from dpwg.pipeline import default_encoder
 from dpwg.privacy.accounting import Ledger
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.clipping import ClippedSums
@@ -46,7 +46,7 @@ def measured(make_tokenizer, tmp_path_factory) -> dict[str, Any]:
             max_grad_norm=None,
             public_inputs=[],
         ),
-        text_encoder=default_encoder().digest,
+        text_encoder=default_encoder().id,
     )
     folder: Path = tmp_path_factory.mktemp("release")
     save_release(folder, release)

@@ -23,11 +23,14 @@ from dpwg.checkpoint import (
     save_release,
     save_tokenizer,
 )
+from dpwg.config import TextEncoderId
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import CardMismatchError, PrivacyCard
 from dpwg.sampling import Sampling, sample
 from dpwg.text import EncodedText
+
+ENCODER = TextEncoderId(kind="clip", name="me/clip", digest="a" * 64, max_tokens=77)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def make_release(make_tokenizer, images, card) -> Callable[..., Release]:
         tokenizer.initialise_from(images, seed=seed, rounds=2)
         sizes = {"width": 16, "blocks": 1, "heads": 2, "text_width": 8, "code_hidden": 8} | sizes
         model = WaveletGPT.for_tokenizer(tokenizer, **sizes).eval()
-        return Release(model=model, tokenizer=tokenizer, card=card, text_encoder="a" * 64)
+        return Release(model=model, tokenizer=tokenizer, card=card, text_encoder=ENCODER)
 
     return make
 
@@ -145,7 +148,7 @@ def test_a_release_with_a_false_card_is_not_written(root, make_release, card) ->
         model=release.model,
         tokenizer=release.tokenizer,
         card=PrivacyCard.from_json(values),
-        text_encoder="a",
+        text_encoder=ENCODER,
     )
     with pytest.raises(CardMismatchError):
         save_release(root / "false", false)
@@ -264,7 +267,7 @@ def test_no_bound_is_described_as_none(root, make_release) -> None:
     )
     save_release(
         root / "faces" / "eps-inf",
-        Release(model=release.model, tokenizer=release.tokenizer, card=free, text_encoder="a" * 64),
+        Release(model=release.model, tokenizer=release.tokenizer, card=free, text_encoder=ENCODER),
     )
     assert describe("faces/eps-inf")["epsilon"] is None
     assert math.isfinite(describe("faces/eps-inf")["delta"])

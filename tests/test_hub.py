@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from dpwg.checkpoint import find_checkpoint, load_card, load_release, save_release
+from dpwg.config import TextEncoderId
+from dpwg.encoders import default_encoder
 from dpwg.hub import RELEASED, model_card, release_files
+from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
+from dpwg.text import TextEncoder
 from dpwg.training.state import save_state
 
 HERE = Path(__file__).parent
@@ -139,7 +144,44 @@ def test_the_model_card_states_what_the_privacy_card_promises(pushed) -> None:
 )
 def test_model_cards_without_a_finite_epsilon_say_so(name: str, promise: str) -> None:
     card = load_card(find_checkpoint(f"faces/{name}"))
-    assert promise in model_card(card, f"me/{name}")
+    assert promise in model_card(card, f"me/{name}", default_encoder().id)
+
+
+def test_a_release_takes_the_encoder_that_it_names_from_the_hub(
+    client, hub, encoders, tmp_path
+) -> None:
+    folder = encoders / "tiny" / "clip"
+    bad = {"pytorch_model.bin": SECRET, "evil.py": b"bad", "model.fp16.safetensors": b"bad"}
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    commit = hub.commit("me/clip", files | bad)
+    hub.commit("me/clip", files, branch="v2")
+    named = TextEncoder.from_folder(folder, name="me/clip", revision=commit).id
+    hub.requests.clear()
+    assert client("encoder", "me/clip")["answer"] == named.to_json()
+    assert not any(path.endswith(tuple(bad)) for _, path in hub.requests)
+    assert client("encoder", "me/clip@v2")["answer"]["revision"] == hub.branches["me/clip"]["v2"]
+    assert "text encoder='me/clip' at 'v3' on the hub, found none" in client.refusal(
+        "encoder", "me/clip@v3"
+    )
+    release = load_release("faces/public")
+    model = WaveletGPT.for_tokenizer(
+        release.tokenizer, width=32, blocks=1, heads=2, code_hidden=32, text_width=16
+    )
+
+    def saved(**change: object) -> Path:
+        encoder = TextEncoderId.from_json(named.to_json() | change)
+        save_release(tmp_path / "reads", replace(release, model=model, text_encoder=encoder))
+        return tmp_path / "reads"
+
+    assert "answer" in client("push", saved(), "me/reads")
+    page = hub.files("me/reads")["README.md"].decode()
+    assert f"me/clip text encoder (Hugging Face Hub, revision {commit}, frozen)" in page
+    hub.commit("me/clip", {"config.json": b"{}"})  # the branch goes on, the commit stays
+    assert client("draw", "me/reads") == client("draw", saved())
+    assert "Expected the text encoder 000000000000..." in client.refusal(
+        "draw", saved(digest="0" * 64)
+    )
+    assert "text encoder='me/lost' at" in client.refusal("draw", saved(name="me/lost"))
 
 
 def test_a_revision_is_another_release(client, hub, pushed) -> None:

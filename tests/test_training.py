@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpwg.data.records import Record
-from dpwg.pipeline import default_encoder
+from dpwg.encoders import default_encoder
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.text import TextEncoder
 from dpwg.training.examples import Examples, prepare_examples

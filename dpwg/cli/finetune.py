@@ -10,25 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 from dpwg.cli.console import print_line, run_training
 from dpwg.cli.options import (
+    SHIPPED_PRESET,
     Verb,
+    checkpointing_option,
     data_options,
+    device_option,
     encode_examples,
     new_or_resumed,
+    preset_option,
     read_records,
     read_settings,
     unit_option,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dpwg.data import Records
     from dpwg.privacy.accounting import PrivacyPlan
-    from dpwg.training.rehearsal import Rehearsal
+    from dpwg.training.ranks import Ranks
+
+BASE = "faces/public"
 
 
 def add_finetune(verb: Verb) -> None:
     command = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
     data_options(command, "faces-train")
     unit_option(command)
-    command.add_argument("--base", default="faces/public", help="checkpoint to start from")
+    command.add_argument("--base", help=f"public checkpoint to start from; {BASE} by default")
+    preset_option(command, None)
     promise = command.add_mutually_exclusive_group(required=True)
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
     promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
@@ -46,6 +56,8 @@ def add_finetune(verb: Verb) -> None:
     command.add_argument("--lora-rank", type=int, help="0 trains every parameter")
     command.add_argument("--micro-batch", type=int)
     command.add_argument("--precision", choices=("bfloat16", "float32"))
+    device_option(command)
+    checkpointing_option(command)
     command.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
     command.add_argument("--run-folder", type=Path, help="private training state")
     command.add_argument("--resume", action="store_true", help="go on with the run folder")
@@ -60,60 +72,44 @@ def add_finetune(verb: Verb) -> None:
         "--plan",
         action="store_true",
         help="show noise, epsilon, memory and time; trains nothing, decodes no image but for "
-        "--skip-broken",
+        "--skip-broken; with --preset and no --base, of an untrained model of that size",
     )
+    command.add_argument("--records", type=int, help="with --plan: so many, of no data set")
 
 
 def _finetune(options: argparse.Namespace) -> Any:
-    import torch
-
     from dpwg.checkpoint import Release, load_public, save_release
-    from dpwg.data.groups import group_numbers
-    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.encoders import open_encoder
+    from dpwg.presets import get_preset
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.finetune import Finetuning, PrivateTraining
     from dpwg.training.ranks import Ranks
-    from dpwg.training.rehearsal import rehearse
 
-    ranks = Ranks.from_environment()
-    run_folder = None if options.plan else _run_folder(options)
-    base = load_public(options.base)
-    records = read_records(options, ranks)
-    group_I, units = None, len(records)
-    if options.unit != "image":
-        group_I = torch.tensor(group_numbers(records, options.unit))
-        units = int(group_I.max()) + 1
-    left_out = len(getattr(records, "left_out", ()))
-    sizes = {
-        "records": units,
-        "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
-        "steps": options.steps,
-        "delta": options.delta,
-        "max_grad_norm": options.max_grad_norm,
-    }
-    target = None
-    if options.epsilon == math.inf:
-        plan = PrivacyPlan(**sizes, noise_multiplier=0.0)
-    elif options.epsilon is not None:
-        target = options.epsilon
-        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=target)
-    elif options.noise_multiplier > 0:
-        plan = PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier)
-    else:
-        raise ValueError(
-            f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to "
-            "train without privacy."
-        )
-    settings = read_settings(Finetuning, options)
     if options.plan:
-        told = rehearse(base.model, plan, settings, ranks)
-        counts = {"unit": options.unit, "images": len(records), "left_out": left_out}
-        return _plan(records.name, counts, plan, told) if ranks.leads else None
+        return _rehearse(options)
+    if options.records is not None:
+        raise ValueError(
+            f"Expected no records={options.records} without --plan: a run counts its own."
+        )
+    if options.preset and not options.base:
+        raise ValueError(
+            f"Expected --base with preset={options.preset!r}, which has sizes and settings but no "
+            "weights; pretrain a model with it, or pass --plan."
+        )
+    preset = get_preset(options.preset or SHIPPED_PRESET)
+    ranks = Ranks.from_environment(options.device)
+    run_folder = _run_folder(options)
+    base = load_public(options.base or BASE)
+    encoder = open_encoder(base.text_encoder)
+    records, group_I, units = _private_set(options, ranks)
+    left_out = len(getattr(records, "left_out", ()))
+    plan, target = _promise(options, units)
+    base.model.checkpointing = options.checkpointing
     training = PrivateTraining(
         base.model.requires_grad_(True),
-        encode_examples(records, base.tokenizer, ranks, group_I, lines=options.reports),
+        encode_examples(records, base.tokenizer, encoder, ranks, group_I, lines=options.reports),
         plan,
-        settings,
+        read_settings(Finetuning, options, preset.finetuning),
         run_folder,
         ranks=ranks,
     )
@@ -150,6 +146,86 @@ def _finetune(options: argparse.Namespace) -> Any:
     return answer
 
 
+def _rehearse(options: argparse.Namespace) -> Any:
+    """A plan and what it will take, for a person who decides whether to run it."""
+    from dpwg.checkpoint import load_public
+    from dpwg.model import WaveletGPT
+    from dpwg.presets import get_preset
+    from dpwg.training.finetune import Finetuning
+    from dpwg.training.ranks import Ranks
+    from dpwg.training.rehearsal import rehearse
+
+    preset = get_preset(options.preset or SHIPPED_PRESET)
+    ranks = Ranks.from_environment(options.device)
+    parts = {}
+    if options.preset and not options.base:
+        model = WaveletGPT(preset.model)
+        parts = {"text_encoder": preset.text_encoder, "upsampler": preset.upsampler}
+    else:
+        model = load_public(options.base or BASE).model
+    name, counts = "none: as many records as were asked for", {"unit": options.unit}
+    if options.records is None:
+        records, _, units = _private_set(options, ranks)
+        left_out = len(getattr(records, "left_out", ()))
+        name, counts = records.name, counts | {"images": len(records), "left_out": left_out}
+    plan, _ = _promise(options, options.records if options.records is not None else units)
+    settings = read_settings(Finetuning, options, preset.finetuning)
+    model.checkpointing = options.checkpointing
+    told = rehearse(model, plan, settings, ranks)
+    if not ranks.leads:
+        return None
+    return {
+        "dataset": name,
+        "records": plan.records,
+        **counts,
+        **parts,
+        "sampling_rate": plan.sampling_rate,
+        "steps": plan.steps,
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "delta": plan.delta,
+        "epsilon": asdict(plan.epsilons()),
+        **asdict(told),
+    }
+
+
+def _private_set(options: argparse.Namespace, ranks: Ranks) -> tuple[Records, Tensor | None, int]:
+    """The images, the number of each one's group if groups are protected, and how many units."""
+    import torch
+
+    from dpwg.data.groups import group_numbers
+
+    records = read_records(options, ranks)
+    if options.unit == "image":
+        return records, None, len(records)
+    group_I = torch.tensor(group_numbers(records, options.unit))
+    return records, group_I, int(group_I.max()) + 1
+
+
+def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, float | None]:
+    """The plan for so many units, and the epsilon that it was calibrated to."""
+    from dpwg.privacy.accounting import PrivacyPlan
+
+    sizes = {
+        "records": units,
+        "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
+        "steps": options.steps,
+        "delta": options.delta,
+        "max_grad_norm": options.max_grad_norm,
+    }
+    if options.epsilon == math.inf:
+        return PrivacyPlan(**sizes, noise_multiplier=0.0), None
+    if options.epsilon is not None:
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=options.epsilon)
+        return plan, options.epsilon
+    if options.noise_multiplier > 0:
+        return PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier), None
+    raise ValueError(
+        f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to train "
+        "without privacy."
+    )
+
+
 def _run_folder(options: argparse.Namespace) -> Path:
     """The folder of a private run's state, which must not be inside the release."""
     if not (options.run_folder and options.out):
@@ -160,21 +236,3 @@ def _run_folder(options: argparse.Namespace) -> Path:
             "state is private, the release is not."
         )
     return new_or_resumed(options.run_folder, resume=options.resume)
-
-
-def _plan(
-    name: str, counts: dict[str, Any], plan: PrivacyPlan, rehearsal: Rehearsal
-) -> dict[str, Any]:
-    """A plan and what it will take, for a person who decides whether to run it."""
-    return {
-        "dataset": name,
-        "records": plan.records,
-        **counts,
-        "sampling_rate": plan.sampling_rate,
-        "steps": plan.steps,
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "delta": plan.delta,
-        "epsilon": asdict(plan.epsilons()),
-        **asdict(rehearsal),
-    }

@@ -53,6 +53,7 @@ def add_evaluate(verb: Verb) -> None:
 
 def _evaluate(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, load_release
+    from dpwg.encoders import open_encoder
     from dpwg.evaluate import held_out_loss, sheet
     from dpwg.sampling import Sampling
 
@@ -73,7 +74,8 @@ def _evaluate(options: argparse.Namespace) -> Any:
                 f"Expected data={records.name!r} not to be what {name} was trained on: its loss "
                 "there is private."
             )
-        examples = encode_examples(records, release.tokenizer)
+        encoder = open_encoder(release.text_encoder)
+        examples = encode_examples(records, release.tokenizer, encoder)
         loss = held_out_loss(release.model, examples)
         rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
     answer = {"data": records.name, "records": len(records), "nats_per_code": rows}
@@ -147,6 +149,7 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
     """One checkpoint's attack, on the very records that its card names and on others."""
     from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
     from dpwg.data import open_records
+    from dpwg.encoders import open_encoder
     from dpwg.membership import calibrated_scores, check_reference, membership_attack
 
     release = load_release(name)
@@ -173,7 +176,8 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
         raise ValueError(f"Expected others={options.others!r} to be left out of the training set.")
     scores = []
     for records in (members, others):
-        examples = encode_examples(records, release.tokenizer)
+        encoder = open_encoder(release.text_encoder)
+        examples = encode_examples(records, release.tokenizer, encoder)
         part = examples.first(min(options.count, len(examples)))
         scores.append(calibrated_scores(release.model, public.model, part).double().numpy())
     return membership_attack(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dpwg.data import Records
+    from dpwg.text import TextEncoder
+    from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.training.examples import Examples
     from dpwg.training.ranks import Ranks
 
 T = TypeVar("T")
@@ -23,6 +26,7 @@ Run = Callable[[argparse.Namespace], Any]
 """Runs a verb. What it gives is printed by `main`, unless it is None."""
 Verb = Callable[[str, Run, str], argparse.ArgumentParser]
 """Adds a verb by name, function and help, and gives the parser that its arguments go to."""
+SHIPPED_PRESET = "faces-128"
 PATH_HELP = "a folder of images with their captions; FORMAT:PATH where its format is not clear"
 
 
@@ -48,6 +52,29 @@ def unit_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def preset_option(command: argparse.ArgumentParser, default: str | None = SHIPPED_PRESET) -> None:
+    """Sizes and settings by name, which the other options change."""
+    command.add_argument(
+        "--preset", default=default, help=f"{SHIPPED_PRESET} (what ships), celeba-256 or coco-256"
+    )
+
+
+def device_option(command: argparse.ArgumentParser) -> None:
+    """Where a training computes."""
+    command.add_argument(
+        "--device", choices=("cpu", "cuda"), help="cuda by default where there is a GPU"
+    )
+
+
+def checkpointing_option(command: argparse.ArgumentParser) -> None:
+    """A training's memory against its time."""
+    command.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass instead of keeping them",
+    )
+
+
 def sampling_options(command: argparse.ArgumentParser) -> None:
     """What `read_settings` needs for a `Sampling`."""
     command.add_argument("--guidance", type=float, help="1 is none")
@@ -56,11 +83,14 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-p", type=float, help="1 cuts nothing")
 
 
-def read_settings(kind: type[T], options: argparse.Namespace, **more: Any) -> T:
-    """The settings of a run: defaults, but for what the command line gave, and `more`."""
+def read_settings(
+    kind: type[T], options: argparse.Namespace, default: T | None = None, **more: Any
+) -> T:
+    """The settings of a run: the default ones, but for what the command line gave, and `more`."""
     given = vars(options) | more
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{n: v for n, v in given.items() if n in known and v is not None})
+    changed = {n: v for n, v in given.items() if n in known and v is not None}
+    return kind(**changed) if default is None else replace(default, **changed)  # type: ignore[type-var]
 
 
 def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:
@@ -87,16 +117,16 @@ def read_public_records(options: argparse.Namespace) -> Records:
 
 
 def encode_examples(
-    records: Any,
-    tokenizer: Any,
+    records: Records,
+    tokenizer: SpectralTokenizer,
+    encoder: TextEncoder,
     ranks: Ranks | None = None,
     group_I: Tensor | None = None,
     *,
     lines: bool = False,
-) -> Any:
+) -> Examples:
     """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
     from dpwg.data.cache import cache_root
-    from dpwg.pipeline import default_encoder
     from dpwg.training.examples import prepare_examples
 
     if ranks and not ranks.leads:
@@ -112,7 +142,7 @@ def encode_examples(
 
         examples = prepare_examples(
             records,
-            default_encoder(),
+            encoder.to(ranks.device if ranks else "cpu"),
             tokenizer,
             cache_root() / "encoded",
             group_I=group_I,

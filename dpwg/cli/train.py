@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from dpwg.cli.console import kept, run_training
 from dpwg.cli.options import (
     Verb,
+    checkpointing_option,
     data_options,
+    device_option,
     encode_examples,
     new_or_resumed,
+    preset_option,
     read_public_records,
     read_settings,
 )
+
+if TYPE_CHECKING:
+    from dpwg.checkpoint import Release
+    from dpwg.presets import Preset
+    from dpwg.text import TextEncoder
 
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 
@@ -25,9 +34,12 @@ def add_tokenizer(verb: Verb) -> None:
     command = verb("tokenizer", _tokenizer, "train the spectral tokenizer on public images")
     data_options(command, "public-train")
     command.add_argument("--public", action="store_true", help=PUBLIC_HELP)
-    command.add_argument("--codebook-sizes", type=int, nargs="+", default=[1024, 1024, 1024])
+    preset_option(command)
+    command.add_argument("--codebook-sizes", type=int, nargs="+", help="of each scale")
     command.add_argument("--steps", type=int, help="optimizer steps")
+    command.add_argument("--batch", type=int, help="images a step")
     command.add_argument("--seed", type=int, default=0)
+    device_option(command)
     command.add_argument("--out", type=Path, help="folder; checkpoints/tokenizer by default")
     command.add_argument("--evaluate", metavar="SET", help="measure PSNR on a set instead")
     command.add_argument("--results", type=Path, help="write the measurement to this file")
@@ -37,10 +49,10 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     import torch
 
     from dpwg.checkpoint import checkpoint_root, load_tokenizer, save_tokenizer
-    from dpwg.config import TokenizerConfig
     from dpwg.data import open_records
     from dpwg.data.tensors import coarse_batches
     from dpwg.evaluate import tokenizer_quality
+    from dpwg.presets import get_preset
     from dpwg.tokenizer import SpectralTokenizer
     from dpwg.training.ranks import Ranks
     from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
@@ -49,13 +61,15 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     if options.evaluate:
         quality = tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate))
         return kept({"data": options.evaluate, **quality.to_json()}, options.results)
+    preset = get_preset(options.preset)
+    sizes = tuple(options.codebook_sizes or preset.tokenizer.codebook_sizes)
+    settings = read_settings(TokenizerTraining, options, preset.tokenizer_training)
+    ranks = Ranks.from_environment(options.device)
     records = read_public_records(options)
     torch.manual_seed(options.seed)
-    tokenizer = SpectralTokenizer(TokenizerConfig(codebook_sizes=tuple(options.codebook_sizes)))
+    tokenizer = SpectralTokenizer(replace(preset.tokenizer, codebook_sizes=sizes))
     size = tokenizer.config.coarse_size
     images_NCHW = torch.cat(list(tqdm(coarse_batches(records, size), desc="coarse images")))
-    settings = read_settings(TokenizerTraining, options)
-    ranks = Ranks.from_environment()
     run_training(train_tokenizer(tokenizer, images_NCHW, settings, ranks), "tokenizer", ranks)
     if not ranks.leads:
         return None
@@ -67,9 +81,11 @@ def add_upsampler(verb: Verb) -> None:
     command = verb("upsampler", _upsampler, "train the super-resolution model on public images")
     data_options(command, "public-train")
     command.add_argument("--public", action="store_true", help=PUBLIC_HELP)
+    preset_option(command)
     command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
     command.add_argument("--steps", type=int)
     command.add_argument("--seed", type=int, default=0)
+    device_option(command)
     command.add_argument("--out", type=Path, help="folder; checkpoints/upsampler by default")
     command.add_argument("--evaluate", metavar="SET", help="compare all upsamplers on a set")
     command.add_argument("--results", type=Path, help="write the measurement to this file")
@@ -85,9 +101,9 @@ def _upsampler(options: argparse.Namespace) -> Any:
         load_tokenizer,
         save_superresolution,
     )
-    from dpwg.config import SuperResolutionConfig
     from dpwg.data import open_records
     from dpwg.evaluate import upsampler_quality
+    from dpwg.presets import get_preset
     from dpwg.superresolution import SuperResolution
     from dpwg.training.ranks import Ranks
     from dpwg.training.superresolution import SuperResolutionTraining, train_superresolution
@@ -102,16 +118,18 @@ def _upsampler(options: argparse.Namespace) -> Any:
         ]
         answer = {"data": options.evaluate, "upsamplers": [row.to_json() for row in rows]}
         return kept(answer, options.results)
+    preset = get_preset(options.preset)
+    settings = read_settings(SuperResolutionTraining, options, preset.superresolution_training)
+    ranks = Ranks.from_environment(options.device)
     records = read_public_records(options)
     torch.manual_seed(options.seed)
-    model = SuperResolution(SuperResolutionConfig(coarse_size=tokenizer.config.coarse_size))
-    size = model.config.coarse_size << model.config.levels
-    settings = read_settings(SuperResolutionTraining, options)
+    coarse_size = tokenizer.config.coarse_size
+    model = SuperResolution(replace(preset.superresolution, coarse_size=coarse_size))
+    size = coarse_size << model.config.levels
     images_NHWC = np.empty((min(settings.images, len(records)), size, size, 3), np.uint8)
     for index in tqdm(range(len(images_NHWC)), desc="images"):
         images_NHWC[index] = records[index].image(size)
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
-    ranks = Ranks.from_environment()
     run_training(
         train_superresolution(model, tokenizer, images_NCHW, settings, ranks), "upsampler", ranks
     )
@@ -125,14 +143,24 @@ def _upsampler(options: argparse.Namespace) -> Any:
 def add_pretrain(verb: Verb) -> None:
     command = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
     data_options(command, "public-train")
-    command.add_argument("--public", action="store_true", help=PUBLIC_HELP)
+    command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
+    preset_option(command)
     command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
-    command.add_argument("--base", help="public checkpoint to start from")
+    command.add_argument(
+        "--text-encoder",
+        metavar="NAME_OR_FOLDER",
+        help="a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the "
+        "preset's by default",
+    )
+    command.add_argument("--base", help="public checkpoint to start from, with its text encoder")
     command.add_argument("--steps", type=int)
     command.add_argument("--batch", type=int, help="examples a step")
     command.add_argument("--learning-rate", type=float)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--delta", type=float, default=1e-5)
+    device_option(command)
+    checkpointing_option(command)
+    command.add_argument("--compile", action="store_true", help="with torch.compile: for GPUs")
     command.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))
     command.add_argument("--resume", action="store_true", help="go on with the run folder")
     command.add_argument("--out", type=Path, default=Path("checkpoints/faces/public"))
@@ -149,38 +177,69 @@ def _pretrain(options: argparse.Namespace) -> Any:
         save_release,
     )
     from dpwg.inputs import public_inputs
-    from dpwg.model import WaveletGPT
-    from dpwg.pipeline import default_encoder
+    from dpwg.presets import get_preset
     from dpwg.privacy.accounting import Ledger
     from dpwg.privacy.card import PrivacyCard
     from dpwg.training.pretrain import Pretraining, pretrain
     from dpwg.training.ranks import Ranks
 
-    ranks = Ranks.from_environment()
+    preset = get_preset(options.preset)
+    ranks = Ranks.from_environment(options.device)
     tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder)
-    records = read_public_records(options)
-    examples = encode_examples(records, tokenizer, ranks)
+    base = load_public(options.base) if options.base else None
+    encoder = _encoder(options, preset, base)
     torch.manual_seed(options.seed)
-    model = WaveletGPT.for_tokenizer(tokenizer)
-    if options.base:
-        model.load_state_dict(load_public(options.base).model.state_dict())
-    settings = read_settings(Pretraining, options)
+    model = preset.new_model(tokenizer, encoder)
+    if base is not None:
+        model.load_state_dict(base.model.state_dict())
+    model.checkpointing = options.checkpointing
+    settings = read_settings(Pretraining, options, preset.pretraining)
+    records = read_public_records(options)
+    examples = encode_examples(records, tokenizer, encoder, ranks)
     folder = new_or_resumed(options.run_folder, resume=options.resume)
-    run_training(pretrain(model, examples, settings, folder, ranks), "pretraining", ranks)
+    steps = pretrain(model, examples, settings, folder, ranks, compiled=options.compile)
+    run_training(steps, "pretraining", ranks)
     if not ranks.leads:
         return None
+    text_encoder = encoder.id if base is None else base.text_encoder
+    inputs = public_inputs(records.name, len(records), text_encoder)
+    before = () if base is None else base.card.public_inputs
     card = PrivacyCard.from_ledger(
         Ledger(),
         delta=options.delta,
         dataset="none: public data only",
         records=0,
         max_grad_norm=None,
-        public_inputs=public_inputs(records.name, len(records)),
+        public_inputs=(*inputs, *(item for item in before if item not in inputs)),
         target_epsilon=0.0,
     )
-    release = Release(
-        model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=default_encoder().digest
-    )
+    release = Release(model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=text_encoder)
     save_release(options.out, release, tokenizer_folder=tokenizer_folder)
-    return {"folder": str(options.out), "steps": settings.steps}
+    return {"folder": str(options.out), "steps": settings.steps, "text_encoder": text_encoder.name}
+
+
+def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:
+    """The text encoder of the base, or the one that is asked for.
+
+    A folder may have been trained on anything: its user declares it public, as the card then says.
+    """
+    from dpwg.config import MINILM
+    from dpwg.encoders import find_encoder, open_encoder
+
+    if base is not None:
+        if options.text_encoder:
+            raise ValueError(
+                f"Expected no text-encoder={options.text_encoder!r} with --base: a model reads "
+                "captions as it began to."
+            )
+        return open_encoder(base.text_encoder)
+    name = options.text_encoder or preset.text_encoder
+    tokens = None if options.text_encoder else preset.model.text_tokens
+    encoder = find_encoder(name, max_tokens=tokens)
+    if name != MINILM and encoder.id.revision is None and not options.public:
+        raise ValueError(
+            f"Expected --public with the text encoder {name!r}, which comes from a folder: "
+            "it must have seen nothing that is sensitive, neither images nor captions."
+        )
+    return encoder

