@@ -380,15 +380,16 @@ def a_person_trains(server, image_folder):
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
         page, other = chromium.new_page(), chromium.new_page()
-        page.set_default_timeout(300_000)
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
         for visited in (page, other):
+            visited.set_default_timeout(300_000)
             visited.goto(server)
         tab = lambda name: page.get_by_role("tab", name=name, exact=True).click()  # noqa: E731
         tab("Train")
         page.get_by_label("my own pictures").check()
-        page.locator("input[type=file]").last.set_input_files(sorted(image_folder.iterdir()))
-        page.get_by_text("metadata.jsonl").locator("visible=true").last.wait_for()
+        files = sorted(image_folder.iterdir())
+        page.locator("input[type=file][multiple]").set_input_files(files)
+        page.locator(".file-preview .filename").nth(len(files) - 1).wait_for()
         page.get_by_label("Steps").last.fill("2")
         page.get_by_role("button", name="Make a plan").click()
         page.locator("#planned").get_by_text("The noise outweighs").wait_for()
