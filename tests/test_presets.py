@@ -49,6 +49,7 @@ def test_the_large_presets_have_the_sizes_of_the_papers_family() -> None:
         assert 340 < millions < 370
         assert preset.model.positions * preset.model.codes == 256
         assert (preset.tokenizer.coarse_size, preset.image_size) == (64, 256)
+        assert get_upsampler(preset.upsampler).name == preset.upsampler
 
 
 def test_what_ships_is_a_preset() -> None:
