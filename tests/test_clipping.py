@@ -448,6 +448,47 @@ def test_a_model_that_mixes_records_is_refused_by_name(alone_first: bool) -> Non
     assert norm_of(clipped.sums) == 0
 
 
+@pytest.mark.parametrize("mix", ["earlier", "later", "next"])
+def test_records_that_see_some_others_only_are_refused_by_name(mix: str) -> None:
+    model = nn.ModuleDict({"it": nn.Linear(2, 2), "then": nn.Linear(2, 2)})
+    mixes = {
+        "earlier": lambda x_BC: x_BC.cumsum(0),
+        "later": lambda x_BC: x_BC.flip(0).cumsum(0).flip(0),
+        "next": lambda x_BC: torch.cat([x_BC[:1], x_BC[1:] + x_BC[:-1]]),
+    }
+    x_BC = torch.randn(4, 2)
+    with pytest.raises(ValueError, match="row of 'it' alone"):
+        ClippedSums(model, max_grad_norm=1.0).add(
+            lambda: model["then"](mixes[mix](model["it"](x_BC)).sin()).sum(1)
+        )
+
+
+def test_records_that_tell_nothing_leave_the_question_open() -> None:
+    model = nn.ModuleDict({"it": nn.Linear(2, 2)})
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+
+    def losses(weight_B: Tensor) -> Tensor:
+        y_BC = model["it"](torch.ones(3, 2))
+        return weight_B * (y_BC.sum() + y_BC.sum(1))
+
+    clipped.add(lambda: losses(torch.zeros(3)))
+    with pytest.raises(ValueError, match="row of 'it' alone"):
+        clipped.add(lambda: losses(torch.ones(3)))
+
+
+def test_single_records_are_computed_once() -> None:
+    model, calls = nn.ModuleDict({"it": nn.Linear(2, 2)}), []
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+
+    def losses() -> Tensor:
+        calls.append(1)
+        return model["it"](torch.ones(1, 2)).sum(1)
+
+    for _ in range(3):
+        clipped.add(losses, torch.ones(1))
+    assert len(calls) == 3
+
+
 def test_a_record_that_is_not_finite_does_not_look_like_mixing() -> None:
     model, x_BC = nn.ModuleDict({"it": nn.Linear(2, 2)}), torch.tensor([[1.0, 2.0], [1.0, 0.0]])
     clipped = ClippedSums(model, max_grad_norm=1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,12 +49,27 @@ def test_what_is_not_filled_in_is_zero(tmp_path: Path) -> None:
 
 
 def test_an_error_and_a_killed_process_leave_nothing(tmp_path: Path) -> None:
-    (tmp_path / "set.partial-1").write_bytes(b"begun")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f"set.partial-{ended.pid}").write_bytes(b"begun")
     with pytest.raises(RuntimeError, match="broken"), filling(tmp_path / "set", SHAPES):
         raise RuntimeError("broken")
-    with filling(tmp_path / "set", SHAPES) as tensors:
-        tensors["count"].fill_(7)
-    assert [file.name for file in tmp_path.iterdir()] == ["set"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_living_process_began_is_left_to_it(tmp_path: Path) -> None:
+    living = tmp_path / f"set.partial-{os.getppid()}"
+    living.write_bytes(b"begun")
+    with filling(tmp_path / "set", SHAPES):
+        pass
+    assert living.read_bytes() == b"begun"
+
+
+def test_a_disk_without_room_is_an_error_and_nothing_stays(tmp_path: Path) -> None:
+    huge = {"codes": (torch.int16, (2**50,))}
+    with pytest.raises(OSError), filling(tmp_path / "set", huge):  # noqa: PT011
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_second_of_two_processes_finds_the_file_of_the_first(tmp_path: Path) -> None:

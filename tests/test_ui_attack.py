@@ -15,11 +15,12 @@ from dpwg.checkpoint import find_checkpoint, load_card, weights_digest
 from dpwg.cli import main
 from dpwg.data.faces import face
 from dpwg.membership import MembershipAttack, membership_attack, result_file
-from dpwg.privacy.accounting import Ledger, max_true_positive_rate
+from dpwg.privacy.accounting import Ledger, LedgerEntry, max_true_positive_rate
+from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui import results
 from dpwg.ui.attack import attack, attack_live, engine_told
-from dpwg.ui.fresh import coarse_faces
+from dpwg.ui.fresh import DATA, coarse_faces, refusal
 from dpwg.ui.generate import Shown
 from dpwg.ui.limits import MAX_ATTACKED, MAX_SEARCHED
 from dpwg.ui.nearest import nearest
@@ -240,6 +241,18 @@ def test_records_of_others_are_not_attacked_live(root, monkeypatch):
         attack_live("faces/eps-1", 50, 0)
     with pytest.raises(gr.Error, match="those records are private"):
         next(nearest(None, "faces/eps-1", 50))
+
+
+def test_groups_are_not_attacked_as_if_they_were_images():
+    facts = {"delta": 1e-3, "dataset": DATA, "records": 9, "max_grad_norm": 0.1}
+    card = PrivacyCard.from_ledger(
+        Ledger(entries=[LedgerEntry(sampling_rate=0.1, noise_multiplier=2.0, steps=9)]),
+        **facts,
+        public_inputs=[],
+        group_column="hair",
+        images=100,
+    )
+    assert "groups" in refusal("faces/mine", card)
 
 
 def test_a_record_that_is_drawn_again_is_found():

@@ -246,6 +246,19 @@ def test_what_a_killed_server_left_is_removed_at_the_next_start(tmp_path):
     assert kept(tmp_path) == []
 
 
+def test_a_folder_is_not_a_dead_server_s_while_its_training_process_lives(tmp_path):
+    run = Run()
+    training = subprocess.Popen(["sleep", "60"], pass_fds=(run._lock,))
+    os.close(run._lock)
+    run._lock = None
+    remove_leftovers()
+    assert kept(tmp_path) == [run.folder]
+    training.kill()
+    training.wait()
+    remove_leftovers()
+    assert kept(tmp_path) == []
+
+
 def test_a_stopped_run_goes_on_and_its_ledger_has_all_steps(
     tmp_path, files, here, measured, monkeypatch
 ):

@@ -8,9 +8,9 @@ by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
 
 The rules know layers, not models: Linear, LayerNorm and Embedding. A trainable parameter that
 belongs to anything else is refused by name, and so is one that is used outside its layer, and a
-model whose records mix. Norms and sums are float32, whether the model computes in float32, in
-bfloat16 or under autocast to bfloat16. Activation checkpointing without reentrance keeps them as
-they are.
+model whose records mix behind its first trainable layer; before that the caller keeps them apart.
+Norms and sums are float32, whether the model computes in float32, in bfloat16 or under autocast to
+bfloat16. Activation checkpointing without reentrance keeps them as they are.
 """
 
 from __future__ import annotations
@@ -73,9 +73,10 @@ class ClippedSums:
 
         Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
         and records. Records must not mix in the model: no statistics over the batch. The first
-        micro-batch of several records is run once more beforehand to see that they do not.
+        micro-batch of several records is run twice more beforehand to see that they do not; what
+        happens to them before the first trainable layer cannot be seen.
         """
-        if not self._known_apart:
+        if not self._known_apart and (weights_B is None or len(weights_B) > 1):
             self._known_apart = _keeps_apart(self._layers, losses)
         with _capture(self._layers) as captured, torch.enable_grad():
             losses_B = losses()
@@ -274,11 +275,18 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
 
 
 def _keeps_apart(layers: dict[str, nn.Module], losses: Callable[[], Tensor]) -> bool:
-    """Whether the first record's loss was seen to move nothing but the first row of every layer.
+    """Whether the first and the last record's loss were each seen to move that record's rows alone.
 
-    False where there is one record only, which cannot tell. A model that mixes records, by their
-    statistics or because another dimension comes first, is refused.
+    False where that cannot be told: of one record, or of a gradient that is zero or not finite. A
+    model that mixes records behind its first trainable layer is refused, and so is one in which
+    another dimension comes first.
     """
+    return all(_moves_own_rows(layers, losses, record) for record in (0, -1))
+
+
+def _moves_own_rows(
+    layers: dict[str, nn.Module], losses: Callable[[], Tensor], record: int
+) -> bool:
     with _capture(layers) as captured, torch.enable_grad():
         losses_B = losses()
         captured.complete = True
@@ -288,18 +296,22 @@ def _keeps_apart(layers: dict[str, nn.Module], losses: Callable[[], Tensor]) -> 
         for call in captured.calls:
             call.check_unchanged()
         with torch.autocast(losses_B.device.type, enabled=False):
-            torch.autograd.grad(losses_B[0], captured.beginnings, allow_unused=True)
+            torch.autograd.grad(losses_B[record], captured.beginnings, allow_unused=True)
+    told = False
     for call in captured.calls:
         if call.gradient is None or not len(call.input) == len(call.gradient) == B:
             continue  # one that is used is refused by its shape
-        others = call.gradient[1:].nan_to_num(0.0, 0.0, 0.0)  # 0 * inf of a bad record is no path
+        own = call.gradient[record]
+        told = told or bool(own.any() and own.isfinite().all())
+        others = call.gradient.nan_to_num(0.0, 0.0, 0.0)  # 0 * inf of a bad record is no path
+        others[record] = 0
         if others.any():
             raise ValueError(
                 f"Expected a record's loss to depend on that record's row of {call.name!r} alone, "
                 "but it depends on others too; put the batch dimension first and use no statistics "
                 "over it."
             )
-    return True
+    return told
 
 
 def _check_leaves(losses_B: Tensor, known: set[int]) -> None:

@@ -21,14 +21,19 @@ Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 def filling(path: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
     """Tensors of these dtypes and shapes, zero at first, whose memory is a new file on disk.
 
-    The file gets its name when the block ends, and is removed where it ends by an error, as is what
-    a killed process left of it. Only its owner may read it. `safetensors` opens it like any other.
+    The file gets its name when the block ends, and is removed where it ends by an error; what a
+    killed process left of it is removed first. Only its owner may read it. `safetensors` opens it
+    like any other. Raises OSError where the disk has no room for it.
     """
     header, size = _header(shapes)
+    _remove_dead(path)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         with open(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(header)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):  # a mapped file that finds no room kills its process
+                os.posix_fallocate(file.fileno(), 0, len(header) + size)
             file.truncate(len(header) + size)
             whole = torch.from_file(
                 str(partial), shared=True, size=len(header) + size, dtype=torch.uint8
@@ -40,10 +45,19 @@ def filling(path: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
         except FileNotFoundError:
             if not path.exists():  # else another process was first, with the same content
                 raise
-        for other in path.parent.glob(f"{path.name}.partial-*"):
-            other.unlink(missing_ok=True)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove what processes of this machine began under this name and did not live to finish."""
+    for partial in path.parent.glob(f"{path.name}.partial-*"):
+        try:
+            os.kill(int(partial.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            partial.unlink(missing_ok=True)
+        except PermissionError:
+            continue  # somebody else's, and alive
 
 
 def _ordered(shapes: Shapes) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], int, int]]:

@@ -44,6 +44,8 @@ def refusal(name: str, card: PrivacyCard) -> str:
     """Why there is no live attack on a checkpoint; empty where there is one."""
     if card.epsilon == 0:
         return f"{name} saw no sensitive record: there is nothing to infer."
+    if card.of_groups:
+        return f"{name} protects groups of images; single ones are not what its promise is about."
     if card.dataset != DATA or card.records > TRAIN_RECORDS:
         return (
             f"{name} was trained on {card.dataset!r:.80}: those records are private and not here. "

@@ -56,7 +56,7 @@ def nearest(
         card = own_card(own) if name == YOURS else claim(name)
     except ValueError as error:
         raise gr.Error(str(error)) from error
-    if card.epsilon != 0 and card.dataset != DATA:
+    if card.epsilon != 0 and (card.of_groups or card.dataset != DATA):
         raise gr.Error(refusal(name, card))
     known = card.records if card.dataset == DATA else TRAIN_RECORDS
     try:

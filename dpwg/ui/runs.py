@@ -171,7 +171,7 @@ class Run:
         if self.running:
             raise ValueError("Your last order is still at work; stop it first.")
         started, limit = time.monotonic(), 60.0 * MAX_TRAIN_MINUTES
-        process = self._process = _start(arguments, self.folder)
+        process = self._process = _start(arguments, self.folder, self._lock)
         timer = Timer(limit, process.kill)
         timer.daemon = True
         timer.start()
@@ -201,8 +201,11 @@ _measured: dict[Path, tuple[float, Measured]] = {}
 _creating = Lock()
 
 
-def _start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    """`python -m dpwg` on half of the cores, politely, with its caches in `folder`."""
+def _start(arguments: list[str], folder: Path, lock: int | None) -> subprocess.Popen[str]:
+    """`python -m dpwg` on half of the cores, politely, with its caches in `folder`.
+
+    It holds the lock too, so that its folder is not a dead server's before it has ended itself.
+    """
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "DPWG_CACHE": str(folder / "cache"),
@@ -216,6 +219,7 @@ def _start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        pass_fds=() if lock is None else (lock,),
     )
     if hasattr(os, "setpriority"):
         nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + POLITENESS)
