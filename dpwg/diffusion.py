@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dpwg.download import download
 from dpwg.images import check_images
+from dpwg.text import other_weights
 
 VARIABLE = "DPWG_UPSCALE_MODELS"
 EMBEDDED = "take the embedded upsampler 'wavelet-sharp'"
@@ -376,6 +377,12 @@ def _fault(folder: Path, kind: _Kind) -> str | None:
         found = index.get(part)
         if not isinstance(found, list) or not re.fullmatch(pattern, ".".join(map(str, found))):
             return f"{part} of {found}"
+        try:
+            other = other_weights(folder / part)
+        except ValueError as error:
+            return f"{part}: {error}"
+        if other:
+            return f"{other} in {part}, which is to be removed"
     for part, file in kind.weights.items():
         shards = folder / part / f"{file}.safetensors.index.json"
         names = {f"{file}.safetensors"}

@@ -193,7 +193,8 @@ large. Loading recomputes epsilon from the ledger in `privacy_card.json`, compar
 all weights, and refuses what does not agree. There is no pickle and no training state in here.
 
 Captions are read by the frozen {reader["name"]} ({reader["source"]}), which is
-not in here either. No other is taken than the one whose weights have this SHA-256:
+not in here either. No other is taken than the one whose weights have this SHA-256, which is of the
+weights alone, not of its configuration and tokenizer:
 `{encoder.digest}`
 
 {privacy}

@@ -229,6 +229,15 @@ def pickled_shard(folder: Path) -> None:
         (lambda at: edit(at / "model_index.json", vae=["diffusers", "VQModel"]), "vae of"),
         (lambda at: edit(at / "model_index.json", _class_name="Other"), "found a Other"),
         (lambda at: (at / "model_index.json").write_text("[["), "no readable model_index.json"),
+        *(
+            (
+                lambda at, part=part: edit(at / part / "config.json", transformers_weights="a.bin"),
+                f"'transformers_weights' in config.json in {part}, which is to be removed; pickles",
+            )
+            for part in KINDS["sd-x4"].weights
+        ),
+        (lambda at: torch.save({}, at / "text_encoder" / "adapter_model.bin"), "adapter_model.bin"),
+        (lambda at: (at / "unet" / "config.json").write_text("["), "unet: Expected JSON in config"),
         (lambda at: (at / "vae" / "config.json").unlink(), "to load as StableDiffusion.*OSError"),
         (lambda at: edit(at / "model_index.json", max_noise_level=9), "noise_level=20 above its 9"),
     ],

@@ -148,6 +148,42 @@ def test_a_named_encoder_is_opened_from_the_folder_of_encoders(encoders, kind, m
         check_encoder(open_encoder(named), longer)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformers_weights": "other.safetensors"},
+        {"transformers_weights": "adapter_model.bin"},
+        {"text_config": {"transformers_weights": "other.safetensors"}},
+        {"attribute_map": {"transformers_weights": "usual"}, "usual": "other.safetensors"},
+        {"configuration_files": ["config.4.0.0.json"]},
+    ],
+)
+def test_no_config_points_to_other_weights(folder, change) -> None:
+    edit(folder / "config.json", **change)
+    words = r"found '(transformers_weights|configuration_files)' in config\.json; remove it"
+    with pytest.raises(ValueError, match=words):
+        TextEncoder.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin"])
+def test_no_adapter_changes_the_weights(folder, name) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"nowhere else, found {name}; remove it, or merge"):
+        TextEncoder.from_folder(folder)
+
+
+def test_no_code_of_a_folder_is_run(encoders, tmp_path) -> None:
+    folder = Path(shutil.copytree(encoders / "tiny" / "t5", tmp_path / "t5"))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Mine",
+        auto_map={"AutoTokenizer": [None, "mine.Mine"]},
+    )
+    assert TextEncoder.from_folder(folder).encode(["a face"]).mask_BL.any()
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", ["../tiny/t5", "t5", "a/b/c", "", "/none", "a b"])
 def test_a_name_that_is_nowhere_is_refused_in_words(encoders, monkeypatch, name) -> None:
     monkeypatch.setenv(FOLDER, str(encoders))
