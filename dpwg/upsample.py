@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpwg.checkpoint import load_superresolution
-from dpwg.diffusion import KINDS, NAMES, DiffusionSettings, DiffusionUpsampler, describe, offered
+from dpwg.diffusion import (
+    KINDS,
+    NAMES,
+    DiffusionSettings,
+    DiffusionUpsampler,
+    describe,
+    offered,
+    public_name,
+)
 from dpwg.images import check_images
 from dpwg.superresolution import SuperResolution
 
@@ -202,10 +210,32 @@ class SharpWaveletUpsampler:
 
 
 def all_upsamplers() -> dict[str, str]:
-    """What to choose from, by name, with a sentence on each: UPSAMPLERS, then those by diffusion
-    that can be had here. No network is asked, nothing is loaded.
+    """What to choose from, by public name, with a sentence on each: UPSAMPLERS, then those by
+    diffusion that can be had here. No network is asked, nothing is loaded.
     """
-    return {**dict(UPSAMPLERS), **{name: describe(name) for name in offered()}}
+    return {**dict(UPSAMPLERS), **{shown: describe(name) for shown, name in _published().items()}}
+
+
+def chosen_upsampler(shown: str) -> str:
+    """The name, for `get_upsampler`, of one of `all_upsamplers`; ValueError for what is none.
+
+    Where a folder is on this machine is its owner's to know: it is neither shown nor taken.
+    """
+    names = {**{name: name for name, _ in UPSAMPLERS}, **_published()}
+    if shown not in names:
+        raise ValueError(f"Expected upsampler={shown!r:.80} in {list(names)}.")
+    return names[shown]
+
+
+def _published() -> dict[str, str]:
+    """The names of `offered` by their public names; a '+' tells folders of one name apart."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(offered()):
+        shown = public_name(name)
+        while shown in names:
+            shown += "+"
+        names[shown] = name
+    return names
 
 
 @cache
