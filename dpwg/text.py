@@ -1,6 +1,7 @@
 """Frozen public text encoders: captions as token states, the same shape for every caption.
 
-Trained on public sentences and never on the sensitive captions: a public input of the privacy card.
+A public input of the privacy card: what an encoder that others trained knew before, epsilon does
+not cover.
 """
 
 from __future__ import annotations

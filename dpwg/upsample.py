@@ -1,7 +1,8 @@
-"""The public stage: coarse images to full size by frozen models that never saw private data.
+"""The public stage: coarse images to full size by frozen public models.
 
-It only ever looks at what the private stage has already released, so that by post-processing it
-costs no privacy.
+It only ever looks at what the private stage has already released, and at the visitor's caption, so
+that by post-processing it costs no privacy. What a public model that others trained knew before,
+epsilon does not cover.
 """
 
 from __future__ import annotations
@@ -207,6 +208,11 @@ class SharpWaveletUpsampler:
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         calm_BCHW = F.avg_pool2d(self._wavelet(image_BCHW), self._wavelet.scale // 2)
         return F.avg_pool2d(self._sharp(calm_BCHW), 2 * self._sharp.scale // self.scale)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether an upsampler is one of UPSAMPLERS, whose training data their cards tell."""
+    return name in dict(UPSAMPLERS)
 
 
 def all_upsamplers() -> dict[str, str]:

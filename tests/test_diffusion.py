@@ -397,5 +397,9 @@ def test_an_export_publishes_no_path_of_this_machine(models, tmp_path) -> None:
         written = (tmp_path / "set" / file).read_text()
         assert "ldm:ldm,steps=1" in written
         assert str(models["ldm"].parent) not in written
+    told = " ".join(written.split())
+    assert "upsampler (ldm:ldm,steps=1), which sees only what that model released" in told
+    assert "The upsampler ldm:ldm,steps=1 was trained by others" in told
+    assert "epsilon does not cover" in told
     for same in ("bicubic", "sd-x4:a/b,revision=v1"):
         assert public_name(same) == same
