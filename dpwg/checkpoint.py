@@ -137,7 +137,7 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
         "model": release.model.config.to_json(),
         "weights_sha256": _digest(partial),
         "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
-        "tokenizer_sha256": _tokenizer_digest(tokenizer_folder or partial / "tokenizer"),
+        "tokenizer_sha256": tokenizer_digest(tokenizer_folder or partial / "tokenizer"),
         "text_encoder": release.text_encoder.to_json(),
     }
     _write_json(partial / "config.json", config)
@@ -158,6 +158,12 @@ def weights_digest(folder: Path) -> str:
     return str(read_json(folder / "config.json")["weights_sha256"])
 
 
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 of a tokenizer's configuration and weights, as releases name theirs."""
+    configuration = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    return hashlib.sha256((configuration + _digest(folder)).encode()).hexdigest()
+
+
 def load_release(name_or_path: str | Path) -> Release:
     """Read a release in float32. A false card or another tokenizer than it names is refused."""
     folder = find_checkpoint(name_or_path)
@@ -168,7 +174,7 @@ def load_release(name_or_path: str | Path) -> Release:
             f"{found[:12]}...; the card is not theirs, get the release again."
         )
     tokenizer_folder = (folder / config["tokenizer"]).resolve()
-    if (found := _tokenizer_digest(tokenizer_folder)) != config["tokenizer_sha256"]:
+    if (found := tokenizer_digest(tokenizer_folder)) != config["tokenizer_sha256"]:
         raise ValueError(
             f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, found "
             f"{found[:12]}... in {tokenizer_folder.name}; restore the one it was trained with."
@@ -278,11 +284,6 @@ def _digest(folder: Path) -> str:
     for file in _shards(folder):
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _tokenizer_digest(folder: Path) -> str:
-    configuration = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return hashlib.sha256((configuration + _digest(folder)).encode()).hexdigest()
 
 
 def _by_name(name: str) -> tuple[str, float, str]:

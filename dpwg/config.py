@@ -153,8 +153,9 @@ class TextEncoderId(Config):
     """Which frozen text encoder a model reads captions with.
 
     `name` is "user/name" as on the hub, a folder's own name, or MINILM; `revision` the commit on
-    the hub that it came from, None if it did not. `digest` is the SHA-256 of its weights, and with
-    `max_tokens` decides: a copy under another name is the same encoder.
+    the hub that it came from, None if it did not. `digest` is the SHA-256 of its weights alone, not
+    of config.json and tokenizer, and with `max_tokens` decides: a copy under another name is the
+    same encoder.
     """
 
     kind: str

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dpwg.download import download
 from dpwg.images import check_images
+from dpwg.text import other_weights
 
 VARIABLE = "DPWG_UPSCALE_MODELS"
 EMBEDDED = "take the embedded upsampler 'wavelet-sharp'"
@@ -260,9 +261,10 @@ class DiffusionUpsampler:
             try:
                 pipe = self._load(kind, folder)
             except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+                told = str(error).partition("\n")[0].replace(str(folder), folder.name)
                 raise ValueError(
-                    f"Expected {self.settings.source!r} to load as {kind.pipeline}, found "
-                    f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; {EMBEDDED}."
+                    f"Expected {public_name(self.name)!r} to load as {kind.pipeline}, found "
+                    f"{type(error).__name__}: {told}; {EMBEDDED}."
                 ) from error
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -320,17 +322,16 @@ def offered() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """One sentence on an upsampler, from its name."""
-    settings = DiffusionSettings.parse(name)
+    """One sentence on an upsampler, from its name, to publish."""
+    settings = DiffusionSettings.parse(public_name(name))
     return f"{KINDS[settings.kind].told}: {settings.source}, {settings.steps} steps."
 
 
 def public_name(name: str) -> str:
     """A name to publish: that of a folder without where it is on this machine."""
-    kind, colon, rest = name.partition(":")
-    if not colon or DiffusionSettings.parse(name).on_hub:
+    if ":" not in name or (settings := DiffusionSettings.parse(name)).on_hub:
         return name
-    return f"{kind}:{Path(rest).name}"
+    return replace(settings, source=Path(settings.source).absolute().name).name
 
 
 def _folder(settings: DiffusionSettings) -> Path:
@@ -376,6 +377,12 @@ def _fault(folder: Path, kind: _Kind) -> str | None:
         found = index.get(part)
         if not isinstance(found, list) or not re.fullmatch(pattern, ".".join(map(str, found))):
             return f"{part} of {found}"
+        try:
+            other = other_weights(folder / part)
+        except ValueError as error:
+            return f"{part}: {error}"
+        if other:
+            return f"{other} in {part}, which is to be removed"
     for part, file in kind.weights.items():
         shards = folder / part / f"{file}.safetensors.index.json"
         names = {f"{file}.safetensors"}

@@ -1,6 +1,8 @@
 """The text encoder that a checkpoint names, or that a person asks for: found here, or on the hub.
 
-What is read is JSON and safetensors only, whose digest must be the one that a checkpoint names.
+Weights are read from safetensors only, and their digest must be the one that a checkpoint names.
+It is of the weights alone: a hub's revision fixes config.json and the tokenizer too, a folder is
+taken at its user's word.
 """
 
 from __future__ import annotations

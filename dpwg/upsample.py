@@ -1,7 +1,8 @@
-"""The public stage: coarse images to full size by frozen models that never saw private data.
+"""The public stage: coarse images to full size by frozen public models.
 
-It only ever looks at what the private stage has already released, so that by post-processing it
-costs no privacy.
+It only ever looks at what the private stage has already released, and at the visitor's caption, so
+that by post-processing it costs no privacy. What a public model that others trained knew before,
+epsilon does not cover.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpwg.checkpoint import load_superresolution
-from dpwg.diffusion import KINDS, NAMES, DiffusionSettings, DiffusionUpsampler, describe, offered
+from dpwg.diffusion import (
+    KINDS,
+    NAMES,
+    DiffusionSettings,
+    DiffusionUpsampler,
+    describe,
+    offered,
+    public_name,
+)
 from dpwg.images import check_images
 from dpwg.superresolution import SuperResolution
 
@@ -201,11 +210,38 @@ class SharpWaveletUpsampler:
         return F.avg_pool2d(self._sharp(calm_BCHW), 2 * self._sharp.scale // self.scale)
 
 
+def is_embedded(name: str) -> bool:
+    """Whether an upsampler is one of UPSAMPLERS, whose training data their cards tell."""
+    return name in dict(UPSAMPLERS)
+
+
 def all_upsamplers() -> dict[str, str]:
-    """What to choose from, by name, with a sentence on each: UPSAMPLERS, then those by diffusion
-    that can be had here. No network is asked, nothing is loaded.
+    """What to choose from, by public name, with a sentence on each: UPSAMPLERS, then those by
+    diffusion that can be had here. No network is asked, nothing is loaded.
     """
-    return {**dict(UPSAMPLERS), **{name: describe(name) for name in offered()}}
+    return {**dict(UPSAMPLERS), **{shown: describe(name) for shown, name in _published().items()}}
+
+
+def chosen_upsampler(shown: str) -> str:
+    """The name, for `get_upsampler`, of one of `all_upsamplers`; ValueError for what is none.
+
+    Where a folder is on this machine is its owner's to know: it is neither shown nor taken.
+    """
+    names = {**{name: name for name, _ in UPSAMPLERS}, **_published()}
+    if shown not in names:
+        raise ValueError(f"Expected upsampler={shown!r:.80} in {list(names)}.")
+    return names[shown]
+
+
+def _published() -> dict[str, str]:
+    """The names of `offered` by their public names; a '+' tells folders of one name apart."""
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(offered()):
+        shown = public_name(name)
+        while shown in names:
+            shown += "+"
+        names[shown] = name
+    return names
 
 
 @cache

@@ -37,6 +37,7 @@ from dpwg.upsample import (
     BicubicUpsampler,
     PromptedUpsampler,
     all_upsamplers,
+    chosen_upsampler,
     get_upsampler,
 )
 
@@ -229,6 +230,15 @@ def pickled_shard(folder: Path) -> None:
         (lambda at: edit(at / "model_index.json", vae=["diffusers", "VQModel"]), "vae of"),
         (lambda at: edit(at / "model_index.json", _class_name="Other"), "found a Other"),
         (lambda at: (at / "model_index.json").write_text("[["), "no readable model_index.json"),
+        *(
+            (
+                lambda at, part=part: edit(at / part / "config.json", transformers_weights="a.bin"),
+                f"'transformers_weights' in config.json in {part}, which is to be removed; pickles",
+            )
+            for part in KINDS["sd-x4"].weights
+        ),
+        (lambda at: torch.save({}, at / "text_encoder" / "adapter_model.bin"), "adapter_model.bin"),
+        (lambda at: (at / "unet" / "config.json").write_text("["), "unet: Expected JSON in config"),
         (lambda at: (at / "vae" / "config.json").unlink(), "to load as StableDiffusion.*OSError"),
         (lambda at: edit(at / "model_index.json", max_noise_level=9), "noise_level=20 above its 9"),
     ],
@@ -239,6 +249,14 @@ def test_a_folder_that_cannot_be_trusted_is_not_loaded(models, tmp_path, change,
     with pytest.raises(ValueError, match=words) as caught:
         get_upsampler(f"sd-x4:{folder}")(torch.zeros(1, 3, 8, 8))
     assert "'wavelet-sharp'" in str(caught.value)
+
+
+def test_a_model_that_does_not_load_is_told_without_where_it_is(models, tmp_path) -> None:
+    folder = shutil.copytree(models["ldm"], tmp_path / "ldm")
+    (folder / "vqvae" / "config.json").unlink()
+    with pytest.raises(ValueError, match="Expected 'ldm:ldm' to load as LDM") as caught:
+        get_upsampler(f"ldm:{folder}")(torch.zeros(1, 3, 8, 8))
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_what_is_missing_names_an_embedded_upsampler(models, tmp_path) -> None:
@@ -281,10 +299,24 @@ def test_models_named_in_the_environment_are_offered_where_they_can_be_had(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert offered() == [here, "sd-x4:some/one,steps=4"]
     assert list(all_upsamplers())[: len(UPSAMPLERS)] == [name for name, _ in UPSAMPLERS]
-    assert describe_upsampler(here).endswith(f"{models['ldm']}, 2 steps.")
+    assert describe_upsampler("ldm:ldm,steps=2").endswith(
+        "the picture and wants a GPU: ldm, 2 steps."
+    )
+    assert chosen_upsampler("ldm:ldm,steps=2") == here
+    assert str(models["ldm"]) not in str(all_upsamplers())
     monkeypatch.setenv(VARIABLE, "magic")
     with pytest.raises(ValueError, match="found 'magic'"):
         offered()
+
+
+def test_folders_of_one_name_are_told_apart(models, tmp_path, monkeypatch) -> None:
+    other = shutil.copytree(models["ldm"], tmp_path / "ldm")
+    monkeypatch.setenv(VARIABLE, f"ldm:{models['ldm']};ldm:{other};ldm:{other}")
+    assert list(all_upsamplers())[len(UPSAMPLERS) :] == ["ldm:ldm", "ldm:ldm+"]
+    assert chosen_upsampler("ldm:ldm") == f"ldm:{models['ldm']}"
+    assert chosen_upsampler("ldm:ldm+") == f"ldm:{other}"
+    with pytest.raises(ValueError, match=r"Expected upsampler='ldm:/"):
+        chosen_upsampler(f"ldm:{other}")
 
 
 INPUTS = {
@@ -300,17 +332,19 @@ INPUTS = {
 def test_the_generate_tab_tells_the_steps_and_takes_only_what_is_offered(
     models, monkeypatch
 ) -> None:
-    name = f"sd-x4:{models['sd-x4']},steps=3"
-    with pytest.raises(gr.Error, match="Expected upsampler="):
-        list(generate(**INPUTS, upsampler=name))
+    path, name = f"sd-x4:{models['sd-x4']},steps=3", f"sd-x4:{models['sd-x4'].name},steps=3"
     link = {"caption": "a", "checkpoint": "faces/eps-1", "upsampler": name}
     with pytest.raises(ValueError, match="upsampler="):
         from_query(link)
-    monkeypatch.setenv(VARIABLE, name)
+    monkeypatch.setenv(VARIABLE, path)
+    with pytest.raises(gr.Error, match="Expected upsampler="):
+        list(generate(**INPUTS, upsampler=path))
     drawing = from_query(link)
     assert drawing is not None
     assert drawing.upsampler == name
-    told = [frame.status for frame in generate(**INPUTS, upsampler=name)]
+    frames = list(generate(**INPUTS, upsampler=name))
+    assert all(str(models["sd-x4"]) not in f"{frame.status} {frame.authors}" for frame in frames)
+    told = [frame.status for frame in frames]
     steps = [status for status in told if "upsampling step" in status]
     assert steps
     assert all(re.search(r": upsampling step [1-6] of 6 …$", status) for status in steps)
@@ -335,7 +369,7 @@ def test_closing_the_stream_stops_the_steps(models, monkeypatch) -> None:
             return self
 
     pipe = load_pipeline("faces/eps-1")
-    frames = draw(Watched, ("a",), seed=1, upsampler=name)
+    frames = draw(Watched, ("a",), seed=1, upsampler=public_name(name))
     step = next(step for step in frames if isinstance(step, UpsamplingStep))
     assert step.done < step.steps == 1000
     frames.close()
@@ -363,5 +397,9 @@ def test_an_export_publishes_no_path_of_this_machine(models, tmp_path) -> None:
         written = (tmp_path / "set" / file).read_text()
         assert "ldm:ldm,steps=1" in written
         assert str(models["ldm"].parent) not in written
+    told = " ".join(written.split())
+    assert "upsampler (ldm:ldm,steps=1), which sees only what that model released" in told
+    assert "The upsampler ldm:ldm,steps=1 was trained by others" in told
+    assert "epsilon does not cover" in told
     for same in ("bicubic", "sd-x4:a/b,revision=v1"):
         assert public_name(same) == same

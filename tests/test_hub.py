@@ -144,7 +144,9 @@ def test_the_model_card_states_what_the_privacy_card_promises(pushed) -> None:
 )
 def test_model_cards_without_a_finite_epsilon_say_so(name: str, promise: str) -> None:
     card = load_card(find_checkpoint(f"faces/{name}"))
-    assert promise in model_card(card, f"me/{name}", default_encoder().id)
+    page = model_card(card, f"me/{name}", default_encoder().id)
+    assert promise in page
+    assert "public model that others trained knew before, epsilon does not cover" in page
 
 
 def test_a_release_takes_the_encoder_that_it_names_from_the_hub(

@@ -10,12 +10,20 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from dpwg.checkpoint import Release, load_release, save_release, save_superresolution
+from dpwg.checkpoint import (
+    SHIPPED,
+    Release,
+    load_release,
+    save_release,
+    save_superresolution,
+    save_tokenizer,
+    tokenizer_digest,
+)
 from dpwg.cli import main
 from dpwg.config import MINILM
 from dpwg.data import open_records
 from dpwg.encoders import default_encoder
-from dpwg.inputs import public_inputs
+from dpwg.inputs import TOKENIZER_SHA256, public_inputs, tokenizer_input
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.presets import PRESETS, Preset, get_preset
@@ -57,6 +65,8 @@ def test_what_ships_is_a_preset() -> None:
     assert (release.tokenizer.config, release.model.config) == (preset.tokenizer, preset.model)
     assert (release.text_encoder.name, preset.text_encoder) == (MINILM, MINILM)
     assert preset.image_size == 128
+    assert tokenizer_digest(SHIPPED / "tokenizer") == TOKENIZER_SHA256
+    assert tokenizer_input(TOKENIZER_SHA256) in release.card.public_inputs
 
 
 def test_parts_that_do_not_fit_are_refused(make_tokenizer) -> None:
@@ -127,13 +137,15 @@ def test_a_shrunk_copy_trains_from_pixels_to_pictures(
         not torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True)
     )
     # 3. to pictures
+    save_tokenizer(tmp_path / "tokenizer", tokenizer)
+    digest = tokenizer_digest(tmp_path / "tokenizer")
     card = PrivacyCard.from_ledger(
         training.ledger,
         delta=plan.delta,
         dataset=records.name,
         records=12,
         max_grad_norm=plan.max_grad_norm,
-        public_inputs=public_inputs("mine", 12, encoder.id),
+        public_inputs=public_inputs("mine", 12, encoder.id, digest),
     )
     release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=encoder.id)
     save_release(tmp_path / "release", release)

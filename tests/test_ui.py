@@ -99,7 +99,8 @@ def test_scales_stream_in_order_and_the_picture_follows():
     assert frames[-1].status.startswith("seed 7 · text ")
     assert all(part in frames[-1].status for part in ("tokens", "upsampling", "total"))
     assert "at 32×32 was decided by the private model" in frames[-1].authors
-    assert "the public upsampler bicubic" in frames[-1].authors
+    assert "the public upsampler bicubic from what was released" in frames[-1].authors
+    assert "ε does not cover" in frames[-1].authors
 
 
 def test_files_hold_the_pictures_and_the_facts():

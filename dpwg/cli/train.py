@@ -145,12 +145,16 @@ def add_pretrain(verb: Verb) -> None:
     data_options(command, "public-train")
     command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
     preset_option(command)
-    command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
+    command.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="a folder, declared public by being named; checkpoints/tokenizer by default",
+    )
     command.add_argument(
         "--text-encoder",
         metavar="NAME_OR_FOLDER",
         help="a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the "
-        "preset's by default",
+        "preset's by default; any but the embedded one needs --public",
     )
     command.add_argument("--base", help="public checkpoint to start from, with its text encoder")
     command.add_argument("--steps", type=int)
@@ -175,6 +179,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
         load_public,
         load_tokenizer,
         save_release,
+        tokenizer_digest,
     )
     from dpwg.inputs import public_inputs
     from dpwg.presets import get_preset
@@ -203,7 +208,8 @@ def _pretrain(options: argparse.Namespace) -> Any:
     if not ranks.leads:
         return None
     text_encoder = encoder.id if base is None else base.text_encoder
-    inputs = public_inputs(records.name, len(records), text_encoder)
+    digest = tokenizer_digest(tokenizer_folder)
+    inputs = public_inputs(records.name, len(records), text_encoder, digest)
     before = () if base is None else base.card.public_inputs
     card = PrivacyCard.from_ledger(
         Ledger(),
@@ -222,7 +228,8 @@ def _pretrain(options: argparse.Namespace) -> Any:
 def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:
     """The text encoder of the base, or the one that is asked for.
 
-    A folder may have been trained on anything: its user declares it public, as the card then says.
+    Any but MiniLM may have been trained on anything, a repository of the user's own too: its user
+    declares it public, as the card then says.
     """
     from dpwg.config import MINILM
     from dpwg.encoders import find_encoder, open_encoder
@@ -236,10 +243,9 @@ def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) 
         return open_encoder(base.text_encoder)
     name = options.text_encoder or preset.text_encoder
     tokens = None if options.text_encoder else preset.model.text_tokens
-    encoder = find_encoder(name, max_tokens=tokens)
-    if name != MINILM and encoder.id.revision is None and not options.public:
+    if name != MINILM and not options.public:
         raise ValueError(
-            f"Expected --public with the text encoder {name!r}, which comes from a folder: "
-            "it must have seen nothing that is sensitive, neither images nor captions."
+            f"Expected --public with the text encoder {name!r}, which is not the embedded "
+            f"{MINILM}: it must have seen nothing that is sensitive, neither images nor captions."
         )
-    return encoder
+    return find_encoder(name, max_tokens=tokens)

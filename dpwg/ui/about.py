@@ -99,8 +99,9 @@ def story(name: str) -> Story:
         "standard deviation (dark), twice that is pale, and the dot is a draw.",
         noise=clipping_figure(noise),
         upsampled_text=f"### 5. The public upsampler\nA frozen model, {upsample.name}, turns "
-        f"{coarse} into {full}. It was trained on public pictures only and sees nothing but the "
-        "coarse picture, so by post-processing it costs no privacy. What it adds, it invents.",
+        f"{coarse} into {full}. It sees nothing but the coarse picture, so by "
+        "post-processing it costs no privacy; what it knew before, epsilon does not cover. What it "
+        "adds, it invents.",
         upsampled=np.concatenate([enlarged(to_uint8(decoded[-1]))[0], enlarged(large)[0]], axis=1),
     )
 

@@ -190,8 +190,8 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
         status=" · ".join(facts),
         swipe=swiped(shown, 0),
         authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. Every "
-        f"finer detail, up to {full}, was invented by the public upsampler {drawing.upsampler}, "
-        "which never saw a sensitive picture.",
+        f"finer detail, up to {full}, was invented by the public upsampler {drawing.upsampler} "
+        "from what was released. What a public model knew before, ε does not cover.",
         files=_write(folder, drawing.checkpoint, result),
         shown=shown,
     )

@@ -15,7 +15,7 @@ import torch
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
-from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
+from dpwg.upsample import DEFAULT_UPSAMPLER, chosen_upsampler
 
 KEPT_TRAINED = 2
 """How many models of visitors stay loaded, those that were drawn with last."""
@@ -98,11 +98,10 @@ def draw(
 ) -> Frames:
     """`stream` of the pipeline that `load` gives, on a GPU where there is one.
 
-    Raises ValueError for an upsampler that the page does not offer: paths are the owner's to name.
+    The upsampler is one of `all_upsamplers`, by its public name; ValueError for any other.
     On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
     """
-    if (asked := settings.get("upsampler", DEFAULT_UPSAMPLER)) not in (names := all_upsamplers()):
-        raise ValueError(f"Expected upsampler={asked!r:.80} in {list(names)}.")
+    settings["upsampler"] = chosen_upsampler(settings.get("upsampler", DEFAULT_UPSAMPLER))
     if importlib.util.find_spec("spaces") is None:
         return _draw(load, captions, settings)
     return borrowing()(load, captions, settings)
