@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dpwg.training.ranks import Ranks
 
 BASE = "faces/public"
+DELTA_HELP = "1e-5 by default; must be below one over the records"
 
 
 def add_finetune(verb: Verb) -> None:
@@ -42,13 +43,13 @@ def add_finetune(verb: Verb) -> None:
     promise = command.add_mutually_exclusive_group(required=True)
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
     promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
-    command.add_argument("--delta", type=float, default=1e-5)
+    command.add_argument("--delta", type=float, default=1e-5, help=DELTA_HELP)
     command.add_argument(
         "--batch",
         type=int,
         help="expected size of a batch; a twelfth of the records by default, at most 4096",
     )
-    command.add_argument("--steps", type=int, default=40)
+    command.add_argument("--steps", type=int, default=40, help="40 by default")
     command.add_argument("--max-grad-norm", type=float, default=0.1)
     command.add_argument("--learning-rate", type=float)
     command.add_argument("--warmup", type=int)

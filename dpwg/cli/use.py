@@ -41,7 +41,7 @@ def add_sample(verb: Verb) -> None:
         action="store_true",
         help="declare that nothing in the captions is sensitive",
     )
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="0 by default: the same each time")
     sampling_options(command)
     command.add_argument("--upsampler", help=UPSAMPLER_HELP)
     command.add_argument("--out", type=Path, required=True)

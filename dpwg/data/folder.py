@@ -32,8 +32,10 @@ def read(folder: Path) -> FileRecords:
         )
     texts: dict[Path, list[str]] = {}
     facts: dict[Path, dict[str, str]] = {}
+    columns: set[str] = set()
     for line, row in rows(metadata):
         where = f"row {line} of {metadata.name}"
+        columns |= {key for key in row if isinstance(key, str)}
         name, text = row.pop("file_name", None), row.pop("text", None)
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -53,6 +55,11 @@ def read(folder: Path) -> FileRecords:
             known = {key: value for key, value in known.items() if facts[path].get(key) == value}
         texts.setdefault(path, []).extend(own)
         facts[path] = known
+    if texts and "text" not in columns:
+        raise ValueError(
+            f"Expected a column 'text' with the captions in {metadata}, found {sorted(columns)}; "
+            "rename the one that has them."
+        )
     entries = [
         file_entry(str(path.relative_to(folder)), path, own, facts[path])
         for path, own in texts.items()
