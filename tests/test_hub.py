@@ -153,7 +153,7 @@ def test_a_release_takes_the_encoder_that_it_names_from_the_hub(
     client, hub, encoders, tmp_path
 ) -> None:
     folder = encoders / "tiny" / "clip"
-    bad = {"pytorch_model.bin": SECRET, "evil.py": b"bad", "model.fp16.safetensors": b"bad"}
+    bad = {"pytorch_model.bin": b"a pickle", "evil.py": b"bad", "model.fp16.safetensors": b"bad"}
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     commit = hub.commit("me/clip", files | bad)
     hub.commit("me/clip", files, branch="v2")
@@ -177,7 +177,8 @@ def test_a_release_takes_the_encoder_that_it_names_from_the_hub(
 
     assert "answer" in client("push", saved(), "me/reads")
     page = hub.files("me/reads")["README.md"].decode()
-    assert f"me/clip text encoder (Hugging Face Hub, revision {commit}, frozen)" in page
+    source = f"Hugging Face Hub, revision {commit}, declared public by its user, frozen"
+    assert f"me/clip text encoder ({source})" in page
     hub.commit("me/clip", {"config.json": b"{}"})  # the branch goes on, the commit stays
     assert client("draw", "me/reads") == client("draw", saved())
     assert "Expected the text encoder 000000000000..." in client.refusal(
