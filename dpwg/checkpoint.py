@@ -22,7 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpwg.config import ModelConfig, SuperResolutionConfig, TextEncoderId, TokenizerConfig
+from dpwg.config import (
+    ModelConfig,
+    SuperResolutionConfig,
+    TextEncoderId,
+    TokenizerConfig,
+    read_json,
+)
 from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
 from dpwg.superresolution import SuperResolution
@@ -298,14 +304,3 @@ def _by_name(name: str) -> tuple[str, float, str]:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's values by name. Raises ValueError for anything else in it."""
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
-    return values

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 
@@ -21,6 +23,17 @@ class Config:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{cls.__name__} has no {unknown}; it knows {sorted(known)}.")
         return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's values by name. Raises ValueError for anything else in it."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
+    return values
 
 
 def _tuples(value: Any) -> Any:

@@ -18,10 +18,9 @@ from dpwg.checkpoint import (
     checkpoint_root,
     find_checkpoint,
     load_release,
-    read_json,
     save_release,
 )
-from dpwg.config import TextEncoderId
+from dpwg.config import TextEncoderId, read_json
 from dpwg.download import download
 from dpwg.inputs import text_encoder_input
 from dpwg.privacy.accounting import explain

@@ -14,11 +14,11 @@ from dpwg.checkpoint import (
     load_card,
     load_release,
     load_superresolution,
-    read_json,
     save_release,
     save_superresolution,
     save_tokenizer,
 )
+from dpwg.config import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (

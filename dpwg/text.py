@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dpwg.config import MINILM, TextEncoderId
+from dpwg.config import MINILM, TextEncoderId, read_json
 
 MAX_CAPTION_CHARACTERS = 500
 MAX_TOKENS = 40
@@ -251,13 +251,7 @@ def _kind(folder: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Expected {path.parent} to hold {path.name}; name another folder.")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"Expected JSON in {path.name}: {error}; get the file again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
-    return values
+    return read_json(path)
 
 
 @contextmanager
