@@ -1,4 +1,4 @@
-"""Measurements on held-out records, for the tables and the sheet in the documentation.
+"""Measurements on held-out records, for the tables in the documentation.
 
 Held-out records are not training records, so nothing here touches the privacy budget; it must not
 be used to choose among private checkpoints all the same.
@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.model import WaveletGPT
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.sampling import Sampling
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
 from dpwg.upsample import Upsampler
@@ -127,36 +123,3 @@ def losses_of(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> Tens
         part = examples.batch(chosen_B)
         losses.append(worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes))
     return torch.cat(losses)
-
-
-def sheet(
-    checkpoints: Sequence[str], captions: Sequence[str], *, seed: int, settings: Sampling
-) -> Image.Image:
-    """A picture of captions (rows) by checkpoints (columns), all from one seed."""
-    cell, margin, left, top = 128, 8, 330, 40
-    width = left + len(checkpoints) * (cell + margin)
-    height = top + len(captions) * (cell + margin)
-    picture = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=15)
-    for column, name in enumerate(checkpoints):
-        pipeline = DPWaveletPipeline.from_pretrained(name)
-        x = left + column * (cell + margin)
-        draw.text((x, 12), name.rpartition("/")[2], "black", font)
-        result = pipeline(captions, seed=[seed] * len(captions), settings=settings)
-        for row, image in enumerate(result.image):
-            picture.paste(Image.fromarray(np.asarray(image)), (x, top + row * (cell + margin)))
-    for row, caption in enumerate(captions):
-        lines = _wrapped(caption, font, left - 2 * margin)
-        draw.multiline_text((margin, top + row * (cell + margin)), lines, "black", font)
-    return picture
-
-
-def _wrapped(text: str, font: Any, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)

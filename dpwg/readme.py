@@ -20,7 +20,9 @@ def update(readme: Path) -> str:
     """
     folder = readme.parent / RESULTS
     tables = {
-        "checkpoints": _checkpoints(_read(folder / "held-out.json")),
+        "checkpoints": _checkpoints(
+            _read(folder / "held-out.json"), _read(folder / "colours.json")
+        ),
         "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
         "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
         "bench": _bench(_read(folder / "bench.json")),
@@ -39,8 +41,9 @@ def update(readme: Path) -> str:
     return text
 
 
-def _checkpoints(held_out: dict[str, Any]) -> str:
+def _checkpoints(held_out: dict[str, Any], fidelity: dict[str, Any]) -> str:
     losses = {row["name"]: row["loss"] for row in held_out.get("nats_per_code", [])}
+    colours = {row["name"]: row["all_parts"] for row in fidelity.get("checkpoints", [])}
     public = max(losses.values(), default=0.0)
     reached = public - min(losses.values(), default=0.0)
     rows = []
@@ -59,10 +62,11 @@ def _checkpoints(held_out: dict[str, Any]) -> str:
                 f"{facts['bytes'] / 1e6:.1f} MB",
                 "" if loss is None else f"{loss:.3f}",
                 "" if loss is None or not reached else f"{(public - loss) / reached:.0%}",
+                f"{colours[name]:.0%}" if name in colours else "",
             )
         )
     heads = ("checkpoint", "epsilon (PLD)", "delta", "noise", "rate", "steps", "private records")
-    return _table((*heads, "size", "held-out nats a code", "gap closed"), rows)
+    return _table((*heads, "size", "held-out nats a code", "gap closed", "all colours right"), rows)
 
 
 def _upsamplers(found: dict[str, Any]) -> str:

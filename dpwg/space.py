@@ -23,7 +23,8 @@ from dpwg.config import read_json
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
     *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE", "examples/captions.txt"),
-    *("docs/sheet.png", "docs/results/held-out.json", "docs/results/audit-engine.json"),
+    *("docs/sheet.png", "docs/results/held-out.json", "docs/results/colours.json"),
+    "docs/results/audit-engine.json",
 )
 """What the app runs on and shows beside the package, file by file: what else lies there stays."""
 LARGE = "".join(

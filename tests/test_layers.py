@@ -41,6 +41,8 @@ LEVELS = {
     "dpwg.presets": 6,
     "dpwg.pipeline": 6,
     "dpwg.evaluate": 7,
+    "dpwg.fidelity": 7,
+    "dpwg.sheet": 7,
     "dpwg.membership": 8,
     "dpwg.bench": 7,
     "dpwg.readme": 7,

@@ -78,17 +78,30 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     ]
     facts = {"data": "some", "records": 1234, "nats_per_code": rows}
     (tmp_path / "held-out.json").write_text(json.dumps(facts))
-    (measure,) = results.measures(tmp_path)
+    rows = [
+        {"name": n, "epsilon": e, "captions": 40, "all_parts": 0.25}
+        for n, e in (
+            ("faces/public", 0.0),
+            ("faces/eps-1", 1.0),
+        )
+    ]
+    colours = {"data": "some", "own_codes": {"all_parts": 0.975}, "checkpoints": rows}
+    (tmp_path / "colours.json").write_text(json.dumps(colours))
+    measure, second = results.measures(tmp_path)
     assert [tuple(point) for point in measure.points] == [
         *(("faces/public", 0.0, 3.0), ("faces/eps-1", 1.0, 2.5), ("faces/eps-inf", None, 2.0))
     ]
-    monkeypatch.setattr("dpwg.ui.compare.measures", lambda: [measure])
+    monkeypatch.setattr("dpwg.ui.compare.measures", lambda: [measure, second])
     figure, told = mark("faces/eps-1")
     assert told.startswith("**faces/eps-1**: 2.500 nats a code. Held-out loss on 1,234 records")
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["public\nε = 0", "1", "no\nprivacy"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.000", "2.500", "2.000"]
     assert mark("faces/eps-2")[1].startswith("faces/eps-2 was not measured")
+    figure, told = mark("faces/eps-1", second.title)
+    assert told.startswith("**faces/eps-1**: 25.000 % of pictures. Pictures of 40 captions")
+    assert "own codes reach 97.5 %" in told
+    assert figure.axes[0].get_ylabel() == "all colours right, % of pictures"
     monkeypatch.setattr("dpwg.ui.compare.measures", list)
     assert mark("faces/eps-1")[0] is None
     assert results.measures(tmp_path / "nowhere") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ from dpwg.cli.options import (
 
 if TYPE_CHECKING:
     from dpwg.checkpoint import Release
+    from dpwg.data.records import Records
     from dpwg.membership import MembershipAttack
+    from dpwg.sampling import Sampling
 
 
 def add_bench(verb: Verb) -> None:
@@ -45,41 +48,87 @@ def add_evaluate(verb: Verb) -> None:
     command.add_argument("checkpoints", nargs="*", help="all by default")
     data_options(command, "faces-test")
     command.add_argument("--results", type=Path, help="write the measurement to this file")
+    command.add_argument(
+        "--colours",
+        type=int,
+        metavar="COUNT",
+        help="draw the captions of so many faces instead of computing the loss: which share of the "
+        "colours that they name do the pictures have?",
+    )
     command.add_argument("--sheet", type=Path, help="draw captions by checkpoints instead")
     command.add_argument("--captions", type=Path, default=Path("examples/captions.txt"))
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="of the sheet")
     sampling_options(command)
 
 
 def _evaluate(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_names, load_release
-    from dpwg.encoders import open_encoder
-    from dpwg.evaluate import held_out_loss, sheet
+    from dpwg.checkpoint import checkpoint_names
     from dpwg.sampling import Sampling
 
     names = options.checkpoints or checkpoint_names()
+    settings = read_settings(Sampling, options)
     if options.sheet:
+        from dpwg.sheet import sheet
+
         captions = options.captions.read_text().splitlines()
-        picture = sheet(
-            names, captions, seed=options.seed, settings=read_settings(Sampling, options)
-        )
-        picture.save(options.sheet)
+        sheet(names, captions, seed=options.seed, settings=settings).save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
     records = read_records(options)
+    _check_held_out(names, records)
+    if options.colours is not None:
+        return kept(_colours(names, records, settings, options.colours), options.results)
+    return kept(_losses(names, records), options.results)
+
+
+def _check_held_out(names: Sequence[str], records: Records) -> None:
+    from dpwg.checkpoint import find_checkpoint, load_card
+
+    for name in names:
+        if load_card(find_checkpoint(name)).dataset == records.name:
+            raise ValueError(
+                f"Expected data={records.name!r} not to be what {name} was trained on: what is "
+                "measured there is private."
+            )
+
+
+def _losses(names: Sequence[str], records: Records) -> dict[str, Any]:
+    from dpwg.checkpoint import load_release
+    from dpwg.encoders import open_encoder
+    from dpwg.evaluate import held_out_loss
+
     rows = []
     for name in names:
         release = load_release(name)
-        if release.card.dataset == records.name:
-            raise ValueError(
-                f"Expected data={records.name!r} not to be what {name} was trained on: its loss "
-                "there is private."
-            )
         encoder = open_encoder(release.text_encoder)
         examples = encode_examples(records, release.tokenizer, encoder)
         loss = held_out_loss(release.model, examples)
         rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
-    answer = {"data": records.name, "records": len(records), "nats_per_code": rows}
-    return kept(answer, options.results)
+    return {"data": records.name, "records": len(records), "nats_per_code": rows}
+
+
+def _colours(
+    names: Sequence[str], records: Records, settings: Sampling, count: int
+) -> dict[str, Any]:
+    from dpwg.checkpoint import load_release
+    from dpwg.fidelity import codes_fidelity, colour_fidelity
+    from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+
+    if not 1 <= count <= len(records):
+        raise ValueError(f"Expected colours={count} in [1, {len(records)}], the records there are.")
+    upsample, rows = get_upsampler(DEFAULT_UPSAMPLER), []
+    for name in tqdm(names, desc="drawing", unit="checkpoint"):
+        pipeline = DPWaveletPipeline.from_pretrained(name)
+        found = colour_fidelity(pipeline, records, settings, count, upsample)
+        rows.append({"name": name, "epsilon": pipeline.release.card.epsilon} | found.to_json())
+    tokenizer = load_release(names[0]).tokenizer
+    return {
+        "data": records.name,
+        "sampling": settings.to_json(),
+        "upsampler": upsample.name,
+        "own_codes": codes_fidelity(tokenizer, upsample, records, count).to_json(),
+        "checkpoints": rows,
+    }
 
 
 def add_audit(verb: Verb) -> None:

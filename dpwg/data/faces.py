@@ -7,6 +7,7 @@ drawn here, from the record's index alone, so that each caption is true of its i
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from dpwg.data import palette
 from dpwg.data.avatars import render
@@ -149,3 +150,20 @@ def face(split: str, index: int) -> Record:
     )
     png = render(STYLE, options, background=background_hex)
     return Record(image_bytes=png, captions=(caption,), attributes=attributes)
+
+
+def named_colours(attributes: Mapping[str, str]) -> dict[str, tuple[Mapping[str, str], str]]:
+    """What a face's caption says of the colour of each part: its palette, and the name there.
+
+    Parts are skin, clothes, background, and hair or hat. Raises KeyError for other records.
+    """
+    named: dict[str, tuple[Mapping[str, str], str]] = {
+        "skin": (palette.SKIN, attributes["skin"]),
+        "clothes": (palette.CLOTHES, attributes["clothes_colour"]),
+        "background": (palette.BACKGROUND, attributes["background"]),
+    }
+    if hair := attributes["hair_colour"]:
+        return {"hair": (palette.HAIR, hair), **named}
+    worn = attributes["hair"]
+    hats = {article(f"{hat} {kind}"): hat for hat in palette.CLOTHES for kind in HEADWEAR.values()}
+    return {"hat": (palette.CLOTHES, hats[worn]), **named}

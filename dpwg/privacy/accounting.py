@@ -12,9 +12,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Self
 
-import dp_accounting as dp
 import numpy as np
-from dp_accounting.pld import PLDAccountant
 
 MIN_NOISE = 0.1
 """Less noise than this counts as none: one step at rate 1 already spends epsilon 91.8."""
@@ -312,6 +310,9 @@ def _pld(runs: tuple[_Run, ...], delta: float, interval: float = _FINE) -> float
         return math.inf
     if interval < _COARSE and (coarse := _pld(runs, delta, _COARSE)) > _COARSE_ABOVE:
         return coarse
+    import dp_accounting as dp  # with SciPy behind it: not before an epsilon is asked for
+    from dp_accounting.pld import PLDAccountant
+
     accountant = PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
     with np.errstate(over="ignore"):  # e^709 overflows, past MAX_EPSILON
         for rate, noise, steps in runs:

@@ -4,18 +4,19 @@ Both by PLD. The grid of privacy losses follows the run's epsilon, so that a cur
 second; losses are rounded up, so that every point is still an upper bound, by less than 1 %.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import dp_accounting as dp
 import numpy as np
-from dp_accounting.pld.privacy_loss_distribution import (
-    PrivacyLossDistribution,
-    from_gaussian_mechanism,
-)
 
 from dpwg.privacy.accounting import MAX_EPSILON, MIN_NOISE, Ledger, LedgerEntry
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 _FINE, _COARSE = 1e-4, 1e-2
 _ROUGH_DELTA = 1e-5
@@ -104,9 +105,12 @@ def _composed(entries: Sequence[LedgerEntry], interval: float) -> PrivacyLossDis
 
 
 def _one_step(entry: LedgerEntry, interval: float) -> PrivacyLossDistribution:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+
     return from_gaussian_mechanism(
         float(entry.noise_multiplier),
         sampling_prob=float(entry.sampling_rate),
         value_discretization_interval=interval,
-        neighboring_relation=dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
     )

@@ -128,12 +128,15 @@ def compare_captions(
         raise gr.Error(str(error)) from error
 
 
-def mark(picked: str | None) -> tuple[Figure | None, str]:
-    """The measured curve with one checkpoint marked, and its value in words with the source."""
-    found = measures()
+def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, str]:
+    """A measured curve with one checkpoint marked, and its value in words with the source.
+
+    `title` is that of a measure, the first by default.
+    """
+    found = {measure.title: measure for measure in measures()}
     if not found:
         return None, "No result file came with this copy; `python -m dpwg evaluate` writes one."
-    measure = found[0]
+    measure = found.get(title or "") or next(iter(found.values()))
     values = {point.name: point for point in measure.points}
     if picked not in values:
         return quality_figure(measure, None), f"{picked} was not measured. {measure.source}"
@@ -185,6 +188,13 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("### What was measured", elem_classes="title")
+            titles = [measure.title for measure in measures()]
+            title = gr.Radio(
+                titles,
+                value=titles[0] if titles else None,
+                label="Measure",
+                visible=len(titles) > 1,
+            )
             picked = gr.Radio(names, value=names[len(names) // 2], label="Mark a checkpoint")
             told = gr.Markdown(elem_classes="status")
         with gr.Column(scale=2, min_width=300):
@@ -199,7 +209,7 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
         concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
     )
-    gr.on(fn=mark, inputs=picked, outputs=[curve, told], api_name="mark")
+    gr.on(fn=mark, inputs=[picked, title], outputs=[curve, told], api_name="mark")
     for row in rows[:2]:
         row.select(_chosen, [family, picked], picked, api_visibility="private")
     return rows[:2]

@@ -55,6 +55,17 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
             f"`python -m dpwg evaluate`, in `docs/results/{path.name}`."
         )
         found.append(Measure("held-out loss", "nats a code", points, source))
+    if (path := folder / "colours.json").exists():
+        facts = json.loads(path.read_text())
+        rows = facts["checkpoints"]
+        points = tuple(Point(r["name"], r["epsilon"], 100 * r["all_parts"]) for r in rows)
+        source = (
+            f"Pictures of {rows[0]['captions']:,} captions of `{facts['data']}` that have every "
+            "colour their caption names, higher is better; the records' own codes reach "
+            f"{100 * facts['own_codes']['all_parts']:.1f} %: "
+            f"`python -m dpwg evaluate --colours`, in `docs/results/{path.name}`."
+        )
+        found.append(Measure("all colours right", "% of pictures", points, source))
     return found
 
 

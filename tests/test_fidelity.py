@@ -1,0 +1,122 @@
+"""Which of the colours that a caption names a picture has."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from dpwg.cli import main
+from dpwg.data.faces import face, named_colours
+from dpwg.data.records import Record, RecordList
+from dpwg.fidelity import EXACT, _lab, codes_fidelity, colour_fidelity, colours_met
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.sampling import Sampling
+from dpwg.upsample import get_upsampler
+
+FACES = [face("test", index) for index in range(24)]
+
+
+def rgb(code: str) -> np.ndarray:
+    return np.uint8([int(code[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def test_every_caption_names_the_colours():
+    parts = set()
+    for record in FACES:
+        named = named_colours(record.attributes)
+        parts |= named.keys()
+        assert len(named) == 4
+        for palette, name in named.values():
+            assert name in palette
+            assert name in record.captions[0].lower()
+    assert parts == {"hair", "hat", "skin", "clothes", "background"}
+
+
+def test_a_records_own_picture_has_all_of_them_also_noisy():
+    noise = np.random.default_rng(0).integers(-9, 10, (128, 128, 3))
+    for record in FACES:
+        picture = record.image()
+        noisy = (picture.astype(int) + noise).clip(0, 255).astype(np.uint8)
+        for image in (picture, noisy):
+            met = colours_met(record, image)
+            assert all(met.values())
+            assert {"skin", "background"} < met.keys()
+
+
+def test_one_part_of_another_colour_is_seen_and_no_other():
+    changed = 0
+    for record in FACES:
+        own = record.image()
+        named = named_colours(record.attributes)
+        codes = [palette[name] for palette, name in named.values()]
+        for part, (palette, name) in named.items():
+            if codes.count(palette[name]) > 1 or part not in colours_met(record, own):
+                continue
+            another = rgb(next(palette[other] for other in palette if other != name))
+            far = np.abs(own.astype(int) - rgb(palette[name])).max(-1, keepdims=True)
+            met = colours_met(record, np.where(far > EXACT, own, another))
+            assert [p for p, follows in met.items() if not follows] == [part]
+            changed += 1
+    assert changed > 60
+
+
+def test_another_record_is_judged_by_its_own_caption():
+    met = [colours_met(a, b.image()) for a, b in itertools.pairwise(FACES)]
+    shares = [np.mean(list(verdict.values())) for verdict in met]
+    assert np.mean(shares) < 0.4
+
+
+def test_colours_are_compared_in_cielab():
+    for rgb, lab in (
+        ((255, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 0, 255), (32.30, 79.19, -107.86)),
+        ((255, 255, 255), (100, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((8, 8, 8), (2.19, 0, 0)),
+    ):
+        assert _lab(np.array(rgb)) == pytest.approx(np.array(lab), abs=0.05)
+
+
+def test_what_is_no_face_or_another_size_is_refused():
+    other = Record(image_bytes=FACES[0].image_bytes, captions=("a",), name="dog.png")
+    with pytest.raises(ValueError, match=r"dog\.png to be one of the embedded faces"):
+        colours_met(other, FACES[0].image())
+    with pytest.raises(ValueError, match="found \\(64, 64, 3\\)"):
+        colours_met(FACES[0], FACES[0].image(64))
+
+
+def test_a_checkpoint_is_judged_by_what_it_draws(root, make_tokenizer):
+    pipeline = DPWaveletPipeline.from_pretrained(root / "faces" / "eps-1")
+    records = RecordList("faces-test", "0", FACES)
+    settings = Sampling(temperature=0.9)
+    found = colour_fidelity(pipeline, records, settings, 5, "bicubic")
+    drawn = pipeline(
+        [r.captions[0] for r in FACES[:5]], seed=0, settings=settings, upsampler="bicubic"
+    )
+    by_hand = [colours_met(r, i) for r, i in zip(FACES[:5], drawn.image, strict=True)]
+    assert found.captions == 5
+    assert found.all_parts == np.mean([all(met.values()) for met in by_hand])
+    skin = [met["skin"] for met in by_hand if "skin" in met]
+    assert found.parts["skin"] == (len(skin), np.mean(skin))
+    own = codes_fidelity(make_tokenizer(), get_upsampler("bicubic"), records, 24)
+    assert own.captions == 24
+    assert sum(count for part, (count, _) in own.parts.items() if part in ("hair", "hat")) <= 24
+
+
+def test_the_command_writes_what_compare_and_the_readme_show(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    main(["data", "faces-test", "--count", "6"])
+    path = tmp_path / "colours.json"
+    ask = ["evaluate", "--count", "6", "--colours", "4", "--results", str(path)]
+    assert main([*ask, "faces/public", "faces/eps-1"]) == 0
+    facts = json.loads(path.read_text())
+    assert [row["name"] for row in facts["checkpoints"]] == ["faces/public", "faces/eps-1"]
+    assert facts["own_codes"]["captions"] == facts["checkpoints"][0]["captions"] == 4
+    assert facts["sampling"] == Sampling().to_json()
+    capsys.readouterr()
+    assert main(["evaluate", "--count", "6", "--colours", "7"]) == 2
+    assert "colours=7 in [1, 6]" in capsys.readouterr().err
