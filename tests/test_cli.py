@@ -1,6 +1,7 @@
 """The command line: answers that a program reads, files that a person opens, errors in one line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -197,3 +198,26 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
     ):
         assert main(["audit", *refused]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(root):
+    command = [sys.executable, "-m", "dpwg", "list", "--json"]
+    environment = {**os.environ, "DPWG_CHECKPOINTS": str(root)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as listing:
+        listing.stdout.close()
+        told = listing.stderr.read()
+    assert told == ""
+    assert listing.returncode == 0
+
+
+def test_where_pictures_are_drawn_can_be_chosen(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    ask = ["sample", "--checkpoint", "faces/eps-1", "--caption", "a bob", "--upsampler", "bicubic"]
+    assert main([*ask, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "image-0.png").exists()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*ask, "--device", "cuda", "--out", str(tmp_path / "none")]) == 2
+    assert "device='cuda' to be here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -20,6 +20,7 @@ LEVELS = {
     "dpwg.download": 0,
     "dpwg.wavelet": 1,
     "dpwg.images": 1,
+    "dpwg.device": 0,
     "dpwg.layers": 1,
     "dpwg.codebook": 1,
     "dpwg.lora": 1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,10 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if answer is None:
         return 0
-    if options.json:
-        print(json.dumps(plain(answer), indent=2, allow_nan=False))
-    else:
-        print(table(answer))
+    try:
+        if options.json:
+            print(json.dumps(plain(answer), indent=2, allow_nan=False), flush=True)
+        else:
+            print(table(answer), flush=True)
+    except BrokenPipeError:  # who reads has seen enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if isinstance(answer, dict) and answer.get("wrong") else 0
 
 

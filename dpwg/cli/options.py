@@ -60,7 +60,7 @@ def preset_option(command: argparse.ArgumentParser, default: str | None = SHIPPE
 
 
 def device_option(command: argparse.ArgumentParser) -> None:
-    """Where a training computes."""
+    """Where a verb computes."""
     command.add_argument(
         "--device", choices=("cpu", "cuda"), help="cuda by default where there is a GPU"
     )

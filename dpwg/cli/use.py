@@ -7,10 +7,13 @@ import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpwg.cli.console import progress_bar, run_counted
-from dpwg.cli.options import Verb, read_settings, sampling_options
+from dpwg.cli.options import Verb, device_option, read_settings, sampling_options
+
+if TYPE_CHECKING:
+    from dpwg.pipeline import DPWaveletPipeline
 
 UPSAMPLER_HELP = (
     "one of the app's, wavelet-sharp by default; or by diffusion: sd-x4:NAME follows the caption, "
@@ -43,6 +46,7 @@ def add_sample(verb: Verb) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="0 by default: the same each time")
     sampling_options(command)
+    device_option(command)
     command.add_argument("--upsampler", help=UPSAMPLER_HELP)
     command.add_argument("--out", type=Path, required=True)
 
@@ -50,7 +54,6 @@ def add_sample(verb: Verb) -> None:
 def _sample(options: argparse.Namespace) -> Any:
     from PIL import Image
 
-    from dpwg.pipeline import DPWaveletPipeline
     from dpwg.sampling import Sampling
     from dpwg.spectra import bands_figure
     from dpwg.upsample import DEFAULT_UPSAMPLER, PromptedUpsampler, get_upsampler
@@ -60,7 +63,7 @@ def _sample(options: argparse.Namespace) -> Any:
     count = 1 if options.n is None else options.n
     if count < 1:
         raise ValueError(f"Expected n={count} >= 1.")
-    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
+    pipeline = _pipeline(options)
     upsampler = get_upsampler(options.upsampler or DEFAULT_UPSAMPLER)
     in_steps = isinstance(upsampler, PromptedUpsampler)
     with progress_bar("upsampling") if in_steps else nullcontext() as on_step:
@@ -83,16 +86,24 @@ def _sample(options: argparse.Namespace) -> Any:
     return answer
 
 
+def _pipeline(options: argparse.Namespace) -> DPWaveletPipeline:
+    from dpwg.device import pick_device
+    from dpwg.pipeline import DPWaveletPipeline
+
+    device = pick_device(options.device)
+    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
+    return pipeline.to(device)
+
+
 def _export(options: argparse.Namespace) -> Any:
     from dpwg.data.prompts import read_captions
     from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
-    from dpwg.pipeline import DPWaveletPipeline
     from dpwg.sampling import Sampling
 
     if options.n is not None:
         raise ValueError(f"Expected no n={options.n} with --captions; pass --per-caption.")
     shard = parse_shard(options.shard or _rank() or "0/1")
-    pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
+    pipeline = _pipeline(options)
     public = options.captions_are_public
     captions = read_captions(
         options.captions, private_set=pipeline.release.card.dataset, public=public

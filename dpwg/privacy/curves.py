@@ -105,12 +105,17 @@ def _composed(entries: Sequence[LedgerEntry], interval: float) -> PrivacyLossDis
 
 
 def _one_step(entry: LedgerEntry, interval: float) -> PrivacyLossDistribution:
+    return _losses_of_step(float(entry.sampling_rate), float(entry.noise_multiplier), interval)
+
+
+@lru_cache(maxsize=16)
+def _losses_of_step(rate: float, noise: float, interval: float) -> PrivacyLossDistribution:
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
     return from_gaussian_mechanism(
-        float(entry.noise_multiplier),
-        sampling_prob=float(entry.sampling_rate),
+        noise,
+        sampling_prob=rate,
         value_discretization_interval=interval,
         neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
     )

@@ -14,6 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor, distributed
 
+from dpwg.device import pick_device
+
 
 class Ranks:
     """This process among `world` ones: `rank` counts from 0, and rank 0 `leads`."""
@@ -27,10 +29,7 @@ class Ranks:
 
         `device` is "cpu" or "cuda": a GPU where there is one, if it is left open.
         """
-        there = torch.cuda.is_available()
-        device = device or ("cuda" if there else "cpu")
-        if device == "cuda" and not there:
-            raise ValueError("Expected device='cuda' to be here, found none; take 'cpu'.")
+        device = pick_device(device)
         if "WORLD_SIZE" not in os.environ:
             return cls(device=device)
         if device == "cuda":

@@ -190,10 +190,10 @@ def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
         row = [f"{point.false_positive_rate:.1%}"]
         if point.false_positive_rate * found.nonmembers < 1:
             least = math.ceil(1 / point.false_positive_rate)
-            table.append([*row, f"needs {least:,} held-out records", "", *bounds])
+            table.append([*row, f"needs {least:,} held-out records", *bounds])
             continue
-        interval = f"{point.low:.2%} to {point.high:.2%}"
-        table.append([*row, f"{point.rate:.2%}", interval, *bounds])
+        rate = f"{point.rate:.2%} ({point.low:.2%} to {point.high:.2%})"
+        table.append([*row, rate, *bounds])
     source = (
         f"{found.members:,} records of `{found.data}`, which it was trained on, against "
         f"{found.nonmembers:,} of `{found.others}`, which it was not; losses calibrated by "
@@ -274,10 +274,12 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
             told = gr.Markdown("…", elem_classes="answer", elem_id="attack-told")
             table = gr.Dataframe(
                 headers=[
-                    *("false positives", "true positives", "95 % interval"),
-                    *("(ε, δ) allows", "the mechanism allows"),
+                    *("false positives", "true positives (95 %)"),
+                    *("(ε, δ) allows", "mechanism allows"),
                 ],
                 label="Training records recognised",
+                wrap=True,
+                column_widths=["21%", "33%", "22%", "24%"],
                 interactive=False,
             )
             with gr.Row():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import signal
 import sys
+import threading
 
 import gradio as gr
 
-from dpwg.checkpoint import checkpoint_names, checkpoint_root
+from dpwg.checkpoint import checkpoint_names, checkpoint_root, find_checkpoint, load_card
 from dpwg.ui.about import build_about
 from dpwg.ui.attack import build_attack
 from dpwg.ui.bands import build_bands
@@ -78,6 +80,13 @@ def _forget(own: Run | None) -> None:
         own.remove()
 
 
+def _read_cards() -> None:
+    """Have the accountant loaded and every epsilon recomputed while the browser gets the page."""
+    for name in checkpoint_names():
+        with contextlib.suppress(ValueError, OSError):  # who picks a broken card is told
+            load_card(find_checkpoint(name))
+
+
 def serve() -> None:
     """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' runs are removed
@@ -85,6 +94,7 @@ def serve() -> None:
     if importlib.util.find_spec("spaces"):
         borrowing()
     demo = build_demo().queue(max_size=QUEUE_SIZE)
+    threading.Thread(target=_read_cards, daemon=True).start()
     megabytes = TRAIN_UPLOAD_MEGABYTES if train_tab_is_on() else MAX_UPLOAD_MEGABYTES
     demo.launch(
         theme=THEME, css=CSS, head=SCRIPT, footer_links=["api"], max_file_size=megabytes * 1_000_000

@@ -11,9 +11,9 @@ from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint
+from dpwg.device import pick_device
 from dpwg.pipeline import DPWaveletPipeline, GenerationResult
 from dpwg.upsample import DEFAULT_UPSAMPLER, chosen_upsampler
 
@@ -118,7 +118,7 @@ def borrowing() -> Callable[..., Frames]:
 def _draw(
     load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], settings: dict[str, Any]
 ) -> Frames:
-    pipe = load().to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load().to(pick_device())
     yield from stream(pipe, captions, **settings)
 
 

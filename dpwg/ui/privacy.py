@@ -27,7 +27,7 @@ from dpwg.ui.generate import describe_checkpoint
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
-CURVE_POINTS = 14
+CURVE_POINTS = 10
 NOISE, EPSILON = "noise, find epsilon", "epsilon, find noise"
 SAMPLING = """### Why the batches must be drawn by Poisson sampling
 
