@@ -221,3 +221,21 @@ def test_where_pictures_are_drawn_can_be_chosen(root, tmp_path, monkeypatch, cap
     assert main([*ask, "--device", "cuda", "--out", str(tmp_path / "none")]) == 2
     assert "device='cuda' to be here" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_missing_package_is_one_line_with_the_way_out(tmp_path):
+    """As under a Python outside the environment: without site packages."""
+    for options, missing in ((["-S"], "tqdm"), ([], "dicebear")):
+        if not options:
+            (tmp_path / "dicebear.py").write_text("raise ModuleNotFoundError(name='dicebear')")
+        done = subprocess.run(
+            [sys.executable, *options, "-m", "dpwg", "data", "faces-test", "--count", "1"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "DPWG_CACHE": str(tmp_path / "cache")},
+        )
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"dpwg: Expected the package '{missing}' to be installed for ")
+        assert "pip install -r requirements.txt" in last
+        assert "Traceback" not in done.stderr

@@ -19,6 +19,8 @@ from dpwg.cli.options import Run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0; or 2 after one clear line on bad input, or a report of faults.
 
+    Raises ModuleNotFoundError where a package is missing.
+
     `data check` is the verb `check`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -28,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         answer = options.run(options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise  # a package of requirements.txt: `dpwg.__main__` tells
         print(f"dpwg: {error}", file=sys.stderr)
         return 2
     if answer is None:
