@@ -273,10 +273,7 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("…", elem_classes="answer", elem_id="attack-told")
             table = gr.Dataframe(
-                headers=[
-                    *("false positives", "true positives (95 %)"),
-                    *("(ε, δ) allows", "mechanism allows"),
-                ],
+                headers=["false alarms", "found (95 %)", "(ε, δ) allows", "ledger allows"],
                 label="Training records recognised",
                 wrap=True,
                 column_widths=["21%", "33%", "22%", "24%"],
