@@ -13,6 +13,7 @@ from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
 from dpwg.cli import main
+from dpwg.device import pick_device
 from dpwg.membership import MembershipAttack, result_file
 
 
@@ -125,6 +126,12 @@ def test_a_plan_tells_noise_and_time_and_trains_nothing(
     assert told["epsilon"]["prv"] == pytest.approx(told["epsilon"]["pld"], rel=0.01)
     assert 0 < told["trainable_parameters"] < told["parameters"]
     assert told["hours"] == pytest.approx(30 * told["seconds_per_step"] / 3600)
+    # A batch of 4 is padded to one micro-batch, and 100 records take two.
+    assert told["micro_batch"] == 64
+    assert told["seconds_per_step"] == told["seconds_per_micro_batch"]
+    more = ("--records", "200", "--batch", "100", *sizes[2:])
+    told = ask(capsys, "finetune", "--plan", *more)
+    assert told["seconds_per_step"] == 2 * told["seconds_per_micro_batch"]
     assert told["peak_bytes"] > 50e6
     assert list(tmp_path.rglob("*.safetensors")) == []
 
@@ -221,6 +228,14 @@ def test_where_pictures_are_drawn_can_be_chosen(root, tmp_path, monkeypatch, cap
     assert main([*ask, "--device", "cuda", "--out", str(tmp_path / "none")]) == 2
     assert "device='cuda' to be here" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_each_process_of_torchrun_gets_its_own_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert (pick_device(), pick_device("cpu")) == ("cuda", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (pick_device(), pick_device("cpu")) == ("cuda:1", "cpu")
 
 
 def test_a_missing_package_is_one_line_with_the_way_out(tmp_path):

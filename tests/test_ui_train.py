@@ -47,7 +47,7 @@ from dpwg.ui.plans import (
 from dpwg.ui.runs import Measured, Order, Run, remove_leftovers
 from dpwg.ui.train import FACES, UPLOAD, draw, plan, stop
 
-MEASURED = Measured(seconds_per_record=0.01, trainable_parameters=10_000)
+MEASURED = Measured(micro_batch=64, seconds_per_micro_batch=0.5, trainable_parameters=10_000)
 ASKED = {
     "previous": None,
     "base": "faces/public",
@@ -194,7 +194,7 @@ def test_a_bad_upload_leaves_nothing(tmp_path, files, measured):
 
 
 def test_a_plan_that_takes_too_long_is_refused(tmp_path, files, monkeypatch):
-    slow = replace(MEASURED, seconds_per_record=60 * MAX_TRAIN_MINUTES / 8)
+    slow = replace(MEASURED, seconds_per_micro_batch=60 * MAX_TRAIN_MINUTES / 2)
     monkeypatch.setattr(Run, "measure", lambda self, order: slow)
     with pytest.raises(gr.Error, match=f"at most {MAX_TRAIN_MINUTES} minutes"):
         planned(files=files)

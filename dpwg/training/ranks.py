@@ -32,8 +32,7 @@ class Ranks:
         device = pick_device(device)
         if "WORLD_SIZE" not in os.environ:
             return cls(device=device)
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if device != "cpu":
             torch.cuda.set_device(device)
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device != "cpu" else "gloo")

@@ -22,10 +22,14 @@ MICRO_BATCHES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """`seconds_per_step` of the expected batch; `peak_bytes` is this process's, resident or GPU."""
+    """Seconds of a micro-batch, which is computed whole however few records it holds, and of a
+    step of the expected batch; `peak_bytes` is this process's, resident or GPU.
+    """
 
     parameters: int
     trainable_parameters: int
+    micro_batch: int
+    seconds_per_micro_batch: float
     seconds_per_step: float
     hours: float
     peak_bytes: int
@@ -34,7 +38,7 @@ class Rehearsal:
 def rehearse(
     model: WaveletGPT, plan: PrivacyPlan, settings: Finetuning, ranks: Ranks | None = None
 ) -> Rehearsal:
-    """Take two real steps on random codes and captions, and scale the second to the plan's batch.
+    """Take two real steps on random codes and captions, and scale the second to a step of the plan.
 
     The model is left as it is, and no record of any data set is read.
     """
@@ -48,12 +52,15 @@ def rehearse(
     next(steps)
     started = time.perf_counter()
     next(steps)
-    seconds = (time.perf_counter() - started) * plan.batch_size / records
+    seconds = (time.perf_counter() - started) / MICRO_BATCHES
+    own = -(-plan.batch_size // (settings.micro_batch * ranks.world))
     return Rehearsal(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable_parameters=trainable,
-        seconds_per_step=seconds,
-        hours=seconds * plan.steps / 3600,
+        micro_batch=settings.micro_batch,
+        seconds_per_micro_batch=seconds,
+        seconds_per_step=seconds * own,
+        hours=seconds * own * plan.steps / 3600,
         peak_bytes=_peak_bytes(ranks.device),
     )
 

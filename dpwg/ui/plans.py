@@ -95,7 +95,8 @@ def seconds_of(plan: PrivacyPlan, measured: Measured) -> float:
     started = time.perf_counter()
     spent_after(plan, -(-plan.steps // 2))
     accounting = time.perf_counter() - started
-    return plan.steps * (plan.batch_size * measured.seconds_per_record + accounting)
+    micro_batches = -(-plan.batch_size // measured.micro_batch)
+    return plan.steps * (micro_batches * measured.seconds_per_micro_batch + accounting)
 
 
 def promise(plan: PrivacyPlan, spent: float) -> str:

@@ -23,7 +23,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
@@ -60,7 +60,8 @@ class Order:
 class Measured:
     """What a rehearsal on this machine found."""
 
-    seconds_per_record: float
+    micro_batch: int
+    seconds_per_micro_batch: float
     trainable_parameters: int
 
 
@@ -110,9 +111,7 @@ class Run:
         when, measured = _measured.get(base, (-math.inf, None))
         if measured is None or time.monotonic() - when > FRESH_SECONDS:
             answer = json.loads("".join(self._lines([*self._finetune(order), "--plan", "--json"])))
-            measured = Measured(
-                answer["seconds_per_step"] / order.plan.batch_size, answer["trainable_parameters"]
-            )
+            measured = Measured(**{field.name: answer[field.name] for field in fields(Measured)})
             _measured[base] = time.monotonic(), measured
         return measured
 
