@@ -1,6 +1,9 @@
 """Serve the app."""
 
-from dpwg.ui.demo import serve
+from dpwg.launch import launching
 
 if __name__ == "__main__":
-    serve()
+    with launching():
+        from dpwg.ui.demo import serve
+
+        serve()

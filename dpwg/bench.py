@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpwg.checkpoint import find_checkpoint, load_release
 from dpwg.config import ModelConfig
+from dpwg.device import pick_precision
 from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
@@ -47,8 +48,9 @@ NOTES = (
     "norm 1 and its share of the Gaussian noise that a logical batch of 4,096 gets once. All "
     "parameters are trained, or LoRA pairs where the name says so. No optimizer step, which is the "
     "same for all.",
-    "matrix_peak is what bfloat16 products of the model's own shapes reach alone; share_of_peak "
-    "counts the products of the non-private step, whatever else a way computes.",
+    "matrix_peak is what products of the settings' precision, in the model's own shapes, reach "
+    "alone; share_of_peak counts the products of the non-private step, whatever else a way "
+    "computes.",
     "Opacus sees the code heads through a reshape to (B, T, features) and contiguous position ids: "
     "its ghost norms take neither 4-D inputs of Linear nor expanded ids (1.6.0).",
     "In bfloat16 Opacus computes norms and sums in bfloat16 too; dpwg does so in float32.",
@@ -112,7 +114,7 @@ def measure(
     *,
     micro_batches: Sequence[int] = (32, 64),
     repetitions: int = 5,
-    precision: str = "bfloat16",
+    precision: str = "auto",
     upsampler: str = DEFAULT_UPSAMPLER,
 ) -> dict[str, Any]:
     """Measure this machine with the model of a checkpoint: the fields of `Benchmark`."""
@@ -122,6 +124,7 @@ def measure(
             "and 5 are usual."
         )
     keep_freed_memory()  # as the training verbs do
+    precision = pick_precision(torch.device("cpu"), precision)
     folder = find_checkpoint(checkpoint).resolve()
     model = load_release(folder).model
     config = model.config

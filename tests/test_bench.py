@@ -15,6 +15,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 from dpwg import bench
 from dpwg.checkpoint import Release, save_release
 from dpwg.config import ModelConfig
+from dpwg.device import pick_precision
 from dpwg.encoders import default_encoder
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger
@@ -88,7 +89,7 @@ def test_the_answer_says_what_was_measured_and_where_as_json(measured) -> None:
     assert json.loads(json.dumps(measured, allow_nan=False)).keys() == measured.keys()
     assert measured["settings"]["micro_batches"] == [2, 3]
     assert set(measured["micro_batch"].values()) <= {2, 3}
-    assert measured["settings"]["precision"] == "bfloat16"
+    assert measured["settings"]["precision"] == pick_precision(torch.device("cpu"))
     assert measured["machine"]["torch"] == torch.__version__
     assert measured["machine"]["cpu"]
     assert any("Opacus" in note for note in measured["notes"])

@@ -74,6 +74,13 @@ def test_everything_wrong_is_named(capsys, folder: Path) -> None:
     assert told["unlisted"] == ["7.png"]
     assert main(["check", str(folder)]) == 2
     text = capsys.readouterr().out
+    assert [line.split(":")[0] for line in told["ways_out"]] == [
+        "broken",
+        "missing",
+        "unlisted",
+        "duplicates",
+    ]
+    assert "--skip-broken" in text
     assert "\n  0.png: " in text
     assert "\n  2.png, 3.png" in text
     assert "as private as they are" in text
@@ -85,6 +92,7 @@ def test_twins_are_wrong_unless_a_group_holds_them_together(capsys, folder: Path
     assert (code, told["duplicates"]) == (2, [["1.png", "2.png"]])
     code, told = check(capsys, folder, "--unit", "person")
     assert (code, told["duplicates"], told["wrong"]) == (0, [["1.png", "2.png"]], False)
+    assert told["ways_out"] == []
     (folder / "3.png").write_bytes((folder / "1.png").read_bytes())
     assert check(capsys, folder, "--unit", "person")[0] == 2
 

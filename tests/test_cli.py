@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
 from dpwg.cli import main
-from dpwg.device import pick_device
+from dpwg.cli.console import table
 from dpwg.membership import MembershipAttack, result_file
 
 
@@ -230,21 +231,15 @@ def test_where_pictures_are_drawn_can_be_chosen(root, tmp_path, monkeypatch, cap
     assert not (tmp_path / "none").exists()
 
 
-def test_each_process_of_torchrun_gets_its_own_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert (pick_device(), pick_device("cpu")) == ("cuda", "cpu")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (pick_device(), pick_device("cpu")) == ("cuda:1", "cpu")
-
-
 def test_a_missing_package_is_one_line_with_the_way_out(tmp_path):
     """As under a Python outside the environment: without site packages."""
-    for options, missing in ((["-S"], "tqdm"), ([], "dicebear")):
-        if not options:
+    verb = ["-m", "dpwg", "data", "faces-test", "--count", "1"]
+    app = str(Path(__file__).parent.parent / "app.py")
+    for program, missing in ((["-S", *verb], "tqdm"), (verb, "dicebear"), (["-S", app], "gradio")):
+        if missing == "dicebear":
             (tmp_path / "dicebear.py").write_text("raise ModuleNotFoundError(name='dicebear')")
         done = subprocess.run(
-            [sys.executable, *options, "-m", "dpwg", "data", "faces-test", "--count", "1"],
+            [sys.executable, *program],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(tmp_path), "DPWG_CACHE": str(tmp_path / "cache")},
@@ -254,3 +249,32 @@ def test_a_missing_package_is_one_line_with_the_way_out(tmp_path):
         assert last.startswith(f"dpwg: Expected the package '{missing}' to be installed for ")
         assert "pip install -r requirements.txt" in last
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["finetune", "--epsilom", "3"], "'--epsilom'; near it is --epsilon. "),
+        (["list", "--yaml"], "found '--yaml'. "),
+        (["account", "--records", "many"], "argument --records: invalid int value: 'many'. "),
+        ([], "required: verb. "),
+    ],
+)
+def test_a_mistyped_command_is_one_line_that_names_the_word(capsys, words, told):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    text = capsys.readouterr().err
+    assert (ended.value.code, text.count("\n")) == (2, 1)
+    assert text.startswith("dpwg: ")
+    assert told in text
+    assert text.endswith("--help` shows what there is.\n")
+
+
+def test_a_person_reads_no_internals():
+    answer = {"noise": None, "whole": True, "epsilon": {"pld": 2.0, "rdp": None}, "bytes": 1234567}
+    assert table(answer).splitlines() == [
+        "noise: none",
+        "whole: yes",
+        "epsilon: pld 2, rdp none",
+        "bytes: 1,234,567",
+    ]

@@ -37,6 +37,27 @@ EXACT = Finetuning(
 LORA = dataclasses.replace(EXACT, lora_rank=2)
 
 
+def test_what_repeats_is_counted_by_records(make_inputs) -> None:
+    """Images 0, 2 and 7 are the same, and so are 3 and 4: of records, or of groups."""
+    codes = [scale_BPK.clone() for scale_BPK in make_inputs(8).codes]
+    for scale_BPK in codes:
+        scale_BPK.copy_(scale_BPK[[0, 1, 0, 3, 3, 5, 6, 0]])
+    texts = make_inputs(8)
+    captions = {
+        "states": texts.states_BLD,
+        "mask": texts.mask_BL,
+        "count": torch.ones(8, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 2,
+    }
+    named = {f"codes_{s}": scale_BPK for s, scale_BPK in enumerate(codes)}
+    assert Examples(captions, named).repeated == 5
+    # 3 and 4 are one person's; 0 and 2 are too, and 7 is another's.
+    group_I = torch.tensor([0, 1, 0, 2, 2, 1, 2, 3])
+    assert Examples(captions, named, group_I=group_I).repeated == 2
+    assert Examples(captions, named, group_I=torch.zeros(8, dtype=torch.int64)).repeated == 0
+
+
 @pytest.fixture(scope="module")
 def make_groups(make_inputs) -> Callable[..., Examples]:
     """Twelve images in five groups, without the images of some group, or each a record."""
@@ -270,6 +291,7 @@ def test_a_private_release_of_persons(
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
     (people / "7.png").write_bytes(b"broken")
+    (people / "9.png").write_bytes((people / "8.png").read_bytes())  # of two persons
     ask = [
         "finetune", "--data", str(people), "--noise-multiplier", "9", "--delta", "1e-3",
         "--steps", "2", "--batch", "2", "--micro-batch", "2", "--lora-rank", "2",
@@ -282,7 +304,9 @@ def test_a_private_release_of_persons(
     assert (told["unit"], told["sampling_rate"]) == ("person", 2 / 5)
     run = ["--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     assert main([*ask, *person, *run]) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "dpwg: 2 of 5 records hold an image that another one holds too." in printed.err
+    told = json.loads(printed.out)
     card = load_release(tmp_path / "out").card
     assert (card.records, card.sampling_rate, card.steps) == (5, 2 / 5, 2)
     assert (told["epsilon"], told["records"]) == (card.epsilon, 5)

@@ -21,6 +21,7 @@ LEVELS = {
     "dpwg.wavelet": 1,
     "dpwg.images": 1,
     "dpwg.device": 0,
+    "dpwg.launch": 0,
     "dpwg.layers": 1,
     "dpwg.codebook": 1,
     "dpwg.lora": 1,
@@ -166,7 +167,7 @@ def test_the_pipeline_loads_no_user_interface_and_no_training_library() -> None:
 
 
 def test_library_code_does_not_print() -> None:
-    speakers = {"dpwg.cli", "dpwg.cli.console", "dpwg.__main__"}
+    speakers = {"dpwg.cli", "dpwg.cli.console", "dpwg.launch"}
     for name, path in MODULES.items():
         if name in speakers:
             continue

@@ -78,7 +78,7 @@ def test_weights_go_on_from_their_state_as_if_never_stopped(make_model, precisio
 
 
 def test_the_worker_follows_and_the_model_ends_with_the_average(make_model) -> None:
-    weights = Weights(make_model(), Optimization(ema_decay=0.5))
+    weights = Weights(make_model(), Optimization(ema_decay=0.5, precision="bfloat16"))
     seen = [flat(weights.model)]
     for step in range(4):
         weights.step(random_gradients(weights, step), factor=1.0)

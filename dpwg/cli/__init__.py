@@ -10,6 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
 from dpwg.cli import data, finetune, measure, train, use
 from dpwg.cli.console import plain, table
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         answer = options.run(options)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name:
-            raise  # a package of requirements.txt: `dpwg.__main__` tells
+            raise  # a package of requirements.txt: `dpwg.launch` tells
         print(f"dpwg: {error}", file=sys.stderr)
         return 2
     if answer is None:
@@ -46,9 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if isinstance(answer, dict) and answer.get("wrong") else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Faults in one line, a mistyped option before what is then missing."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        known = list(self._option_string_actions)
+        names = [word.partition("=")[0] for word in args or () if word.startswith("--")]
+        for name in names if self._subparsers is None else ():
+            if not any(own.startswith(name) for own in known):
+                near = "".join(f"; near it is {own}" for own in get_close_matches(name, known, 1))
+                self.error(f"Expected an option of this verb, found {name!r:.80}{near}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dpwg: {message}. `{self.prog} --help` shows what there is.\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of every verb, in the order that the help shows them."""
-    commands = argparse.ArgumentParser(
+    commands = _Parser(
         prog="python -m dpwg", description="Differentially private text-to-image generation."
     )
     verbs = commands.add_subparsers(required=True, metavar="verb")

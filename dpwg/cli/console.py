@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -59,6 +60,11 @@ def run_training(
             bar.update(report.step - bar.n)
 
 
+def warn(text: str) -> None:
+    """One line on standard error, of what goes on all the same."""
+    tqdm.write(f"dpwg: {text}", file=sys.stderr)
+
+
 def print_line(values: dict[str, Any]) -> None:
     """One line of JSON, at once."""
     print(json.dumps(plain(values), allow_nan=False), flush=True)
@@ -95,6 +101,16 @@ def table(answer: Any) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpwg.cli.console import print_line, run_training
+from dpwg.cli.console import print_line, run_training, warn
 from dpwg.cli.options import (
     SHIPPED_PRESET,
     Verb,
@@ -17,6 +17,7 @@ from dpwg.cli.options import (
     device_option,
     encode_examples,
     new_or_resumed,
+    precision_option,
     preset_option,
     read_records,
     read_settings,
@@ -56,8 +57,8 @@ def add_finetune(verb: Verb) -> None:
     command.add_argument("--ema-decay", type=float)
     command.add_argument("--lora-rank", type=int, help="0 trains every parameter")
     command.add_argument("--micro-batch", type=int)
-    command.add_argument("--precision", choices=("bfloat16", "float32"))
     device_option(command)
+    precision_option(command)
     checkpointing_option(command)
     command.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
     command.add_argument("--run-folder", type=Path, help="private training state")
@@ -106,9 +107,18 @@ def _finetune(options: argparse.Namespace) -> Any:
     left_out = len(getattr(records, "left_out", ()))
     plan, target = _promise(options, units)
     base.model.checkpointing = options.checkpointing
+    examples = encode_examples(
+        records, base.tokenizer, encoder, ranks, group_I, lines=options.reports
+    )
+    if ranks.leads and (repeated := examples.repeated):
+        warn(
+            f"{repeated:,} of {len(examples):,} records hold an image that another one holds too. "
+            "What is there k times is protected by k times epsilon only; keep one of each, or join "
+            "them with --unit. `data check` names equal files."
+        )
     training = PrivateTraining(
         base.model.requires_grad_(True),
-        encode_examples(records, base.tokenizer, encoder, ranks, group_I, lines=options.reports),
+        examples,
         plan,
         read_settings(Finetuning, options, preset.finetuning),
         run_folder,

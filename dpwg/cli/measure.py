@@ -15,6 +15,7 @@ from dpwg.cli.options import (
     Verb,
     data_options,
     encode_examples,
+    precision_option,
     read_records,
     read_settings,
     sampling_options,
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from dpwg.membership import MembershipAttack
     from dpwg.sampling import Sampling
 
+AUDITED_PRECISION = "bfloat16"
+"""What the released checkpoints were trained in."""
+
 
 def add_bench(verb: Verb) -> None:
     command = verb("bench", _bench, "measure training, sampling and start-up on this machine")
@@ -33,13 +37,18 @@ def add_bench(verb: Verb) -> None:
     command.add_argument(
         "--micro-batches", type=int, nargs="+", default=[32, 64], help="each way takes its best"
     )
+    precision_option(command)
     command.add_argument("--results", type=Path, help="write the measurement to this file")
 
 
 def _bench(options: argparse.Namespace) -> Any:
     from dpwg.bench import measure
 
-    answer = measure(options.checkpoint, micro_batches=options.micro_batches)
+    answer = measure(
+        options.checkpoint,
+        micro_batches=options.micro_batches,
+        precision=options.precision or "auto",
+    )
     return kept(answer, options.results)
 
 
@@ -244,18 +253,17 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
 def _audit_engine(options: argparse.Namespace) -> Any:
     """The one-run audit of the engine itself, once for each epsilon that it is to keep."""
     from dpwg.training.audit import GUESSES, audit_private_training, canary_plan
-    from dpwg.training.finetune import Finetuning
 
     rows = []
     for epsilon in tqdm(options.engine or (1.0, 3.0, 10.0), desc="training canaries"):
         plan, guesses = canary_plan(options.count, epsilon), options.count // GUESSES
         found = audit_private_training(
-            plan, k_plus=guesses, k_minus=guesses, precision=Finetuning.precision
+            plan, k_plus=guesses, k_minus=guesses, precision=AUDITED_PRECISION
         )
         row = {"target_epsilon": epsilon, "ledger_epsilon": found.ledger_epsilon}
         row |= {"proven_epsilon": found.bound.epsilon, "confidence": found.bound.confidence}
         row |= {"correct": found.bound.correct, "guesses": found.bound.guesses}
-        row |= {"attacker": found.attacker, "precision": Finetuning.precision}
+        row |= {"attacker": found.attacker, "precision": AUDITED_PRECISION}
         rows.append(row | asdict(plan))
     kept({"runs": rows}, options.results)
     return rows

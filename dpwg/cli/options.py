@@ -66,6 +66,15 @@ def device_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def precision_option(command: argparse.ArgumentParser) -> None:
+    """What a verb computes in."""
+    command.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        help="auto by default: bfloat16 where the device multiplies it, float32 elsewhere",
+    )
+
+
 def checkpointing_option(command: argparse.ArgumentParser) -> None:
     """A training's memory against its time."""
     command.add_argument(

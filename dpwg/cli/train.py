@@ -17,6 +17,7 @@ from dpwg.cli.options import (
     device_option,
     encode_examples,
     new_or_resumed,
+    precision_option,
     preset_option,
     read_public_records,
     read_settings,
@@ -163,6 +164,7 @@ def add_pretrain(verb: Verb) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--delta", type=float, default=1e-5)
     device_option(command)
+    precision_option(command)
     checkpointing_option(command)
     command.add_argument("--compile", action="store_true", help="with torch.compile: for GPUs")
     command.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))

@@ -15,6 +15,17 @@ PRIVATE = (
     "Computed from the records without noise, so as private as they are: keep it with them. "
     "Nothing was written."
 )
+WAYS_OUT = {
+    "broken": "broken: mend these images, or pass --skip-broken, which leaves them out.",
+    "missing": "missing: give each an image and a caption, or pass --skip-broken.",
+    "unlisted": "unlisted: name these images in the metadata, or move them away; they are not "
+    "trained on.",
+    "duplicates": "duplicates: keep one of each, or name a column in which equal ones have the "
+    "same value with --unit. The promise is made to each record: what is there k times is "
+    "protected by k times epsilon only. `finetune` takes them all the same.",
+    "ungrouped": "ungrouped: fill in the column of these records.",
+}
+"""What to do about each kind of fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +37,8 @@ class Report:
     by pixels, `duplicates` are names of records with the same bytes, `wrong` unless a group holds
     them together. `broken` and `missing` map names to what is the matter; `unlisted` are
     images that no metadata names. `groups` is how many there are, with `group_sizes` like
-    `captions`; `ungrouped` names records that have no value of the column.
+    `captions`; `ungrouped` names records that have no value of the column. `ways_out` say what to
+    do.
     """
 
     private: str = PRIVATE
@@ -46,6 +58,7 @@ class Report:
     group_sizes: dict[int, int]
     ungrouped: tuple[str, ...]
     wrong: bool
+    ways_out: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict."""
@@ -85,6 +98,13 @@ def check_records(
     group_sizes = Counter(Counter(filter(None, labels)).values())
     ungrouped = [e.name for e, label in zip(entries, labels, strict=True) if column and not label]
     missing = {entry.name: entry.problem for entry in entries if entry.problem}
+    faults = {
+        "broken": broken,
+        "missing": missing,
+        "unlisted": records.unlisted,
+        "duplicates": apart,
+        "ungrouped": ungrouped,
+    }
     ends = sorted(shapes, key=lambda shape: shape[0] * shape[1])
     return Report(
         format=records.form,
@@ -102,7 +122,8 @@ def check_records(
         groups=sum(group_sizes.values()) if column else None,
         group_sizes=_sorted(group_sizes),
         ungrouped=tuple(ungrouped),
-        wrong=bool(broken or missing or records.unlisted or apart or ungrouped),
+        wrong=any(map(bool, faults.values())),
+        ways_out=tuple(WAYS_OUT[name] for name, found in faults.items() if found),
     )
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
+from dpwg.device import fast_autocast
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.mapped import filling
@@ -101,6 +103,21 @@ class Examples:
     def images(self) -> int:
         """How many images there are in all records."""
         return int(self._images_N.sum())
+
+    @property
+    def repeated(self) -> int:
+        """How many records hold an image that another one holds too, as their codes tell: private.
+
+        The promise is made to each record; what is in k of them is protected by k times epsilon.
+        """
+        codes_IC = torch.cat([scale_IPK.flatten(1) for scale_IPK in self._codes], dim=1).numpy()
+        rows_I = np.ascontiguousarray(codes_IC).view(np.dtype((np.void, codes_IC[0].nbytes)))
+        _, image_I = np.unique(rows_I, return_inverse=True)
+        record_I = np.empty(len(image_I), np.int64)
+        record_I[self._image_I.numpy()] = np.repeat(np.arange(len(self)), self._images_N.numpy())
+        pairs = np.unique(np.stack((image_I.ravel(), record_I), axis=1), axis=0)
+        held_I = np.bincount(pairs[:, 0])[pairs[:, 0]]
+        return len(np.unique(pairs[held_I > 1, 1]))
 
     def first(self, count: int) -> Examples:
         """The first `count` examples, without copying."""
@@ -192,7 +209,7 @@ def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Itera
         for start in range(0, len(captions), CHUNK):
             chunk = captions[start : start + CHUNK]
             rows = slice(start, start + len(chunk))
-            with torch.autocast(encoder.device.type, torch.bfloat16):
+            with fast_autocast(encoder.device):
                 encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
             tensors["states"][rows] = encoded.states_BLD[: len(chunk)].bfloat16()
             tensors["mask"][rows] = encoded.mask_BL[: len(chunk)]
@@ -209,7 +226,7 @@ def encode_images(records: Records, tokenizer: SpectralTokenizer, path: Path) ->
         for image_BCHW in coarse_batches(records, config.coarse_size, CHUNK):
             count = len(image_BCHW)
             padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast(torch.device("cpu")):
                 indices = tokenizer.encode(padded_BCHW.float() / 255)
             for codes_NPK, index_BPK in zip(tensors.values(), indices, strict=True):
                 codes_NPK[done : done + count] = index_BPK[:count].to(torch.int16)

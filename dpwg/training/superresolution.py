@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpwg.device import fast_autocast
 from dpwg.superresolution import SuperResolution, band_error
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.progress import Progress, warmup_cosine
@@ -65,7 +66,7 @@ def train_superresolution(
         target_BCHW = images_NCHW[ranks.share(chosen_B)].to(ranks.device).float() / 255
         turned_B = ranks.share(flipped_B).to(ranks.device)
         target_BCHW[turned_B] = target_BCHW[turned_B].flip(-1)
-        with torch.autocast(ranks.device.type, torch.bfloat16):
+        with fast_autocast(ranks.device):
             codes = tokenizer.encode(coarse_image(target_BCHW, levels))
             coarse_BChw = tokenizer.decode(_disturbed(codes, tables, settings, noise))
         image_BCHW = weights.worker(coarse_BChw.float())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpwg.config import Config
+from dpwg.device import fast_autocast
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.progress import Progress, warmup_cosine
 from dpwg.training.ranks import Ranks
@@ -66,7 +67,7 @@ def train_tokenizer(
         chosen = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
         image_BCHW = images_NCHW[ranks.share(chosen)].to(ranks.device).float() / 255
         patches = tokenizer.patches(image_BCHW)
-        with torch.autocast(image_BCHW.device.type, torch.bfloat16):
+        with fast_autocast(image_BCHW.device):
             result = tokenizer(patches)
         error = _pixel_error(tokenizer, result.decoded, patches)
         commitment = _pixel_error(tokenizer, result.latents, [q.detach() for q in result.quantized])

@@ -10,24 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from dpwg.config import Config
+from dpwg.device import PRECISIONS, pick_precision
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization(Config):
-    """AdamW and the average of its iterates. `precision` is "bfloat16" or "float32"."""
+    """AdamW and the average of its iterates. `precision` is one of `dpwg.device.PRECISIONS`."""
 
     learning_rate: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.0
     ema_decay: float = 0.99
-    precision: str = "bfloat16"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bfloat16", "float32"):
-            raise ValueError(f"Expected precision={self.precision!r} in (bfloat16, float32).")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"Expected precision={self.precision!r:.80} in {PRECISIONS}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"Expected ema_decay={self.ema_decay} in [0, 1).")
 
@@ -42,7 +43,8 @@ class Weights(Generic[M]):
     def __init__(self, model: M, settings: Optimization) -> None:
         self.model = model
         self.settings = settings
-        self.worker: M = copy.deepcopy(model).to(getattr(torch, settings.precision))
+        precision = pick_precision(next(model.parameters()).device, settings.precision)
+        self.worker: M = copy.deepcopy(model).to(getattr(torch, precision))
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._copies = {n: p for n, p in self.worker.named_parameters() if n in self.parameters}
         self._average = {n: p.detach().clone() for n, p in self.parameters.items()}
