@@ -25,7 +25,7 @@ def update(readme: Path) -> str:
         ),
         "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
         "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
-        "bench": _bench(_read(folder / "bench.json")),
+        "bench": _bench([_read(path) for path in sorted(folder.glob("bench*.json"))]),
         "studio": _studio(_read(folder / "studio.json")),
     }
 
@@ -82,13 +82,21 @@ def _tokenizer(quality: dict[str, Any]) -> str:
     return _table(("decoded", "PSNR on `faces-test`"), rows)
 
 
-def _bench(bench: dict[str, Any]) -> str:
-    rows = [
-        (name.replace("_", " "), f"{value:.3g}")
-        for name, value in bench.items()
-        if isinstance(value, float | int)
-    ]
-    return _table(("measure", "value"), rows)
+def _bench(runs: Sequence[dict[str, Any]]) -> str:
+    """One column a run: seconds of an example over each other, then what a second brings."""
+    ratios = {
+        "private step over non-private, all parameters": "private_over_nonprivate",
+        "private LoRA step over non-private LoRA": "private_lora_over_nonprivate_lora",
+        "Opacus, ghost clipping, over ours": "opacus_ghost_over_private",
+        "Opacus, hooks, over ours": "opacus_hooks_over_private",
+        "peak memory, private over non-private": "private_memory_over_nonprivate",
+    }
+    rows = [(text, *(f"{run[name]:.2f}" for run in runs)) for text, name in ratios.items()]
+    rates = {"non-private": "nonprivate", "private": "private", "private LoRA": "private_lora"}
+    for text, name in rates.items():
+        figures = (f"{run['examples_per_second'][name]:.0f}" for run in runs)
+        rows.append((f"examples a second, {text}", *figures))
+    return _table(("measured", *(run["settings"]["precision"] for run in runs)), rows)
 
 
 def _studio(found: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ norm is never too small by what rounding hides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +23,12 @@ FLOAT32_SUM_ERROR = 5e-6
 
 ROWS = 1536
 """Positions that are copied to float32 at once: few enough to be in memory only for a moment."""
+PART = 2**18
+"""Numbers of formed gradients that are taken at once on a CPU: few enough to stay in its cache."""
 
 
 class Rule(Protocol):
     """How one layer's parameters get their norms and sums from its input and output gradient."""
-
-    def __init__(self, layer: Any, a: Tensor, g: Tensor) -> None: ...
 
     def squared_norms(self) -> Tensor:
         """Each record's squared gradient norm, float32 (B,), never too small by rounding."""
@@ -38,8 +39,42 @@ class Rule(Protocol):
         ...
 
 
-class _LinearRule:
-    """Weight gradient g^T a of a record; its norm from Gram matrices where they are smaller.
+class _FormedLinear:
+    """Weight gradients g^T a, formed once for a record's norm and for the sum.
+
+    In bfloat16 they are rounded; what is measured and what is added are the same.
+    """
+
+    def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
+        self.bias_BO = _bias_gradients(layer, g_BTO)
+        self.turned = layer.in_features <= layer.out_features  # the narrow factor is
+        self.formed = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI  # (B, I, O), (B, O, I)
+
+    def squared_norms(self) -> Tensor:
+        # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
+        squares = [part.float().square().sum((1, 2)) for part in self.formed.split(self._part)]
+        bias = 0.0 if self.bias_BO is None else self.bias_BO.square().sum(1)
+        return torch.cat(squares) + bias
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        _add_bias(sums, name, self.bias_BO, scale_B)
+        total = scale_B.new_zeros(self.formed[0].numel())
+        parts = zip(self.formed.split(self._part), scale_B.split(self._part), strict=True)
+        for part, scale_R in parts:
+            part = _zero_where(part, scale_R == 0).float()
+            total.addmv_(part.flatten(1).T, scale_R)
+        total = total.view(self.formed.shape[1:])
+        sums[parameter_name(name, "weight")] += total.T if self.turned else total
+
+    @property
+    def _part(self) -> int:
+        """Records that are taken at once."""
+        numbers = PART if self.formed.device.type == "cpu" else 64 * PART
+        return max(1, numbers // self.formed[0].numel())
+
+
+class _GramLinear:
+    """Weight gradients g^T a that are never formed: norms from Gram matrices, and one sum.
 
     |g^T a|^2 is the sum over pairs of positions of (a a^T)(g g^T). In bfloat16 the products are
     exact but the two Gram matrices are rounded, in float32 the sums are; what positions that nearly
@@ -47,26 +82,13 @@ class _LinearRule:
     """
 
     def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
+        self.bias_BO = _bias_gradients(layer, g_BTO)
         self.a_BTI, self.g_BTO = a_BTI, g_BTO
-        self.has_bias = layer.bias is not None
-        T, inputs, outputs = a_BTI.shape[1], a_BTI.shape[2], g_BTO.shape[2]
-        # In bfloat16 these are rounded; what is measured and what is added are the same.
-        self.per_record: Tensor | None = None  # (B, O, I), or (B, I, O): the narrow one is turned
-        self.turned = inputs <= outputs
-        if inputs * outputs < T * (inputs + outputs):
-            self.per_record = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI
 
     def squared_norms(self) -> Tensor:
-        if self.per_record is not None:
-            # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
-            squares_B = self.per_record.float().square().sum((1, 2))
-            if self.has_bias:
-                bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
-                squares_B = squares_B + bias_BO.square().sum(1)
-            return squares_B
         inputs_BTT = (self.a_BTI @ self.a_BTI.transpose(1, 2)).float()
         outputs_BTT = (self.g_BTO @ self.g_BTO.transpose(1, 2)).float()
-        if self.has_bias:
+        if self.bias_BO is not None:
             inputs_BTT += 1
         products_BTT = inputs_BTT * outputs_BTT
         rounded = self.g_BTO.dtype == torch.bfloat16
@@ -74,15 +96,8 @@ class _LinearRule:
         return products_BTT.sum((1, 2)) + hidden * products_BTT.abs().sum((1, 2))
 
     def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        _add_bias(sums, name, self.bias_BO, scale_B)
         zero_B = scale_B == 0
-        if self.has_bias:
-            bias_BO = self.g_BTO.sum(1, dtype=torch.float32)
-            sums[parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, zero_B)
-        if self.per_record is not None:
-            finite = _zero_where(self.per_record, zero_B).float()
-            total = torch.tensordot(scale_B, finite, dims=1)
-            sums[parameter_name(name, "weight")] += total.T if self.turned else total
-            return
         a_NI = _zero_where(self.a_BTI, zero_B).flatten(0, 1)
         g_NO = _zero_where(self.g_BTO, zero_B).flatten(0, 1)
         scale_N1 = scale_B.repeat_interleave(self.a_BTI.shape[1])[:, None]
@@ -95,6 +110,22 @@ class _LinearRule:
             else:
                 g_RO = g_RO * scale_N1[rows]
             weight_OI.addmm_(g_RO.T, a_RI)
+
+
+def _linear_rule(layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> Rule:
+    """Gradients are formed where one is smaller than the rows that it is the product of."""
+    T, inputs, outputs = a_BTI.shape[1], layer.in_features, layer.out_features
+    smaller = inputs * outputs < T * (inputs + outputs)
+    return (_FormedLinear if smaller else _GramLinear)(layer, a_BTI, g_BTO)
+
+
+def _bias_gradients(layer: nn.Linear, g_BTO: Tensor) -> Tensor | None:
+    return None if layer.bias is None else g_BTO.sum(1, dtype=torch.float32)
+
+
+def _add_bias(sums: dict[str, Tensor], name: str, bias_BO: Tensor | None, scale_B: Tensor) -> None:
+    if bias_BO is not None:
+        sums[parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, scale_B == 0)
 
 
 class _LayerNormRule:
@@ -136,8 +167,8 @@ class _EmbeddingRule:
         )
 
 
-RULES: dict[type[nn.Module], type[Rule]] = {
-    nn.Linear: _LinearRule,
+RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Rule]] = {
+    nn.Linear: _linear_rule,
     nn.LayerNorm: _LayerNormRule,
     nn.Embedding: _EmbeddingRule,
 }
