@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
-from dpwg.cli import main
+from dpwg.cli import main, parser
 from dpwg.cli.console import table
 from dpwg.membership import MembershipAttack, result_file
 
@@ -268,6 +268,26 @@ def test_a_mistyped_command_is_one_line_that_names_the_word(capsys, words, told)
     assert text.startswith("dpwg: ")
     assert told in text
     assert text.endswith("--help` shows what there is.\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--caption", "--a woman smiles", "--seed=3", "--out", "o"],
+        ["evaluate", "--colour=3", "--result", "file"],
+        ["data", "--count", "3", "--", "--odd-name"],
+        ["finetune", "--epsilon=-inf", "--plan"],
+    ],
+)
+def test_what_argparse_understands_is_not_called_mistyped(words):
+    assert parser().parse_args(words)
+
+
+def test_help_is_shown_beside_a_mistyped_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["finetune", "--help", "--epsilom"])
+    assert ended.value.code == 0
+    assert "--epsilon EPSILON" in capsys.readouterr().out
 
 
 def test_a_person_reads_no_internals():

@@ -329,6 +329,18 @@ def test_float32_is_multiplied_in_full_whatever_the_caller_set(backend) -> None:
         flags.fp32_precision = before
 
 
+def test_partial_sums_of_bfloat16_stay_float32_on_a_gpu() -> None:
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_bf16_reduced_precision_reduction
+    flags.allow_bf16_reduced_precision_reduction = True
+    try:
+        with _float32_products(bfloat16_inputs=True):
+            assert not flags.allow_bf16_reduced_precision_reduction
+        assert flags.allow_bf16_reduced_precision_reduction
+    finally:
+        flags.allow_bf16_reduced_precision_reduction = before
+
+
 class Checkpointed(nn.Module):
     """A block whose activations are computed again in the backward pass."""
 

@@ -52,6 +52,7 @@ def test_what_repeats_is_counted_by_records(make_inputs) -> None:
     }
     named = {f"codes_{s}": scale_BPK for s, scale_BPK in enumerate(codes)}
     assert Examples(captions, named).repeated == 5
+    assert Examples(captions, named).first(4).repeated == 2
     # 3 and 4 are one person's; 0 and 2 are too, and 7 is another's.
     group_I = torch.tensor([0, 1, 0, 2, 2, 1, 2, 3])
     assert Examples(captions, named, group_I=group_I).repeated == 2

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,12 +74,15 @@ def public_parts(
     tokenizer: SpectralTokenizer,
     images: Tensor,
 ) -> dict[str, Any]:
-    """Pretraining and tokenizer training."""
+    """Pretraining and tokenizer training; and what is agreed on where only rank 0 has bfloat16."""
     settings = Pretraining(steps=3, batch=6, warmup=1, precision="float32", report_every=1)
     reports = list(pretrain(model, Examples(*inputs), settings, folder, ranks))
     other = TokenizerTraining(steps=4, batch=6, warmup=1, report_every=1, revive_every=1)
     steps = list(train_tokenizer(tokenizer, images, other, ranks))
+    with mock.patch("torch.cpu.get_capabilities", return_value={"amx_bf16": ranks.leads}):
+        agreed = [ranks.agree_on_precision(name) for name in ("auto", "bfloat16", "float32")]
     return {
+        "agreed": agreed,
         "weights": flat(model),
         "losses": [report.loss for report in reports],
         "tokenizer": flat(tokenizer),
@@ -150,9 +154,11 @@ def test_two_ranks_train_the_public_parts_as_one_process(
     model, tokenizer = make_model(), make_tokenizer().requires_grad_(True)
     two = together(tmp_path, public_parts, model, inputs, tmp_path / "two", tokenizer, pixels)
     one = public_parts(Ranks(), model, inputs, tmp_path / "one", tokenizer, pixels)
+    assert one["agreed"] == ["bfloat16", "bfloat16", "float32"]
     for rank in two:
         torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
         assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert rank["agreed"] == ["float32", "bfloat16", "float32"]
     own, other = (rank["tokenizer losses"] for rank in two)
     assert own == other
     assert own[0] == pytest.approx(one["tokenizer losses"][0], rel=1e-2)

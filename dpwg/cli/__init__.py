@@ -53,11 +53,16 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         known = list(self._option_string_actions)
-        names = [word.partition("=")[0] for word in args or () if word.startswith("--")]
-        for name in names if self._subparsers is None else ():
+        for word in args or ():
+            name, *_ = word.split("=")
+            if self._subparsers or word in ("--", "-h", "--help"):
+                break  # a verb's own words, or none that matter
+            if not name.startswith("--") or " " in name:
+                continue  # a value
             if not any(own.startswith(name) for own in known):
-                near = "".join(f"; near it is {own}" for own in get_close_matches(name, known, 1))
-                self.error(f"Expected an option of this verb, found {name!r:.80}{near}")
+                near = get_close_matches(name, known, 1, cutoff=0.7)
+                found = f"{name!r:.80}" + "".join(f"; near it is {own}" for own in near)
+                self.error(f"Expected an option of this verb, found {found}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -111,11 +111,15 @@ def _finetune(options: argparse.Namespace) -> Any:
         records, base.tokenizer, encoder, ranks, group_I, lines=options.reports
     )
     if ranks.leads and (repeated := examples.repeated):
-        warn(
+        told = (
             f"{repeated:,} of {len(examples):,} records hold an image that another one holds too. "
-            "What is there k times is protected by k times epsilon only; keep one of each, or join "
-            "them with --unit. `data check` names equal files."
+            "Of what is there k times, epsilon is k times as large or more; keep one of each, or "
+            "join them with --unit. `data check` names equal files."
         )
+        if options.reports:
+            print_line({"stage": "repeated", "told": told})
+        else:
+            warn(told)
     training = PrivateTraining(
         base.model.requires_grad_(True),
         examples,

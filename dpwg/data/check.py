@@ -21,8 +21,8 @@ WAYS_OUT = {
     "unlisted": "unlisted: name these images in the metadata, or move them away; they are not "
     "trained on.",
     "duplicates": "duplicates: keep one of each, or name a column in which equal ones have the "
-    "same value with --unit. The promise is made to each record: what is there k times is "
-    "protected by k times epsilon only. `finetune` takes them all the same.",
+    "same value with --unit. The promise is made to each record: of what is there k times, "
+    "epsilon is k times as large or more. `finetune` takes them all the same.",
     "ungrouped": "ungrouped: fill in the column of these records.",
 }
 """What to do about each kind of fault."""

@@ -362,13 +362,17 @@ def _float32_products(*, bfloat16_inputs: bool) -> Iterator[None]:
     Products and sums stay float32. What is not bfloat16 already (scales, scaled gradients) may be
     rounded on its way in, by `BFLOAT16_ERROR` at most; `ClippedSums.add` leaves room for that.
     Float32 inputs are multiplied in full, whatever precision the caller has set, and on a GPU.
+    There partial sums of bfloat16 products are float32 too, as the bounds of the norms suppose.
     """
     cpu: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     gpu: Any = torch.backends.cuda.matmul
     before = cpu.fp32_precision, gpu.fp32_precision
+    reduced = gpu.allow_bf16_reduced_precision_reduction
+    gpu.allow_bf16_reduced_precision_reduction = False
     cpu.fp32_precision = "bf16" if bfloat16_inputs else "ieee"
     gpu.fp32_precision = "ieee"
     try:
         yield
     finally:
         cpu.fp32_precision, gpu.fp32_precision = before
+        gpu.allow_bf16_reduced_precision_reduction = reduced

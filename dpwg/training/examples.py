@@ -108,13 +108,14 @@ class Examples:
     def repeated(self) -> int:
         """How many records hold an image that another one holds too, as their codes tell: private.
 
-        The promise is made to each record; what is in k of them is protected by k times epsilon.
+        The promise is made to each record; of what is in k of them epsilon is k times as large, or
+        more at the same delta.
         """
-        codes_IC = torch.cat([scale_IPK.flatten(1) for scale_IPK in self._codes], dim=1).numpy()
-        rows_I = np.ascontiguousarray(codes_IC).view(np.dtype((np.void, codes_IC[0].nbytes)))
+        own_I = self._image_I[: self.images]
+        codes_IC = torch.cat([scale_IPK.flatten(1)[own_I] for scale_IPK in self._codes], dim=1)
+        rows_I = codes_IC.numpy().view(np.dtype((np.void, codes_IC[0].nbytes)))
         _, image_I = np.unique(rows_I, return_inverse=True)
-        record_I = np.empty(len(image_I), np.int64)
-        record_I[self._image_I.numpy()] = np.repeat(np.arange(len(self)), self._images_N.numpy())
+        record_I = np.repeat(np.arange(len(self)), self._images_N.numpy())
         pairs = np.unique(np.stack((image_I.ravel(), record_I), axis=1), axis=0)
         held_I = np.bincount(pairs[:, 0])[pairs[:, 0]]
         return len(np.unique(pairs[held_I > 1, 1]))

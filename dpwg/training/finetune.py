@@ -99,10 +99,12 @@ class PrivateTraining:
                 f"Expected plan.records={plan.records} to be the {len(examples)} examples; the "
                 "sampling rate of the accounting would not be the one that is used."
             )
+        self._ranks = ranks or Ranks()
+        precision = self._ranks.agree_on_precision(settings.precision)
+        settings = dataclasses.replace(settings, precision=precision)
         self._plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
         self._generator = generator or system_generator()
-        self._ranks = ranks or Ranks()
         self._run = {
             "plan": dataclasses.asdict(plan),
             "settings": settings.to_json(),

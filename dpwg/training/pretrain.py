@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +49,7 @@ def pretrain(
     every layer.
     """
     ranks = ranks or Ranks()
+    settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
     if saved := load_state(folder):

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor, distributed
 
-from dpwg.device import pick_device
+from dpwg.device import pick_device, pick_precision
 
 
 class Ranks:
@@ -58,6 +58,13 @@ class Ranks:
         """Replace each tensor by rank 0's."""
         if self.world > 1:
             self._together(list(tensors), lambda flat: distributed.broadcast(flat, src=0))
+
+    def agree_on_precision(self, name: str) -> str:
+        """What one of `dpwg.device.PRECISIONS` means for all processes: the finest of any."""
+        finest = torch.zeros((), device=self.device)
+        finest += pick_precision(self.device, name) == "float32"
+        self.sum_([finest])
+        return "float32" if finest else "bfloat16"
 
     def wait(self) -> None:
         """Go on when all processes are here."""

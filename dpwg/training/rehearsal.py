@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dpwg.device import pick_precision
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.training.examples import Examples
@@ -60,7 +59,7 @@ def rehearse(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable_parameters=trainable,
         micro_batch=settings.micro_batch,
-        precision=pick_precision(ranks.device, settings.precision),
+        precision=training.settings.precision,
         seconds_per_micro_batch=seconds,
         seconds_per_step=seconds * own,
         hours=seconds * own * plan.steps / 3600,

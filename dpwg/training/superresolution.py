@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ def train_superresolution(
     weights; with several `ranks` each takes its share of every batch.
     """
     ranks = ranks or Ranks()
+    settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     levels = model.config.levels
     weights = Weights(model.to(ranks.device), settings)
     tokenizer = tokenizer.to(ranks.device)

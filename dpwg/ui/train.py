@@ -163,6 +163,8 @@ def train(run: Run | None) -> Iterator[Training]:
             if report["stage"] == "training":
                 since = clock(time.monotonic() - started)
                 frame = _frame(run, order, f"{since} since the start")
+            elif report["stage"] == "repeated":
+                gr.Warning(report["told"])
             elif report["stage"] != "release":
                 done, total = report["done"], report["total"]
                 frame = frame._replace(
