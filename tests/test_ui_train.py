@@ -467,3 +467,18 @@ def test_the_tab_can_be_switched_off(monkeypatch, value, there):
 def test_the_bounds_are_told():
     assert f"{MAX_TRAIN_MINUTES} minutes a run" in described()
     assert f"removed {KEPT_SECONDS // 60} minutes after" in described()
+
+
+def test_repeated_records_are_told_on_the_page(files, measured, monkeypatch):
+    line = json.dumps({"stage": "repeated", "told": "2 of 9 records hold an image"})
+
+    def start(*_):
+        program = [sys.executable, "-c", f"print({line!r})"]
+        return subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+
+    warned = []
+    monkeypatch.setattr(runs, "_start", start)
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    *_, last = train.train(planned(files=files).run)
+    assert warned == ["2 of 9 records hold an image"]
+    assert "stopped" in last.status
