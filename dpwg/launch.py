@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 @contextmanager
 def launching() -> Iterator[None]:
     """Import and run a program inside: a missing package ends it in one line, with status 2."""
-    # Two busy processes on few cores stall each other when OpenMP threads spin; before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         yield
     except ModuleNotFoundError as error:  # without a name it is one that a verb tells of

@@ -141,9 +141,16 @@ def make_inputs() -> Callable[..., Inputs]:
 
 @pytest.fixture(scope="session")
 def make_examples(make_inputs) -> Callable[..., Examples]:
-    """Random examples of as many captions as asked, one number a record."""
+    """Random examples of as many captions as asked, one number a record.
 
-    def make(captions: tuple[int, ...] = (1,) * 12) -> Examples:
+    `images` says which image each has, so that some may be the same; `group_I` joins them.
+    """
+
+    def make(
+        captions: tuple[int, ...] = (1,) * 12,
+        images: tuple[int, ...] | None = None,
+        group_I: Tensor | None = None,
+    ) -> Examples:
         inputs, texts = make_inputs(len(captions)), make_inputs(sum(captions), seed=1)
         tensors = {
             "states": texts.states_BLD,
@@ -152,8 +159,9 @@ def make_examples(make_inputs) -> Callable[..., Examples]:
             "empty_states": torch.full((5, 8), 9.0),
             "empty_mask": torch.arange(5) < 2,
         }
-        codes = {f"codes_{s}": c.to(torch.int16) for s, c in enumerate(inputs.codes)}
-        return Examples(tensors, codes)
+        own = list(range(len(captions)) if images is None else images)
+        codes = {f"codes_{s}": c[own].to(torch.int16) for s, c in enumerate(inputs.codes)}
+        return Examples(tensors, codes, group_I=group_I)
 
     return make
 

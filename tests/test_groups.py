@@ -37,26 +37,15 @@ EXACT = Finetuning(
 LORA = dataclasses.replace(EXACT, lora_rank=2)
 
 
-def test_what_repeats_is_counted_by_records(make_inputs) -> None:
+def test_what_repeats_is_counted_by_records(make_examples) -> None:
     """Images 0, 2 and 7 are the same, and so are 3 and 4: of records, or of groups."""
-    codes = [scale_BPK.clone() for scale_BPK in make_inputs(8).codes]
-    for scale_BPK in codes:
-        scale_BPK.copy_(scale_BPK[[0, 1, 0, 3, 3, 5, 6, 0]])
-    texts = make_inputs(8)
-    captions = {
-        "states": texts.states_BLD,
-        "mask": texts.mask_BL,
-        "count": torch.ones(8, dtype=torch.int64),
-        "empty_states": torch.zeros(5, 8),
-        "empty_mask": torch.arange(5) < 2,
-    }
-    named = {f"codes_{s}": scale_BPK for s, scale_BPK in enumerate(codes)}
-    assert Examples(captions, named).repeated == 5
-    assert Examples(captions, named).first(4).repeated == 2
+    ones, images = (1,) * 8, (0, 1, 0, 3, 3, 5, 6, 0)
+    assert make_examples(ones, images).repeated == 5
+    assert make_examples(ones, images).first(4).repeated == 2
     # 3 and 4 are one person's; 0 and 2 are too, and 7 is another's.
     group_I = torch.tensor([0, 1, 0, 2, 2, 1, 2, 3])
-    assert Examples(captions, named, group_I=group_I).repeated == 2
-    assert Examples(captions, named, group_I=torch.zeros(8, dtype=torch.int64)).repeated == 0
+    assert make_examples(ones, images, group_I).repeated == 2
+    assert make_examples(ones, images, torch.zeros(8, dtype=torch.int64)).repeated == 0
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,9 @@ class _FormedLinear:
 
     def __init__(self, layer: nn.Linear, a_BTI: Tensor, g_BTO: Tensor) -> None:
         self.bias_BO = _bias_gradients(layer, g_BTO)
-        self.turned = layer.in_features <= layer.out_features  # the narrow factor is
-        self.formed = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI  # (B, I, O), (B, O, I)
+        # (B, O, I), or (B, I, O): the narrow factor is turned.
+        self.turned = layer.in_features <= layer.out_features
+        self.formed = a_BTI.mT @ g_BTO if self.turned else g_BTO.mT @ a_BTI
 
     def squared_norms(self) -> Tensor:
         # Not vector_norm: its float32 sums lose up to 8e-4 of large gradients on a CPU.
