@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test asks a real hub
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start beside each other, too
 
 import pytest
 import torch
@@ -30,7 +31,6 @@ from dpwg.training.finetune import LORA_LAYERS
 
 M = TypeVar("M", bound=nn.Module)
 
-torch.set_num_threads(1)
 settings.register_profile("dpwg", deadline=None, derandomize=True)
 settings.load_profile("dpwg")
 

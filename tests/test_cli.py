@@ -88,21 +88,13 @@ def test_training_never_goes_without_noise_by_accident(
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc-per-node=2")])
-def test_a_folder_of_ones_own_becomes_a_private_release(
-    root, monkeypatch, tmp_path, image_folder, launcher
-):
-    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
-    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    command = [
-        sys.executable, *launcher, "-m", "dpwg", "finetune", "--data", image_folder, "--json",
-        "--epsilon", "5", "--delta", "1e-3", "--batch", "4", "--steps", "3", "--micro-batch", "2",
-        "--lora-rank", "2", "--run-folder", tmp_path / "run", "--out", out,
-    ]  # fmt: skip
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
+FINETUNE = (
+    "--epsilon", "5", "--delta", "1e-3", "--batch", "4", "--steps", "3", "--micro-batch", "2",
+    "--lora-rank", "2",
+)  # fmt: skip
+
+
+def check_private_release(told, out):
     assert 4.9 < told["epsilon"] <= 5
     release = load_release(out)
     assert (release.card.steps, release.card.records) == (3, 12)
@@ -112,6 +104,29 @@ def test_a_folder_of_ones_own_becomes_a_private_release(
         not torch.equal(p, q)
         for p, q in zip(release.model.parameters(), before.parameters(), strict=True)
     )
+
+
+@pytest.fixture
+def own(root, monkeypatch, tmp_path, image_folder):
+    """Where a release goes, and what finetunes it."""
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    places = ("--data", image_folder, "--run-folder", tmp_path / "run", "--out", out)
+    return out, ("finetune", *FINETUNE, *map(str, places))
+
+
+def test_a_folder_of_ones_own_becomes_a_private_release(capsys, own):
+    out, command = own
+    check_private_release(ask(capsys, *command), out)
+
+
+def test_two_processes_make_one_private_release(own):
+    out, command = own
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dpwg")
+    run = subprocess.run([sys.executable, *launch, *command, "--json"], capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()
+    check_private_release(json.loads(run.stdout), out)
 
 
 def test_a_plan_tells_noise_and_time_and_trains_nothing(

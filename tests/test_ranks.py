@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +28,7 @@ WORLD = 2
 PLAN = PrivacyPlan(
     records=24, batch_size=9, steps=4, delta=1e-3, noise_multiplier=2.0, max_grad_norm=0.1
 )
+NOISY_PLAN = dataclasses.replace(PLAN, batch_size=1, noise_multiplier=50.0, steps=3)
 SETTINGS = Finetuning(precision="float32", micro_batch=4, warmup=2, learning_rate=1e-3, lora_rank=2)
 
 
@@ -90,21 +90,42 @@ def public_parts(
     }
 
 
-def work(rank: int, rendezvous: str, folder: str, run: Callable[..., Any], given: Any) -> None:
+Answers = list[dict[str, Any]]
+"""Of every process."""
+
+
+def work(rank: int, folder: Path, tasks: dict[str, tuple[Any, ...]]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=WORLD
     )
-    given = copy.deepcopy(given)  # spawn gives all processes the same memory
-    torch.save(run(Ranks(rank, WORLD), *given), Path(folder) / f"rank-{rank}.pt")
+    answers = {}
+    for name, (run, *given) in tasks.items():
+        with mock.patch.object(finetune, "add_gaussian_noise", finetune.add_gaussian_noise):
+            own = copy.deepcopy(given)  # spawn gives all processes the same memory
+            answers[name] = run(Ranks(rank, WORLD), *own)
+    torch.save(answers, folder / f"rank-{rank}.pt")
     distributed.destroy_process_group()
 
 
-def together(tmp_path: Path, run: Callable[..., Any], *given: Any) -> list[dict[str, Any]]:
-    """The answers of two processes."""
-    rendezvous = tmp_path / "rendezvous"
-    multiprocessing.spawn(work, (str(rendezvous), str(tmp_path), run, given), nprocs=WORLD)
-    return [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(WORLD)]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, make_model, make_tokenizer, inputs, pixels) -> dict[str, Answers]:
+    """What two processes answer: started once, since that takes longer than all they do."""
+    folder: Path = tmp_path_factory.mktemp("two")
+    tokenizer = make_tokenizer().requires_grad_(True)
+    tasks = {
+        "sampled alike": (sampled_alike, make_model(), inputs, PLAN),
+        "noised": (finetuned, make_model(), inputs, NOISY_PLAN),
+        "public": (public_parts, make_model(), inputs, folder / "state", tokenizer, pixels),
+    }
+    multiprocessing.spawn(work, (folder, tasks), nprocs=WORLD)
+    ranks = [torch.load(folder / f"rank-{rank}.pt") for rank in range(WORLD)]
+    return {name: [answers[name] for answers in ranks] for name in tasks}
+
+
+@pytest.fixture(scope="module")
+def pixels(images) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -121,24 +142,23 @@ def inputs(make_inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return captions, {f"codes_{s}": c for s, c in enumerate(images.codes)}
 
 
-def test_two_ranks_fine_tune_as_one_process(tmp_path, monkeypatch, make_model, inputs) -> None:
+def test_two_ranks_fine_tune_as_one_process(monkeypatch, make_model, inputs, two) -> None:
     monkeypatch.setattr(finetune, "add_gaussian_noise", None)
     one = sampled_alike(Ranks(), make_model(), inputs, PLAN)
-    two = together(tmp_path, sampled_alike, make_model(), inputs, PLAN)
-    for rank in two:
+    ranks = two["sampled alike"]
+    for rank in ranks:
         torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
         assert rank["examples"] == one["examples"]
         assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
         assert rank["steps"] == PLAN.steps
-    assert torch.equal(two[0]["weights"], two[1]["weights"])
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
 
 
-def test_noise_is_added_once_whatever_the_ranks(tmp_path, make_model, inputs) -> None:
-    plan = dataclasses.replace(PLAN, batch_size=1, noise_multiplier=50.0, steps=3)
-    two = together(tmp_path, finetuned, make_model(), inputs, plan)
-    assert torch.equal(two[0]["noised"], two[1]["noised"])
-    assert torch.equal(two[0]["weights"], two[1]["weights"])
-    noise_TN = two[0]["noised"] / (plan.noise_multiplier * plan.max_grad_norm)
+def test_noise_is_added_once_whatever_the_ranks(two) -> None:
+    first, second = two["noised"]
+    assert torch.equal(first["noised"], second["noised"])
+    assert torch.equal(first["weights"], second["weights"])
+    noise_TN = first["noised"] / (NOISY_PLAN.noise_multiplier * NOISY_PLAN.max_grad_norm)
     steps, size = noise_TN.shape
     for noise_N in noise_TN:
         assert stats.kstest(noise_N.numpy(), "norm").pvalue > 1e-4
@@ -148,22 +168,21 @@ def test_noise_is_added_once_whatever_the_ranks(tmp_path, make_model, inputs) ->
 
 
 def test_two_ranks_train_the_public_parts_as_one_process(
-    tmp_path, make_model, make_tokenizer, inputs, images
+    tmp_path, make_model, make_tokenizer, inputs, pixels, two
 ) -> None:
-    pixels = (images * 255).round().to(torch.uint8)
-    model, tokenizer = make_model(), make_tokenizer().requires_grad_(True)
-    two = together(tmp_path, public_parts, model, inputs, tmp_path / "two", tokenizer, pixels)
-    one = public_parts(Ranks(), model, inputs, tmp_path / "one", tokenizer, pixels)
+    tokenizer = make_tokenizer().requires_grad_(True)
+    one = public_parts(Ranks(), make_model(), inputs, tmp_path, tokenizer, pixels)
     assert one["agreed"] == ["bfloat16", "bfloat16", "float32"]
-    for rank in two:
+    ranks = two["public"]
+    for rank in ranks:
         torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
         assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
         assert rank["agreed"] == ["float32", "bfloat16", "float32"]
-    own, other = (rank["tokenizer losses"] for rank in two)
+    own, other = (rank["tokenizer losses"] for rank in ranks)
     assert own == other
     assert own[0] == pytest.approx(one["tokenizer losses"][0], rel=1e-2)
-    assert torch.equal(two[0]["tokenizer"], two[1]["tokenizer"])
-    assert (two[0]["tokenizer"] - one["tokenizer"]).abs().mean() < 1e-2
+    assert torch.equal(ranks[0]["tokenizer"], ranks[1]["tokenizer"])
+    assert (ranks[0]["tokenizer"] - one["tokenizer"]).abs().mean() < 1e-2
 
 
 def test_a_process_alone_has_all_of_it() -> None:

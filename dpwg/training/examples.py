@@ -22,7 +22,7 @@ from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.mapped import filling
 from dpwg.training.state import fingerprint, keep_private
 
-CHUNK = 250
+CHUNK = 50
 FORMAT = 2
 
 
