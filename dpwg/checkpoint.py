@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,10 @@ FORMAT = 1
 SHARD_BYTES = 9_000_000
 UPSAMPLER = "upsampler"
 """The folder of the super-resolution model among the checkpoints, which share it."""
+_CARD = "privacy_card.json"
+_RELEASE = ("config.json", _CARD, "*.safetensors", "*.safetensors.index.json", "tokenizer")
+"""What a release's folder may hold."""
+_TOKENIZER_FLOAT32 = ("codebooks.", "spread_S")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +79,10 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     """The folder of a named checkpoint, or of a path to one."""
     root = checkpoint_root()
     named = (root / name_or_path).resolve()
-    if named.is_relative_to(root.resolve()) and (named / "privacy_card.json").exists():
+    if named.is_relative_to(root.resolve()) and (named / _CARD).exists():
         return named
     path = Path(name_or_path)
-    if (path / "privacy_card.json").exists():
+    if (path / _CARD).exists():
         return path
     raise FileNotFoundError(
         f"Expected checkpoint={str(name_or_path)!r} to be a release folder or one of "
@@ -87,7 +92,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 def save_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
     """Write a tokenizer's weights (bfloat16; codebooks float32) and configuration."""
-    _save_weights(folder, tokenizer, keep=("codebooks.", "spread_S"))
+    _save_weights(folder, tokenizer, keep=_TOKENIZER_FLOAT32)
     _write_json(folder / "config.json", {"format": FORMAT, **tokenizer.config.to_json()})
 
 
@@ -131,7 +136,12 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
     """Write a release after checking its card; the tokenizer goes inside, or is referred to.
 
     The folder appears under its name only when whole, and replaces an earlier release at once.
+    Raises ValueError as `check_release_folder` does, and for another tokenizer than the release's.
     """
+    folder = folder.resolve()
+    check_release_folder(folder)
+    if tokenizer_folder is not None:
+        check_same_tokenizer(tokenizer_folder, release.tokenizer)
     release.card.verify()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -147,14 +157,39 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
         "text_encoder": release.text_encoder.to_json(),
     }
     _write_json(partial / "config.json", config)
-    _write_json(partial / "privacy_card.json", release.card.to_json())
+    _write_json(partial / _CARD, release.card.to_json())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
+def check_release_folder(folder: Path) -> None:
+    """Raise ValueError unless a release may be written there: nothing but a release is replaced."""
+    if folder.is_file():
+        raise ValueError(f"Expected out={folder} to be a folder, found a file; choose another.")
+    files = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    strange = [name for name in files if not any(fnmatch(name, own) for own in _RELEASE)]
+    if strange or (files and _CARD not in files):
+        raise ValueError(
+            f"Expected out={folder} to be new, empty or an earlier release, which is replaced; "
+            f"found {[*strange, *files][0]!r} in it. Choose another folder."
+        )
+
+
+def check_same_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
+    """Raise ValueError unless a folder holds this tokenizer: another one's codes mean others."""
+    found, own = load_tokenizer(folder), _as_saved(tokenizer, _TOKENIZER_FLOAT32)
+    if found.config != tokenizer.config or any(
+        not torch.equal(tensor, own[name].float()) for name, tensor in found.state_dict().items()
+    ):
+        raise ValueError(
+            f"Expected tokenizer={folder} to be the one that the model was trained with, found "
+            "another; leave the option out, or name that one's folder."
+        )
+
+
 def load_card(folder: Path) -> PrivacyCard:
     """A release's card, with its epsilon recomputed from its ledger: a false one is refused."""
-    card = PrivacyCard.from_json(read_json(folder / "privacy_card.json"))
+    card = PrivacyCard.from_json(read_json(folder / _CARD))
     card.verify()
     return card
 
@@ -234,15 +269,19 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _save_weights(folder: Path, module: nn.Module, *, keep: tuple[str, ...]) -> None:
-    """bfloat16 safetensors, split into shards; names that begin with one of `keep` stay float32."""
+    """Safetensors of `_as_saved`, split into shards."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.safetensors"):
         old.unlink()
-    tensors = {
+    save_torch_state_dict(_as_saved(module, keep), folder, max_shard_size=SHARD_BYTES)
+
+
+def _as_saved(module: nn.Module, keep: tuple[str, ...]) -> dict[str, Tensor]:
+    """A module's tensors in bfloat16; those whose names begin with one of `keep` stay float32."""
+    return {
         name: tensor.float() if name.startswith(keep) else tensor.bfloat16()
         for name, tensor in module.state_dict().items()
     }
-    save_torch_state_dict(tensors, folder, max_shard_size=SHARD_BYTES)
 
 
 def _built(make: Callable[[], M], folder: Path, blocks: int) -> M:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,27 @@ class Config:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{cls.__name__} has no {unknown}; it knows {sorted(known)}.")
         return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+_LEAST = {
+    **dict.fromkeys(("steps", "batch", "micro_batch", "images"), 1),
+    **dict.fromkeys(("report_every", "save_every", "revive_every"), 1),
+    **dict.fromkeys(("lora_rank", "warmup"), 0),
+}
+
+
+def check_run(settings: Config) -> None:
+    """Raise ValueError for a count, rate or share in the settings of a run that is out of range."""
+    given = settings.to_json()
+    for name, least in _LEAST.items():
+        if name in given and given[name] < least:
+            raise ValueError(f"Expected {name}={given[name]} to be {least} or more.")
+    if not 0 < given["learning_rate"] < math.inf:
+        raise ValueError(f"Expected learning_rate={given['learning_rate']} in (0, inf).")
+    for name, below in (("ema_decay", 1.0), ("caption_dropout", math.nextafter(1.0, 2.0))):
+        if name in given and not 0 <= given[name] < below:
+            interval = "[0, 1)" if below == 1 else "[0, 1]"
+            raise ValueError(f"Expected {name}={given[name]} in {interval}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -32,16 +32,25 @@ FROZEN_PARTS = (
 
 
 def public_inputs(
-    training_set: str, records: int, encoder: TextEncoderId, tokenizer_sha256: str
+    training_set: str,
+    records: int,
+    encoder: TextEncoderId,
+    tokenizer_sha256: str,
+    *,
+    rendered: bool,
 ) -> tuple[dict[str, str], ...]:
-    """The inputs of a model that was trained on `records` records of a public set."""
-    mix = dict(PUBLIC_MIX)
-    if not training_set.startswith("public"):
+    """The inputs of a model that was trained on `records` records of a public set.
+
+    `rendered` says whether the set is the public mix, or one that only its user knows.
+    """
+    mix, licence = dict(PUBLIC_MIX), "Apache-2.0"
+    if not rendered:
         mix = {"name": training_set, "source": "declared public by its user", "licence": "theirs"}
+        licence = "theirs"
     trained = {
         "name": "WaveletGPT before fine-tuning",
-        "source": f"trained by this project on {records:,} records of {training_set}",
-        "licence": "Apache-2.0",
+        "source": f"trained with dpwg on {records:,} records of {training_set}",
+        "licence": licence,
     }
     tokenizer = tokenizer_input(tokenizer_sha256)
     return (mix, tokenizer, text_encoder_input(encoder), *FROZEN_PARTS, trained)

@@ -271,3 +271,28 @@ def test_no_bound_is_described_as_none(root, make_release) -> None:
     )
     assert describe("faces/eps-inf")["epsilon"] is None
     assert math.isfinite(describe("faces/eps-inf")["delta"])
+
+
+def test_nothing_but_a_release_is_replaced(make_release, tmp_path) -> None:
+    out = tmp_path / "out"
+    save_release(out, make_release())
+    save_release(out, make_release(1))
+    (out / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"earlier release, which is replaced; found 'photo\.jpg'"):
+        save_release(out, make_release())
+    assert (out / "photo.jpg").read_bytes() == b"mine"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"of something else")
+    with pytest.raises(ValueError, match=r"found 'model\.safetensors'"):
+        save_release(other, make_release())
+    with pytest.raises(ValueError, match="found a file"):
+        save_release(out / "photo.jpg", make_release())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_release_refers_to_no_other_tokenizer_than_its_own(make_release, tmp_path) -> None:
+    save_tokenizer(tmp_path / "tokenizer", make_release(1).tokenizer)
+    with pytest.raises(ValueError, match="to be the one that the model was trained with"):
+        save_release(tmp_path / "out", make_release(), tokenizer_folder=tmp_path / "tokenizer")
+    assert not (tmp_path / "out").exists()

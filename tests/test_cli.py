@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
+from dpwg.checkpoint import find_checkpoint, load_release, save_tokenizer, weights_digest
 from dpwg.cli import main, parser
 from dpwg.cli.console import table
 from dpwg.membership import MembershipAttack, result_file
@@ -52,6 +52,15 @@ def test_no_noise_has_no_epsilon(capsys):
         ),
         (("sample", "--caption", "x", "--checkpoint", "no/such", "--out", "out"), "no/such"),
         (("data", "nonsense"), "nonsense"),
+        (("data", "faces-test", "--count", "0"), "count=0 in [1, 5000]"),
+        (("evaluate", "--count", "77"), "run `python -m dpwg data faces-test --count 77` first"),
+        (
+            ("account", "--records", "0", "--batch", "1", "--steps", "1", "--epsilon", "1"),
+            "records=0",
+        ),
+        (("sample", "--caption", "x", "--per-caption", "2", "--out", "o"), "no per-caption=2"),
+        (("evaluate", "--sheet", "a.png", "--results", "b.json"), "no results="),
+        (("audit", "--engine", "--data", "x"), "no data='x'"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_clear_line(capsys, arguments, message):
@@ -119,6 +128,39 @@ def own(root, monkeypatch, tmp_path, image_folder):
 def test_a_folder_of_ones_own_becomes_a_private_release(capsys, own):
     out, command = own
     check_private_release(ask(capsys, *command), out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("--out", "DATA"), "found '0.png' in it"),
+        (("--count", "5"), "count=5 with data="),
+        (("--save-every", "0"), "save_every=0 to be 1 or more"),
+        (("--micro-batch", "0"), "micro_batch=0 to be 1 or more"),
+        (("--lora-rank", "-1"), "lora_rank=-1 to be 0 or more"),
+        (("--learning-rate", "nan"), "learning_rate=nan in (0, inf)"),
+        (("--ema-decay", "1"), "ema_decay=1.0 in [0, 1)"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_is_lost(
+    capsys, own, image_folder, changed, message
+):
+    out, command = own
+    before = sorted(image_folder.iterdir())
+    changed = (str(image_folder) if word == "DATA" else word for word in changed)
+    assert main([*command, *changed]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert message in told[-1]
+    assert sorted(image_folder.iterdir()) == before
+    assert not out.exists()
+
+
+def test_another_tokenizer_than_the_bases_is_refused(capsys, own, make_tokenizer, tmp_path):
+    out, command = own
+    save_tokenizer(tmp_path / "other", make_tokenizer(1))
+    assert main([*command, "--tokenizer", str(tmp_path / "other")]) == 2
+    assert "the one that the model was trained with" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_two_processes_make_one_private_release(own):

@@ -139,13 +139,16 @@ def test_a_shrunk_copy_trains_from_pixels_to_pictures(
     # 3. to pictures
     save_tokenizer(tmp_path / "tokenizer", tokenizer)
     digest = tokenizer_digest(tmp_path / "tokenizer")
+    inputs = public_inputs("public mine", 12, encoder.id, digest, rendered=False)
+    assert inputs[0]["source"] == "declared public by its user"
+    assert not any("this project" in item["source"] for item in (inputs[0], inputs[-1]))
     card = PrivacyCard.from_ledger(
         training.ledger,
         delta=plan.delta,
         dataset=records.name,
         records=12,
         max_grad_norm=plan.max_grad_norm,
-        public_inputs=public_inputs("mine", 12, encoder.id, digest),
+        public_inputs=inputs,
     )
     release = Release(model=model, tokenizer=tokenizer, card=card, text_encoder=encoder.id)
     save_release(tmp_path / "release", release)

@@ -80,7 +80,8 @@ def add_finetune(verb: Verb) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import Release, load_public, save_release
+    from dpwg.checkpoint import Release, check_same_tokenizer, load_public, save_release
+    from dpwg.data.cache import cache_root
     from dpwg.encoders import open_encoder
     from dpwg.presets import get_preset
     from dpwg.privacy.card import PrivacyCard
@@ -102,6 +103,8 @@ def _finetune(options: argparse.Namespace) -> Any:
     ranks = Ranks.from_environment(options.device)
     run_folder = _run_folder(options)
     base = load_public(options.base or BASE)
+    if options.tokenizer is not None:
+        check_same_tokenizer(options.tokenizer, base.tokenizer)
     encoder = open_encoder(base.text_encoder)
     records, group_I, units = _private_set(options, ranks)
     left_out = len(getattr(records, "left_out", ()))
@@ -155,6 +158,7 @@ def _finetune(options: argparse.Namespace) -> Any:
         "records": card.records,
         "images": len(records),
         "left_out": left_out,
+        "private_encodings": str(cache_root() / "encoded"),
     }
     if options.reports:
         return print_line({"stage": "release", **answer})
@@ -243,6 +247,8 @@ def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, floa
 
 def _run_folder(options: argparse.Namespace) -> Path:
     """The folder of a private run's state, which must not be inside the release."""
+    from dpwg.checkpoint import check_release_folder
+
     if not (options.run_folder and options.out):
         raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
     if options.run_folder.resolve().is_relative_to(options.out.resolve()):
@@ -250,4 +256,5 @@ def _run_folder(options: argparse.Namespace) -> Path:
             f"Expected run-folder={options.run_folder} outside of out={options.out}: the training "
             "state is private, the release is not."
         )
+    check_release_folder(options.out.resolve())
     return new_or_resumed(options.run_folder, resume=options.resume)

@@ -18,6 +18,7 @@ from dpwg.cli.options import (
     precision_option,
     read_records,
     read_settings,
+    refuse_unused,
     sampling_options,
 )
 
@@ -79,6 +80,7 @@ def _evaluate(options: argparse.Namespace) -> Any:
     if options.sheet:
         from dpwg.sheet import sheet
 
+        refuse_unused(options, "results", "colours", beside="--sheet")
         captions = options.captions.read_text().splitlines()
         sheet(names, captions, seed=options.seed, settings=settings).save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
@@ -180,6 +182,7 @@ def _audit(options: argparse.Namespace) -> Any:
     if options.count < 2:
         raise ValueError(f"Expected count={options.count} >= 2.")
     if options.engine is not None:
+        refuse_unused(options, "checkpoints", "data", "others", beside="--engine")
         return _audit_engine(options)
     if options.results and options.results.suffix == ".json":
         raise ValueError(
@@ -206,7 +209,7 @@ def _audit(options: argparse.Namespace) -> Any:
 def _attack(name: str, public: Release, options: argparse.Namespace) -> MembershipAttack:
     """One checkpoint's attack, on the very records that its card names and on others."""
     from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
-    from dpwg.data import open_records
+    from dpwg.data import RENDERED_SETS, open_records
     from dpwg.encoders import open_encoder
     from dpwg.membership import calibrated_scores, check_reference, membership_attack
 
@@ -223,7 +226,8 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
     data = options.data or card.dataset
     if not options.others and not data.endswith("-train"):
         raise ValueError(f"Expected --others, records like those of data={data!r}, left out.")
-    members = open_records(data, count=card.records)
+    count = card.records if data in RENDERED_SETS else None
+    members = open_records(data, count=count)
     if (members.name, len(members)) != (card.dataset, card.records):
         raise ValueError(
             f"Expected data={data!r} to be the {card.records:,} records of {card.dataset!r} that "

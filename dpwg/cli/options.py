@@ -102,6 +102,16 @@ def read_settings(
     return kind(**changed) if default is None else replace(default, **changed)  # type: ignore[type-var]
 
 
+def refuse_unused(options: argparse.Namespace, *names: str, beside: str) -> None:
+    """Raise ValueError for an option that was given and would change nothing."""
+    for name in names:
+        if (value := getattr(options, name)) not in (None, False, []):
+            raise ValueError(
+                f"Expected no {name.replace('_', '-')}={value!r} with {beside}, where it changes "
+                "nothing; leave it out."
+            )
+
+
 def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:
     """The set that --data names, without broken records where --skip-broken says so."""
     from dpwg.data import open_records
@@ -112,12 +122,19 @@ def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Rec
         return open_records(options.data, count=options.count, skip_broken=True, progress=progress)
 
 
+def is_public_mix(data: str) -> bool:
+    """Whether --data names a rendered set of the public styles, not one that its user declares."""
+    from dpwg.data import RENDERED_SETS
+
+    return data in RENDERED_SETS and data.startswith(("public-", "tuning-"))
+
+
 def read_public_records(options: argparse.Namespace) -> Records:
     """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
     from dpwg.data import RENDERED_SETS
 
-    rendered = options.data in RENDERED_SETS
-    if not (options.data.startswith(("public-", "tuning-")) if rendered else options.public):
+    declared = options.public and options.data not in RENDERED_SETS
+    if not (is_public_mix(options.data) or declared):
         raise ValueError(
             f"Expected data={options.data!r} to be public: public parts are trained without noise. "
             "Pass a public set, or --public for a folder in which nothing is sensitive."

@@ -16,6 +16,7 @@ from dpwg.cli.options import (
     data_options,
     device_option,
     encode_examples,
+    is_public_mix,
     new_or_resumed,
     precision_option,
     preset_option,
@@ -169,7 +170,9 @@ def add_pretrain(verb: Verb) -> None:
     command.add_argument("--compile", action="store_true", help="with torch.compile: for GPUs")
     command.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))
     command.add_argument("--resume", action="store_true", help="go on with the run folder")
-    command.add_argument("--out", type=Path, default=Path("checkpoints/faces/public"))
+    command.add_argument(
+        "--out", type=Path, help="release folder; faces/public of the checkpoints by default"
+    )
 
 
 def _pretrain(options: argparse.Namespace) -> Any:
@@ -177,6 +180,8 @@ def _pretrain(options: argparse.Namespace) -> Any:
 
     from dpwg.checkpoint import (
         Release,
+        check_release_folder,
+        check_same_tokenizer,
         checkpoint_root,
         load_public,
         load_tokenizer,
@@ -193,8 +198,12 @@ def _pretrain(options: argparse.Namespace) -> Any:
     preset = get_preset(options.preset)
     ranks = Ranks.from_environment(options.device)
     tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
+    out = options.out or checkpoint_root() / "faces" / "public"
+    check_release_folder(out.resolve())
     tokenizer = load_tokenizer(tokenizer_folder)
     base = load_public(options.base) if options.base else None
+    if base is not None:
+        check_same_tokenizer(tokenizer_folder, base.tokenizer)
     encoder = _encoder(options, preset, base)
     torch.manual_seed(options.seed)
     model = preset.new_model(tokenizer, encoder)
@@ -211,7 +220,9 @@ def _pretrain(options: argparse.Namespace) -> Any:
         return None
     text_encoder = encoder.id if base is None else base.text_encoder
     digest = tokenizer_digest(tokenizer_folder)
-    inputs = public_inputs(records.name, len(records), text_encoder, digest)
+    inputs = public_inputs(
+        records.name, len(records), text_encoder, digest, rendered=is_public_mix(options.data)
+    )
     before = () if base is None else base.card.public_inputs
     card = PrivacyCard.from_ledger(
         Ledger(),
@@ -223,8 +234,8 @@ def _pretrain(options: argparse.Namespace) -> Any:
         target_epsilon=0.0,
     )
     release = Release(model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=text_encoder)
-    save_release(options.out, release, tokenizer_folder=tokenizer_folder)
-    return {"folder": str(options.out), "steps": settings.steps, "text_encoder": text_encoder.name}
+    save_release(out, release, tokenizer_folder=tokenizer_folder)
+    return {"folder": str(out), "steps": settings.steps, "text_encoder": text_encoder.name}
 
 
 def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpwg.cli.console import progress_bar, run_counted
-from dpwg.cli.options import Verb, device_option, read_settings, sampling_options
+from dpwg.cli.options import (
+    Verb,
+    device_option,
+    read_settings,
+    refuse_unused,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from dpwg.pipeline import DPWaveletPipeline
@@ -60,6 +66,8 @@ def _sample(options: argparse.Namespace) -> Any:
 
     if options.captions is not None:
         return _export(options)
+    of_sets = ("per_caption", "format", "shard", "batch", "part", "license", "captions_are_public")
+    refuse_unused(options, *of_sets, beside="--caption")
     count = 1 if options.n is None else options.n
     if count < 1:
         raise ValueError(f"Expected n={count} >= 1.")
@@ -100,8 +108,7 @@ def _export(options: argparse.Namespace) -> Any:
     from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
     from dpwg.sampling import Sampling
 
-    if options.n is not None:
-        raise ValueError(f"Expected no n={options.n} with --captions; pass --per-caption.")
+    refuse_unused(options, "n", beside="--captions; pass --per-caption")
     shard = parse_shard(options.shard or _rank() or "0/1")
     pipeline = _pipeline(options)
     public = options.captions_are_public
@@ -202,23 +209,27 @@ def add_account(verb: Verb) -> None:
 
 
 def _account(options: argparse.Namespace) -> Any:
-    from dpwg.privacy.accounting import calibrate_noise, check_delta, epsilons
+    from dpwg.privacy.accounting import PrivacyPlan
 
-    check_delta(options.delta, records=options.records)
-    question = {
-        "sampling_rate": options.batch / options.records,
+    sizes = {
+        "records": options.records,
+        "batch_size": options.batch,
         "steps": options.steps,
         "delta": options.delta,
+        "max_grad_norm": 1.0,  # epsilon does not depend on it
     }
-    noise = options.noise_multiplier
-    if noise is None:
-        noise = calibrate_noise(**question, target_epsilon=options.epsilon)
-    spent = epsilons(**question, noise_multiplier=noise)
+    if options.noise_multiplier is None:
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=options.epsilon)
+    else:
+        plan = PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier)
+    spent = plan.epsilons()
     return {
-        **question,
-        "records": options.records,
-        "batch": options.batch,
-        "noise_multiplier": noise,
+        "sampling_rate": plan.sampling_rate,
+        "steps": plan.steps,
+        "delta": plan.delta,
+        "records": plan.records,
+        "batch": plan.batch_size,
+        "noise_multiplier": plan.noise_multiplier,
         "epsilon": spent.pld,
         "epsilon_pld": spent.pld,
         "epsilon_prv": spent.prv,

@@ -37,6 +37,7 @@ RENDERED_SETS = {name: count for name, (count, _) in _MAKERS.items()}
 def render(name: str, *, count: int | None = None, root: Path | None = None) -> Iterator[int]:
     """Render one of `RENDERED_SETS`, or its first `count` records; yields how many are done."""
     full, make = _maker(name)
+    _check_count(count, full)
     return render_set(name, count or full, make, root=root)
 
 
@@ -54,12 +55,20 @@ def open_records(
     decoded for it, `progress` is called with how many are done and in all.
     """
     if data in _MAKERS:
-        folder = set_folder(data, count or _MAKERS[data][0])
+        full = _MAKERS[data][0]
+        _check_count(count, full)
+        folder = set_folder(data, count or full)
         if not folder.exists():
+            part = "" if count is None else f" --count {count}"
             raise FileNotFoundError(
-                f"{folder} is not there; run `python -m dpwg data {data}` first."
+                f"{folder} is not there; run `python -m dpwg data {data}{part}` first."
             )
         return RenderedRecords(folder)
+    if count is not None:
+        raise ValueError(
+            f"Expected no count={count} with data={data!r}: all of a data set on disk is taken. "
+            "Make a smaller one, or leave the option out."
+        )
     if data in fashion.SPLITS:
         records = fashion.read(fashion.FOLDER, fashion.SPLITS[data])
     elif is_on_disk(data):
@@ -71,6 +80,11 @@ def open_records(
             f"one of {', '.join(FORMATS)}, as in coco:PATH."
         )
     return records.without_broken(progress) if skip_broken else records.complete()
+
+
+def _check_count(count: int | None, full: int) -> None:
+    if count is not None and not 1 <= count <= full:
+        raise ValueError(f"Expected count={count} in [1, {full}]; leave it out for all records.")
 
 
 def _maker(name: str) -> tuple[int, Callable[[int], Record]]:

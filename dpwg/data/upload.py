@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from dpwg.data.avatars import IMAGE_SIZE
+from dpwg.data.folder import METADATA
 from dpwg.data.pictures import SUFFIXES, central_square, open_picture
 
-METADATA = ("metadata.jsonl", "metadata.csv")
 CHUNK = 1 << 16
 _END, _END_BYTES, _LONGEST_COMMENT = b"PK\x05\x06", 22, 65_535
 _LISTING_BYTES = 512

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpwg.config import Config
+from dpwg.config import Config, check_run
 from dpwg.device import fast_autocast
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.progress import Progress, warmup_cosine
@@ -32,6 +32,9 @@ class TokenizerTraining(Config):
     ema_decay: float = 0.99
     report_every: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_run(self)
 
 
 def train_tokenizer(

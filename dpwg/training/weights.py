@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dpwg.config import Config
+from dpwg.config import Config, check_run
 from dpwg.device import PRECISIONS, pick_precision
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,8 +29,7 @@ class Optimization(Config):
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"Expected precision={self.precision!r:.80} in {PRECISIONS}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"Expected ema_decay={self.ema_decay} in [0, 1).")
+        check_run(self)
 
 
 class Weights(Generic[M]):
