@@ -231,12 +231,19 @@ def dataset_card(export: Export, card: PrivacyCard, checkpoint: str) -> str:
             }
         ],
     )
+    why = (
+        "The images are computed from the released weights and the captions alone:\n  by "
+        "post-processing they tell no more about a record than the weights do, however many are "
+        "drawn."
+    )
     if card.epsilon is None:
-        promise = "**No privacy: there is no bound on epsilon.**"
+        promise, trained = "**No privacy: there is no bound on epsilon.**", "without privacy"
+        why = "Nothing holds: the model may reproduce records, and so may these images."
     elif card.epsilon == 0:
-        promise = "**Epsilon is 0: no sensitive record was seen.**"
+        promise, trained = "**Epsilon is 0: no sensitive record was seen.**", "on public data"
     else:
         promise = f"**Epsilon is {card.epsilon:.4g} at delta = {card.delta:g}.**"
+        trained = "privately"
     limits = "\n".join(f"- {limit}" for limit in card.limits)
     upsampler = public_name(export.upsampler)
     if not is_embedded(export.upsampler):
@@ -260,8 +267,7 @@ A text-to-image model drew every one of them, by [DP-Wavelet](https://arxiv.org/
 - **Unit.** {card.unit}
 - **Adjacency.** {card.adjacency}
 - **Private set.** {card.dataset}, {card.records:,} records.
-- **Why it holds here.** The images are computed from the released weights and the captions alone:
-  by post-processing they tell no more about a record than the weights do, however many are drawn.
+- **What it says of these images.** {why}
 - **Captions.** {export.captions_from}. They are not covered by epsilon.
 
 The model's whole card is in `{CARD}`: its epsilon follows from the ledger in it.
@@ -285,8 +291,8 @@ pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
 ## Limits
 
 {limits}
-- The coarse image comes from the privately trained model; finer detail is invented by a public
-  upsampler ({upsampler}), which sees only what that model released.
+- The coarse image comes from the model that was trained {trained}; finer detail is invented by a
+  public upsampler ({upsampler}), which sees only what that model released.
 - A model trained on these images inherits the model's errors and biases.
 
 ## Cite

@@ -100,11 +100,17 @@ def _bench(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _studio(found: dict[str, Any]) -> str:
+    first = found.get("first_load", {})
     rows = [
-        (name, f"{seconds:.1f} s", f"{found['bars'][name]:g} s")
+        (
+            name,
+            f"{first[name]:.1f} s" if name in first else "",
+            f"{seconds:.1f} s",
+            f"{found['bars'][name]:g} s",
+        )
         for name, seconds in found.get("seconds", {}).items()
     ]
-    return _table(("from the click to what it asks for", "slowest", "bar"), rows)
+    return _table(("from the click to what it asks for", "first", "slowest after", "bar"), rows)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

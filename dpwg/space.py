@@ -25,6 +25,7 @@ FILES = (
     *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE", "examples/captions.txt"),
     *("docs/sheet.png", "docs/results/held-out.json", "docs/results/colours.json"),
     "docs/results/audit-engine.json",
+    *(f"docs/results/membership/faces-eps-{name}.json" for name in ("1", "3", "10", "inf")),
 )
 """What the app runs on and shows beside the package, file by file: what else lies there stays."""
 LARGE = "".join(

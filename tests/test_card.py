@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -162,3 +163,7 @@ def test_markdown_shows_promise_figures_inputs_and_limits(card):
     assert "| records | 50,000 |" in text
     assert "- tokenizer: DiceBear public mix (CC0)" in text
     assert all(f"- {limit}" in text for limit in card.limits)
+
+
+def test_a_cross_check_that_found_nothing_is_not_told_as_no_bound(card):
+    assert "not resolved by Opacus" in dataclasses.replace(card, epsilon_prv=None).to_markdown()

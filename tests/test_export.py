@@ -192,9 +192,16 @@ def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> No
 
 
 def test_cards_say_what_they_promise(root) -> None:
-    for name, words in (("public", "Epsilon is 0"), ("eps-inf", "there is no bound on epsilon")):
+    for name, words, trained in (
+        ("public", "Epsilon is 0", "on public data"),
+        ("eps-1", "Epsilon is 0.", "privately"),
+        ("eps-inf", "there is no bound on epsilon", "without privacy"),
+    ):
         page = dataset_card(SMALL, load_card(root / "faces" / name), name)
         assert words in page
+        assert f"the model that was trained {trained};" in page
+        assert ("by post-processing they tell no more" in page) is (name != "eps-inf")
+        assert ("the model may reproduce records" in page) is (name == "eps-inf")
         assert "trained by others" not in page  # bicubic knows nothing
 
 

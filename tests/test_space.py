@@ -88,6 +88,7 @@ def test_checkpoints_without_a_bound_are_left_out_unless_declared_harmless(tmp_p
     files = write_space(tmp_path / "a")
     assert "checkpoints/faces/eps-1/config.json" in files
     assert "checkpoints/faces/eps-inf/config.json" not in files
+    assert "docs/results/membership/faces-eps-1.json" in files
     with pytest.raises(ValueError, match="training records may be reproduced"):
         write_space(tmp_path / "b", ["faces/eps-inf"])
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]

@@ -448,6 +448,16 @@ def test_a_process_that_fails_says_where_to_look(files, measured, monkeypatch):
         list(train.train(planned(files=files).run))
 
 
+def test_a_run_that_the_system_ended_is_not_told_as_stopped(files, measured, slow_process):
+    frames = train.train(planned_run := planned(files=files).run)
+    assert "1 of 3" in [next(frames), next(frames)][-1].status
+    planned_run._process.kill()
+    with pytest.raises(
+        gr.Error, match=r"the server ended it \(signal 9\), most likely to save mem"
+    ):
+        list(frames)
+
+
 def test_faces_are_rendered_for_the_run_alone(tmp_path, measured):
     last = planned(source=FACES, count=12)
     assert last.run.order.plan.records == 12

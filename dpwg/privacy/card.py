@@ -261,7 +261,9 @@ class PrivacyCard:
         """The card for readers: what it promises in one sentence, the figures, then the terms."""
         figures = {
             "epsilon (PLD)": _figure(self.epsilon, "no bound"),
-            "epsilon (PRV)": _figure(self.epsilon_prv, "no bound"),
+            "epsilon (PRV)": _figure(
+                self.epsilon_prv, "no bound" if self.epsilon is None else "not resolved by Opacus"
+            ),
             "epsilon (RDP)": _figure(self.epsilon_rdp, "no bound"),
             "target epsilon": _figure(self.target_epsilon),
             "delta": _figure(self.delta),

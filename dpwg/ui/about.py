@@ -33,9 +33,9 @@ SOURCES = """\
   [Kairouz et al. 2015](https://arxiv.org/abs/1311.0776). Privacy cards:
   [How to DP-fy ML, Ponomareva et al. 2023](https://arxiv.org/abs/2303.00654), section 5.3.3.
 - Accountants: PLD by dp-accounting (Google), PRV and RDP by Opacus (Meta)."""
-OFFLINE = """Nothing is downloaded at run time, and this page asks no other address for anything:
-fonts, scripts and models come with the installed packages. Install once with a network, then pull
-the plug."""
+OFFLINE = """Nothing is downloaded at run time, unless whoever starts the app names models of the
+Hugging Face Hub, and this page asks no other address for anything: fonts, scripts and models come
+with the installed packages. Install once with a network, then pull the plug."""
 EXAMPLE = 3
 """The record that the pictures show, of neither the training nor the test set."""
 

@@ -19,12 +19,12 @@ from dpwg.privacy.accounting import (
     PrivacyPlan,
     explain,
     max_true_positive_rate,
-    pld_epsilon,
 )
 from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
 from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.generate import describe_checkpoint
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
+from dpwg.ui.plans import spent_after
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
 CURVE_POINTS = 10
@@ -44,6 +44,20 @@ another mechanism, with another epsilon:
 - So an epsilon computed here and quoted for a shuffled run is not a bound at all. The training loop
   of this project draws by Poisson sampling, divides by the *expected* batch size, and takes a noise
   step for an empty batch too."""
+
+
+WORDS = """### The words
+
+- **ε (epsilon), δ (delta)**: whatever an outcome is, with a record it is at most e^ε times as
+  likely as without it, plus δ; and the other way round. Smaller is more private.
+- **PLD**, privacy loss distribution: follows the whole distribution of what the steps can give
+  away; tight, and the figure to quote. **PRV**, privacy random variable: another way to the same,
+  as a cross-check. **RDP**, Rényi differential privacy: older and looser.
+- **Noise multiplier**: the noise's standard deviation over the most that one record may add to a
+  step. **Sampling rate**: the chance of each record to be in a step.
+- **Nats a code** (in the tabs Compare, Attack and Train): how surprised the model is by a code of
+  an image, minus the natural logarithm of the probability that it gave. Lower is better; a guess
+  among 1,024 codes has 6.93."""
 
 
 class Answer(NamedTuple):
@@ -90,7 +104,7 @@ def account(
 
 
 def _figure_to_quote(plan: PrivacyPlan) -> Answer:
-    spent = _spent(plan)
+    spent = spent_after(plan, plan.steps)
     quoted = (
         f"**ε = {_figure(spent)} at δ = {plan.delta:g}** with noise multiplier "
         f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps."
@@ -110,7 +124,7 @@ def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
         plan.sampling_rate,
         plan.noise_multiplier,
         plan.delta,
-        _spent(plan),
+        spent_after(plan, plan.steps),
     )
     parts = np.linspace(0, 1, CURVE_POINTS) ** 2  # closer where the curve bends
     points = sorted({0, 1, *(round(plan.steps * float(part)) for part in parts)})
@@ -127,15 +141,6 @@ def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
         told=answer.told + (more if math.isfinite(spent) else ""),
         growth=steps_figure(points, growth, delta) if math.isfinite(growth[1]) else None,
         trade_off=trade_off_figure(RATES, by_pair, exact, pair),
-    )
-
-
-def _spent(plan: PrivacyPlan) -> float:
-    return pld_epsilon(
-        sampling_rate=plan.sampling_rate,
-        noise_multiplier=plan.noise_multiplier,
-        steps=plan.steps,
-        delta=plan.delta,
     )
 
 
@@ -219,6 +224,7 @@ def build_privacy(names: Sequence[str]) -> None:
                     )
         with gr.Column(elem_classes="extras"):
             gr.Markdown(SAMPLING)
+            gr.Markdown(WORDS)
             gr.Markdown("### Privacy cards")
             with gr.Row():
                 name = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint", scale=4)

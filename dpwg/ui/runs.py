@@ -139,11 +139,13 @@ class Run:
 
     def stop(self) -> None:
         """End what is running; the step under way is dropped and was never kept."""
+        self._stopped = True
         if process := self._process:
             process.kill()
 
     def remove(self) -> None:
         """Stop, and leave nothing on the disk."""
+        self._stopped = True
         if process := self._process:
             process.kill()
             process.wait()
@@ -169,6 +171,7 @@ class Run:
         """What `python -m dpwg` prints; it is killed when this is closed or takes too long."""
         if self.running:
             raise ValueError("Your last order is still at work; stop it first.")
+        self._stopped = False
         started, limit = time.monotonic(), 60.0 * MAX_TRAIN_MINUTES
         process = self._process = _start(arguments, self.folder, self._lock)
         timer = Timer(limit, process.kill)
@@ -189,10 +192,14 @@ class Run:
                 f"Stopped at the limit of {MAX_TRAIN_MINUTES} minutes. What was finished is kept: "
                 "Start goes on from there."
             )
-        if process.returncode > 0:
+        if process.returncode and not self._stopped:
+            why = "the server's log says why"
+            if process.returncode < 0:
+                why = f"the server ended it (signal {-process.returncode}), most likely to save "
+                why += "memory: lower the batch, or come back later"
             raise ValueError(
-                "The run ended before it was done; the server's log says why. What was finished "
-                "is kept: Start goes on from there."
+                f"The run ended before it was done; {why}. What was finished is kept: Start goes "
+                "on from there."
             )
 
 
