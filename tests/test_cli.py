@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_lost(
 
 
 def test_another_tokenizer_than_the_bases_is_refused(capsys, own, make_tokenizer, tmp_path):
-    out, command = own
+    _, command = own
     save_tokenizer(tmp_path / "other", make_tokenizer(1))
     assert main([*command, "--tokenizer", str(tmp_path / "other")]) == 2
     assert "the one that the model was trained with" in capsys.readouterr().err

@@ -449,11 +449,12 @@ def test_a_process_that_fails_says_where_to_look(files, measured, monkeypatch):
 
 
 def test_a_run_that_the_system_ended_is_not_told_as_stopped(files, measured, slow_process):
-    frames = train.train(planned_run := planned(files=files).run)
+    run = planned(files=files).run
+    frames = train.train(run)
     assert "1 of 3" in [next(frames), next(frames)][-1].status
-    planned_run._process.kill()
+    run._process.kill()
     with pytest.raises(
-        gr.Error, match=r"the server ended it \(signal 9\), most likely to save mem"
+        gr.Error, match=r"the server ended it \(signal 9\), most likely to save"
     ):
         list(frames)
 
