@@ -453,9 +453,7 @@ def test_a_run_that_the_system_ended_is_not_told_as_stopped(files, measured, slo
     frames = train.train(run)
     assert "1 of 3" in [next(frames), next(frames)][-1].status
     run._process.kill()
-    with pytest.raises(
-        gr.Error, match=r"the server ended it \(signal 9\), most likely to save"
-    ):
+    with pytest.raises(gr.Error, match=r"the server ended it \(signal 9\), most likely to save"):
         list(frames)
 
 
