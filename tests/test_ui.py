@@ -247,6 +247,13 @@ def test_page_names_its_handlers():
     }
 
 
+def test_fields_leave_their_bounds_to_the_handlers():
+    """Gradio's own message names neither the field nor the way out."""
+    fields = [block for block in build_demo().blocks.values() if isinstance(block, gr.Number)]
+    assert len(fields) > 10
+    assert {(field.minimum, field.maximum) for field in fields} == {(None, None)}
+
+
 def test_building_the_page_loads_no_model(monkeypatch):
     def load(*_):
         raise AssertionError("a model was loaded")

@@ -262,7 +262,7 @@ def _variations() -> list[str]:
 def _build_settings() -> tuple[Component, Component]:
     with gr.Row():
         with gr.Column(min_width=160), gr.Group():
-            seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed")
+            seed = gr.Number(0, step=1, label="Seed")
             dice = gr.Button("⚄ Random seed", size="sm")
         with gr.Column(min_width=160):
             upsampler = gr.Dropdown(

@@ -326,7 +326,7 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
         promise = gr.Markdown(elem_classes="promise")
     with gr.Group():
         count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images")
-        seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed")
+        seed = gr.Number(0, step=1, label="Seed")
         dice = gr.Button("⚄ Random seed", size="sm")
     with gr.Accordion("More settings", open=False):
         guidance = gr.Slider(

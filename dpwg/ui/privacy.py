@@ -197,16 +197,16 @@ def build_privacy(names: Sequence[str]) -> None:
                 names, value=None, label="Fill in from a checkpoint", info="From its privacy card."
             )
             with gr.Group():
-                records = gr.Number(50_000, label="Records", minimum=1, step=1)
-                batch = gr.Number(1024, label="Expected batch size", minimum=1, step=1)
-                steps = gr.Number(200, label="Steps", minimum=1, maximum=MAX_STEPS, step=1)
+                records = gr.Number(50_000, label="Records", step=1)
+                batch = gr.Number(1024, label="Expected batch size", step=1)
+                steps = gr.Number(200, label="Steps", step=1)
                 delta = gr.Number(
                     1e-5, label="Delta", info=f"From {MIN_DELTA:g}, and below 1 / records."
                 )
             with gr.Group():
                 known = gr.Radio([NOISE, EPSILON], value=NOISE, label="I choose")
-                noise = gr.Number(1.0, label="Noise multiplier", minimum=0)
-                epsilon = gr.Number(3.0, label="Epsilon", interactive=False, minimum=0)
+                noise = gr.Number(1.0, label="Noise multiplier")
+                epsilon = gr.Number(3.0, label="Epsilon", interactive=False)
             button = gr.Button("Compute", variant="primary", elem_id="account")
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("Press Compute.", elem_classes="answer")

@@ -19,12 +19,8 @@ from dpwg.ui.compare import Rows, build_rows, compare_pipelines
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.generate import example_captions
 from dpwg.ui.limits import (
-    MAX_TRAIN_BATCH,
-    MAX_TRAIN_EPSILON,
     MAX_TRAIN_MINUTES,
     MAX_TRAIN_RECORDS,
-    MAX_TRAIN_STEPS,
-    MIN_TRAIN_EPSILON,
     MIN_TRAIN_RECORDS,
     TRAIN_UPLOAD_MEGABYTES,
     described_training,
@@ -294,23 +290,17 @@ def _build_settings(bases: Sequence[str]) -> list[Any]:
     with gr.Group():
         epsilon = gr.Number(
             10,
-            minimum=MIN_TRAIN_EPSILON,
-            maximum=MAX_TRAIN_EPSILON,
             label="Epsilon",
             info="Less is more private. A run without a bound is not offered on this page.",
         )
-        steps = gr.Number(24, minimum=1, maximum=MAX_TRAIN_STEPS, step=1, label="Steps")
+        steps = gr.Number(24, step=1, label="Steps")
         batch = gr.Number(
             0,
-            minimum=0,
-            maximum=MAX_TRAIN_BATCH,
             step=1,
             label="Expected batch size",
             info="0: a quarter of the records.",
         )
-        delta = gr.Number(
-            0, minimum=0, label="Delta", info="Below 1 / records. 0: at most a tenth of that."
-        )
+        delta = gr.Number(0, label="Delta", info="Below 1 / records. 0: at most a tenth of that.")
     source.change(
         lambda source: (gr.Slider(visible=source == FACES), gr.Column(visible=source == UPLOAD)),
         source,
@@ -351,7 +341,7 @@ def _build_drawing(run: gr.State) -> None:
             min_width=300,
             elem_id="trained-caption",
         )
-        seed = gr.Number(0, minimum=0, maximum=MAX_SEED, step=1, label="Seed", min_width=100)
+        seed = gr.Number(0, step=1, label="Seed", min_width=100)
         button = gr.Button("Draw", variant="primary", size="lg", min_width=100)
     rows = build_rows("trained", 2)
     gr.on(
