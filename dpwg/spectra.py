@@ -141,9 +141,7 @@ def spectra_figure(images: Mapping[str, Array], *, marked: int | None = None) ->
     return figure
 
 
-def bands_figure(
-    image_HWC: Array, *, wavelet: str = "haar", levels: int = 2, title: str | None = None
-) -> Image:
+def bands_figure(image_HWC: Array, *, wavelet: str = "haar", levels: int = 2) -> Image:
     """Every band of an image in one labelled RGB picture: name, size in pixels, share of energy.
 
     One row a level, coarse to fine: an approximation, the three details that refine it, and their
@@ -176,17 +174,16 @@ def bands_figure(
         f"mid-grey is zero, and black to white is {scales}.",
         140,
     )
-    heading = textwrap.wrap(title or "", 64)
 
     tile, gap, label = 2.5, 0.45, 0.85  # inches, as all that follow
-    head, foot = 0.6 + 0.48 * len(heading), 0.25 + 0.27 * len(caption)
+    head, foot = 0.6, 0.25 + 0.27 * len(caption)
     tall = tile * min(max(image_HWC.shape[0] / image_HWC.shape[1], 0.4), 1.6)
     page_width, page_height = 5 * tile + 6 * gap, head + levels * (tall + label) + foot
     figure = Figure(figsize=(page_width, page_height), dpi=120, facecolor="white")
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        """Text at x, y inches from the upper left corner; a title may hold a dollar sign."""
-        defaults: dict[str, Any] = {"fontsize": 16, "color": _BLACK, "parse_math": False}
+        """Text at x, y inches from the upper left corner."""
+        defaults: dict[str, Any] = {"fontsize": 16, "color": _BLACK}
         figure.text(x / page_width, 1 - y / page_height, text, **(defaults | style))
 
     def draw(row: int, column: int, picture: Array, name: str, share: float, ink: str) -> None:
@@ -203,8 +200,6 @@ def bands_figure(
             sign = "+" if column < 3 else "="
             write(x + tile + gap / 2, y + tall / 2, sign, ha="center", va="center", fontsize=20)
 
-    for number, line in enumerate(heading):
-        write(gap, 0.56 + 0.42 * number, line, fontsize=21, weight="bold")
     columns = ("approximation", "horizontal edges", "vertical edges", "diagonal edges", "sum")
     for column, text in enumerate(columns):
         write(gap + column * (tile + gap), head - 0.13, text, fontsize=14, color=_GREY)

@@ -160,11 +160,6 @@ class RealESRGANUpsampler:
         self._stem = _REALESRGAN_FILES[variant]
         self._loading = Lock()
 
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the weights file."""
-        return self._file(".bin").stat().st_size
-
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         check_images(image_BCHW)
         with self._loading:

@@ -94,10 +94,6 @@ def test_threads_share_one_model() -> None:
         assert torch.equal(result, expected[index : index + 2])
 
 
-def test_weights_are_reported(video: RealESRGANUpsampler) -> None:
-    assert video.weight_bytes == 1_247_368
-
-
 def test_every_upsampler_is_described_in_one_sentence() -> None:
     for _, description in UPSAMPLERS:
         assert description.endswith(".")

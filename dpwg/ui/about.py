@@ -22,6 +22,7 @@ from dpwg.ui.figures import clipping_figure
 from dpwg.ui.limits import described
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.sharing import usual_checkpoint
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,11 +115,6 @@ def section(title: str) -> str:
     return rest.partition("\n## ")[0].strip() if found else ""
 
 
-def example_private(names: Sequence[str]) -> str:
-    """A private checkpoint where there is one: the middle one of all."""
-    return names[len(names) // 2]
-
-
 def _block_means(image_HWC: np.ndarray, side: int) -> np.ndarray:
     times = image_HWC.shape[0] // side
     return image_HWC.reshape(side, times, side, times, 3).mean(axis=(1, 3))
@@ -150,7 +146,7 @@ def build_about(names: Sequence[str], tab: gr.Tab) -> None:
                         elem_classes=["told", "framed"],
                     )
                 )
-    name = gr.State(example_private(names))
+    name = gr.State(usual_checkpoint(names))
     tab.select(
         story,
         name,

@@ -33,6 +33,7 @@ from dpwg.ui.limits import MAX_ATTACKED, MIN_ATTACKED, whole
 from dpwg.ui.nearest import build_nearest
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
+from dpwg.ui.sharing import usual_checkpoint
 
 INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was
 trained on it. Models predict what they were trained on a little better. So this attacker takes the
@@ -253,7 +254,7 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
             name = gr.Radio(
-                names, value=names[len(names) // 2], label="Checkpoint", elem_id="attacked"
+                names, value=usual_checkpoint(names), label="Checkpoint", elem_id="attacked"
             )
             with gr.Group():
                 count = gr.Slider(

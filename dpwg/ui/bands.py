@@ -29,6 +29,7 @@ from dpwg.ui.generate import Shown, example_captions
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.sharing import usual_checkpoint
 from dpwg.ui.uploads import SUFFIXES, read_upload
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 
@@ -177,7 +178,7 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
         "An image is a coarse one and bands of details, each level twice as fine as the one "
         "before. The private model decides the first few bands; the rest is the upsampler's."
     )
-    subject, default = gr.State(), gr.State(names[len(names) // 2])
+    subject, default = gr.State(), gr.State(usual_checkpoint(names))
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
             generated = gr.Button("Take the generated image", variant="primary")

@@ -23,6 +23,7 @@ from dpwg.ui.pictures import Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw
 from dpwg.ui.results import measures
 from dpwg.ui.runs import Run
+from dpwg.ui.sharing import usual_checkpoint
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 
@@ -195,7 +196,7 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
                 label="Measure",
                 visible=len(titles) > 1,
             )
-            picked = gr.Radio(names, value=names[len(names) // 2], label="Mark a checkpoint")
+            picked = gr.Radio(names, value=usual_checkpoint(names), label="Mark a checkpoint")
             told = gr.Markdown(elem_classes="status")
         with gr.Column(scale=2, min_width=300):
             curve = gr.Plot(label="Quality against epsilon", format="png", elem_classes="framed")
@@ -229,7 +230,7 @@ def _build_captions(names: Sequence[str], own: gr.State) -> gr.Radio:
             elem_id="captions",
         )
         button = gr.Button("Draw all", variant="primary", size="lg", min_width=140)
-    checkpoint = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint")
+    checkpoint = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint")
     seed, upsampler = _build_settings()
     rows = build_rows("captions", MAX_CAPTIONS)
     button.click(

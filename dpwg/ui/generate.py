@@ -27,7 +27,7 @@ from dpwg.ui.own import YOURS, loader, own_card
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, draw
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import Drawing, from_query, to_query
+from dpwg.ui.sharing import Drawing, from_query, to_query, usual_checkpoint
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "captions.txt"
@@ -322,7 +322,7 @@ def _picked(shown: Shown | None, event: gr.SelectData) -> tuple[np.ndarray, np.n
 def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Component]]:
     """The checkpoint, what it promises, and the rest of `generate`'s inputs after the caption."""
     with gr.Group():
-        checkpoint = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint")
+        checkpoint = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint")
         promise = gr.Markdown(elem_classes="promise")
     with gr.Group():
         count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images")

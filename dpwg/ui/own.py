@@ -18,6 +18,7 @@ from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
 from dpwg.ui.pipelines import load_pipeline, load_trained
 from dpwg.ui.runs import Run
+from dpwg.ui.sharing import usual_checkpoint
 
 YOURS = "your model"
 
@@ -62,7 +63,7 @@ def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
     found = choices(own, names)
     if chosen in [value for _, value in found]:
         return gr.Radio(choices=found)
-    return gr.Radio(choices=found, value=names[len(names) // 2])
+    return gr.Radio(choices=found, value=usual_checkpoint(names))
 
 
 def offer_after(

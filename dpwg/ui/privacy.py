@@ -25,6 +25,7 @@ from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.generate import describe_checkpoint
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
 from dpwg.ui.plans import spent_after
+from dpwg.ui.sharing import usual_checkpoint
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
 CURVE_POINTS = 10
@@ -227,7 +228,7 @@ def build_privacy(names: Sequence[str]) -> None:
             gr.Markdown(WORDS)
             gr.Markdown("### Privacy cards")
             with gr.Row():
-                name = gr.Radio(names, value=names[len(names) // 2], label="Checkpoint", scale=4)
+                name = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint", scale=4)
                 printer = gr.Button("Print this card", size="sm", min_width=140)
             card = gr.Markdown(elem_classes="card", elem_id="printed-card")
     outputs = [noise, epsilon, told, table, growth, trade_off]

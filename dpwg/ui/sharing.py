@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlencode
 
@@ -35,6 +35,11 @@ def to_query(drawing: Drawing) -> str:
     return "?" + urlencode(always | changed, errors="replace")
 
 
+def usual_checkpoint(names: Sequence[str]) -> str:
+    """What a tab begins with, and a link means that names none: the middle one of all."""
+    return names[len(names) // 2]
+
+
 def from_query(query: Mapping[str, str]) -> Drawing | None:
     """The inverse of `to_query`: None where nothing was asked for, ValueError where it is bad.
 
@@ -50,7 +55,7 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
             f"{len(caption)}; shorten it."
         )
     drawing = Drawing(
-        checkpoint=query.get("checkpoint", names[len(names) // 2] if names else ""),
+        checkpoint=query.get("checkpoint", usual_checkpoint(names) if names else ""),
         caption=caption,
         seed=whole("seed", _number(query, "seed", 0), 0, MAX_SEED),
         count=whole("count", _number(query, "count", 1), 1, MAX_IMAGES),
