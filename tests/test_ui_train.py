@@ -448,6 +448,14 @@ def test_a_process_that_fails_says_where_to_look(files, measured, monkeypatch):
         list(train.train(planned(files=files).run))
 
 
+def test_a_plan_takes_the_last_model_off_the_other_tabs_even_where_it_fails():
+    functions = build_demo().fns.values()
+    (made,) = [function for function in functions if function.api_name == "plan"]
+    after = [function for function in functions if function.trigger_after == made._id]
+    told = {(f.trigger_only_on_success, f.trigger_only_on_failure) for f in after}
+    assert told == {(True, False), (False, True)}
+
+
 def test_a_run_that_the_system_ended_is_not_told_as_stopped(files, measured, slow_process):
     run = planned(files=files).run
     frames = train.train(run)

@@ -81,10 +81,11 @@ def offer_after(
         return [*(offered(own, names, value) for value in chosen), *wider]
 
     for event in events:
-        event.then(
-            update,
-            [own, *radios],
-            [*radios, *rows],
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        for then in (event.success, event.failure):  # `event.then` is not called after a failure
+            then(
+                update,
+                [own, *radios],
+                [*radios, *rows],
+                api_visibility="private",
+                show_progress="hidden",
+            )
