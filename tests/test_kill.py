@@ -29,7 +29,7 @@ from dpwg.training.finetune import Finetuning, PrivateTraining
 from dpwg.training.state import load_state, save_state
 
 PLAN = PrivacyPlan(
-    records=12, batch_size=6, steps=40, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
+    records=12, batch_size=6, steps=60, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
 )
 FULL = Finetuning(
     precision="float32", micro_batch=4, save_every=1, warmup=2, learning_rate=1e-3, lora_rank=0

@@ -186,7 +186,7 @@ def test_records_join_at_the_rate_of_the_ledger_with_one_of_their_captions(
     make_model, make_examples, watched, no_epsilon, batch_size: int
 ) -> None:
     counts = (1, 2, 3) * 4
-    plan = dataclasses.replace(PLAN, batch_size=batch_size, steps=100)
+    plan = dataclasses.replace(PLAN, batch_size=batch_size, steps=150)
     settings = dataclasses.replace(EXACT, micro_batch=RECORDS)
     run = training(make_model, make_examples(counts), plan, settings)
     reports = list(run.run())

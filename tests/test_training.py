@@ -168,10 +168,10 @@ def test_a_private_run_drops_captions_at_their_rate(
         return batch(self, indices_B, draw_B=draw_B, dropped_B=dropped_B)
 
     monkeypatch.setattr(Examples, "batch", watched)
-    plan = dataclasses.replace(PLAN, steps=40, noise_multiplier=50.0)  # quickly accounted
+    plan = dataclasses.replace(PLAN, steps=60, noise_multiplier=50.0)  # quickly accounted
     settings = dataclasses.replace(EXACT, caption_dropout=rate, micro_batch=1, save_every=99)
     list(private(make_model, examples, plan, settings)[1].run())
-    assert torch.cat(drops).float().mean() == pytest.approx(rate, abs=0.12)
+    assert torch.cat(drops).float().mean() == pytest.approx(rate, abs=0.1)
 
 
 def test_drawing_batches_leaves_the_examples_unchanged(examples) -> None:

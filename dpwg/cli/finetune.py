@@ -256,5 +256,5 @@ def _run_folder(options: argparse.Namespace) -> Path:
             f"Expected run-folder={options.run_folder} outside of out={options.out}: the training "
             "state is private, the release is not."
         )
-    check_release_folder(options.out.resolve())
+    check_release_folder(options.out)
     return new_or_resumed(options.run_folder, resume=options.resume)

@@ -199,7 +199,7 @@ def _pretrain(options: argparse.Namespace) -> Any:
     ranks = Ranks.from_environment(options.device)
     tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
     out = options.out or checkpoint_root() / "faces" / "public"
-    check_release_folder(out.resolve())
+    check_release_folder(out)
     tokenizer = load_tokenizer(tokenizer_folder)
     base = load_public(options.base) if options.base else None
     if base is not None:

@@ -108,7 +108,8 @@ def _export(options: argparse.Namespace) -> Any:
     from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
     from dpwg.sampling import Sampling
 
-    refuse_unused(options, "n", beside="--captions; pass --per-caption")
+    if options.n is not None:
+        raise ValueError(f"Expected no n={options.n} with --captions; pass --per-caption.")
     shard = parse_shard(options.shard or _rank() or "0/1")
     pipeline = _pipeline(options)
     public = options.captions_are_public

@@ -74,6 +74,7 @@ class Run:
         self.reports: list[dict[str, Any]] = []
         self._data: list[str] = []
         self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
         atexit.register(self.remove)
 
     @property
