@@ -67,6 +67,8 @@ class Finetuning(Optimization):
     """
 
     learning_rate: float = 1e-2
+    beta1: float = 0.6
+    beta2: float = 0.9
     ema_decay: float = 0.9
     warmup: int = 5
     caption_dropout: float = 0.1
