@@ -63,7 +63,8 @@ class Finetuning(Optimization):
     """Settings of private fine-tuning, none of them chosen by looking at private results.
 
     `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once:
-    nothing but speed and memory depends on it.
+    nothing but speed and memory depends on it. Adam's betas are lower than usual, for runs of few
+    steps (docs/LOG.md).
     """
 
     learning_rate: float = 1e-2
