@@ -298,6 +298,27 @@ def test_pretraining_resumes_from_its_last_state(make_model, examples, tmp_path:
     assert not torch.equal(flat(finished), flat(make_model()))
 
 
+def test_pretraining_visits_every_example_before_any_comes_again(
+    make_model, examples, tmp_path: Path, monkeypatch
+) -> None:
+    visited: list[int] = []
+    batch = examples.batch
+
+    def visit(indices_B, **drawn):
+        visited.extend(indices_B.tolist())
+        return batch(indices_B, **drawn)
+
+    monkeypatch.setattr(examples, "batch", visit)
+    settings = dataclasses.replace(PRETRAINING, steps=8, batch=9, report_every=2, save_every=4)
+    for report in pretrain(make_model(), examples, settings, tmp_path):
+        if report.step == 4:
+            break
+    list(pretrain(make_model(), examples, settings, tmp_path))  # goes on after step 4
+    epochs = [visited[start : start + 12] for start in range(0, 72, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 6
+
+
 def private(make_model, examples, plan=PLAN, settings=EXACT, folder=None, seed=0):
     model = make_model()
     training = PrivateTraining(model, examples, plan, settings, folder, generator=generator(seed))

@@ -11,6 +11,7 @@ from dpwg.data.cache import RenderedRecords, render_set, set_folder
 from dpwg.data.faces import TEST_RECORDS, TRAIN_RECORDS, face
 from dpwg.data.formats import FORMATS, is_on_disk, open_files
 from dpwg.data.public import (
+    PUBLIC_MORE_RECORDS,
     PUBLIC_RECORDS,
     PUBLIC_TEST_RECORDS,
     TUNING_RECORDS,
@@ -26,6 +27,7 @@ _MAKERS: dict[str, tuple[int, Callable[[int], Record]]] = {
     "faces-train": (TRAIN_RECORDS, functools.partial(face, "train")),
     "faces-test": (TEST_RECORDS, functools.partial(face, "test")),
     "public-train": (PUBLIC_RECORDS, functools.partial(public_image, "train")),
+    "public-more": (PUBLIC_MORE_RECORDS, functools.partial(public_image, "more")),
     "tuning-train": (TUNING_RECORDS, functools.partial(tuning_image, "train")),
     "tuning-test": (TUNING_TEST_RECORDS, functools.partial(tuning_image, "test")),
     "public-test": (PUBLIC_TEST_RECORDS, functools.partial(public_image, "test")),

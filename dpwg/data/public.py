@@ -16,6 +16,7 @@ from dpwg.data.captions import article, compose
 from dpwg.data.records import Record
 
 PUBLIC_RECORDS = 100_000
+PUBLIC_MORE_RECORDS = 200_000
 PUBLIC_TEST_RECORDS = 2_000
 TUNING_RECORDS = 10_000
 TUNING_TEST_RECORDS = 500
@@ -349,7 +350,7 @@ def _hat(rng: random.Random, spec: StyleSpec, top: str) -> str:
 
 
 def public_image(split: str, index: int) -> Record:
-    """Record number `index` of `split` ("train" or "test") of the mix, always the same."""
+    """Record number `index` of `split` ("train", "more" or "test") of the mix, always the same."""
     return _draw(random.Random(f"dpwg/public/{split}/{index}"), f"{split}-{index}", STYLES)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dpwg.model import WaveletGPT
 from dpwg.training.examples import Examples
@@ -63,7 +65,7 @@ def pretrain(
     losses: list[float] = []
     started, first = time.monotonic(), weights.steps
     while weights.steps < settings.steps:
-        chosen_B = torch.randint(len(examples), (settings.batch,), generator=generator)
+        chosen_B = _chosen(len(examples), settings, weights.steps)
         draw_B = torch.rand(settings.batch, generator=generator)
         dropped_B = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
         batch = examples.batch(
@@ -95,3 +97,19 @@ def pretrain(
             )
             losses.clear()
     weights.finish()
+
+
+def _chosen(count: int, settings: Pretraining, step: int) -> Tensor:
+    """The examples of a step: each of them once before any comes again, in an order by the seed."""
+    place_B = torch.arange(step * settings.batch, (step + 1) * settings.batch)
+    epoch_B = place_B // count
+    chosen_B = torch.empty_like(place_B)
+    for epoch in epoch_B.unique().tolist():
+        now_B = epoch_B == epoch
+        chosen_B[now_B] = _order(count, settings.seed + epoch)[place_B[now_B] % count]
+    return chosen_B
+
+
+@functools.lru_cache(maxsize=1)
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
