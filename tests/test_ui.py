@@ -302,8 +302,11 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
         page.get_by_role("option", name="bicubic").click()
         page.get_by_text("invents nothing").wait_for()
         page.get_by_label("Caption").fill(CAPTION)
+        stop = page.get_by_role("button", name="Stop drawing")
+        assert not stop.is_visible()
         page.get_by_role("button", name="Generate").click()
         page.get_by_role("heading", name="Image 128×128").wait_for()
+        stop.wait_for(state="hidden")
         page.locator("#swipe img").first.scroll_into_view_if_needed()
         page.wait_for_function(
             "['#coarse img', '#images img', '#swipe img'].every("

@@ -34,11 +34,17 @@ def test_a_visitor_stops_an_upsampler_that_takes_long(root, tmp_path, monkeypatc
         page.get_by_role("button", name="Generate").click()
         page.get_by_text("upsampling step").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        page.get_by_role("button", name="Stop drawing").click()
+        stop = page.get_by_role("button", name="Stop drawing")
+        stop.click()
         page.get_by_text("Stopped; nothing is being drawn.").wait_for()
+        stop.wait_for(state="hidden")
         page.get_by_label("Upsampler").fill("bicubic")
         page.get_by_role("option", name="bicubic").click()
         page.get_by_role("button", name="Generate").click()
         page.get_by_text("seed 0 · text").wait_for()
+        page.get_by_label("Seed").fill("-1")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_text("Expected seed=-1").first.wait_for()
+        stop.wait_for(state="hidden")
         chromium.close()
     assert complaints == []

@@ -261,7 +261,7 @@ def build_generate(
             checkpoint, promise, settings = _build_settings(names)
         with gr.Column(elem_classes="results"):
             pictures = _build_pictures()
-            stop = gr.Button("Stop drawing", size="sm")
+            stop = gr.Button("Stop drawing", size="sm", visible=False)
         with gr.Column(elem_classes="extras"):
             extras = _build_extras()
             with gr.Accordion("Privacy card of the chosen checkpoint", open=False):
@@ -283,23 +283,38 @@ def build_generate(
         "scroll_to_output": True,
         "show_progress_on": pictures[1],
     }
+    quietly: dict[str, Any] = {"outputs": stop, "queue": False, "api_visibility": "private"}
+    gr.on([button.click, caption.submit, lucky.click], _button_shown, **quietly)
     drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
     surprised = lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
         generate, api_visibility="private", **run
     )
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
-    linked = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private").success(
+    loaded = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private")
+    loaded.success(_button_shown, asked, **quietly)
+    linked = loaded.success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
     )
+    for drawing in (drawn, surprised, linked):
+        for end in (drawing.success, drawing.failure):
+            end(_button_hidden, **quietly)
     stop.click(
-        lambda: "Stopped; nothing is being drawn.",
-        outputs=pictures[-1],
+        lambda: ("Stopped; nothing is being drawn.", _button_hidden()),
+        outputs=[pictures[-1], stop],
         cancels=[drawn, surprised, linked],
         queue=False,
         api_visibility="private",
     )
     return shown, checkpoint
+
+
+def _button_shown(wanted: bool = True) -> gr.Button:
+    return gr.Button(visible=wanted)
+
+
+def _button_hidden() -> gr.Button:
+    return gr.Button(visible=False)
 
 
 def _on_load(request: gr.Request) -> list[Any]:
