@@ -44,6 +44,12 @@ def test_no_style_is_on_both_sides() -> None:
     assert not any(style.startswith("avataaars") for style in public.STYLES)
 
 
+def test_splits_of_the_public_mix_share_no_record() -> None:
+    splits = ("train", "more", "test")
+    drawn = {public_image(split, index).image_bytes for split in splits for index in range(4)}
+    assert len(drawn) == 12
+
+
 def test_public_styles_and_components_exist() -> None:
     for style, spec in public.STYLES.items():
         if spec.hair:

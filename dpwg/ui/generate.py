@@ -284,7 +284,8 @@ def build_generate(
         "show_progress_on": pictures[1],
     }
     quietly: dict[str, Any] = {"outputs": stop, "queue": False, "api_visibility": "private"}
-    gr.on([button.click, caption.submit, lucky.click], _button_shown, **quietly)
+    # Before what it stops: the page sends off a trigger's handlers in their order here.
+    gr.on([button.click, caption.submit, lucky.click], _stop_button, **quietly)
     drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
     surprised = lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
         generate, api_visibility="private", **run
@@ -292,15 +293,15 @@ def build_generate(
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
     loaded = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private")
-    loaded.success(_button_shown, asked, **quietly)
+    loaded.success(_stop_button, asked, **quietly)
     linked = loaded.success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
     )
     for drawing in (drawn, surprised, linked):
         for end in (drawing.success, drawing.failure):
-            end(_button_hidden, **quietly)
+            end(lambda: _stop_button(False), **quietly)
     stop.click(
-        lambda: ("Stopped; nothing is being drawn.", _button_hidden()),
+        lambda: ("Stopped; nothing is being drawn.", _stop_button(False)),
         outputs=[pictures[-1], stop],
         cancels=[drawn, surprised, linked],
         queue=False,
@@ -309,12 +310,8 @@ def build_generate(
     return shown, checkpoint
 
 
-def _button_shown(wanted: bool = True) -> gr.Button:
-    return gr.Button(visible=wanted)
-
-
-def _button_hidden() -> gr.Button:
-    return gr.Button(visible=False)
+def _stop_button(visible: bool = True) -> gr.Button:
+    return gr.Button(visible=visible)
 
 
 def _on_load(request: gr.Request) -> list[Any]:
