@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpwg.checkpoint import find_checkpoint, load_release
 from dpwg.config import ModelConfig
 from dpwg.device import pick_precision
-from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.lora import add_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
 from dpwg.training.finetune import LORA_LAYERS
 from dpwg.training.memory import keep_freed_memory

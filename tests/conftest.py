@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
 from dpwg.encoders import default_encoder
-from dpwg.lora import add_lora
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.lora import add_lora
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
 from dpwg.training.finetune import LORA_LAYERS

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.lora import LoRALinear
 from dpwg.privacy.rules import BFLOAT16_ERROR
 
 
@@ -339,6 +340,12 @@ def partially_frozen() -> nn.Module:
     return model
 
 
+def reparametrized_pair() -> nn.Module:
+    pair = LoRALinear(nn.Linear(3, 3), 2)
+    weight_norm(pair.down)
+    return pair
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -365,6 +372,7 @@ def partially_frozen() -> nn.Module:
         (nn.ModuleDict({"it": nn.LazyLinear(3)}), "'it'.*LazyLinear"),
         (nn.ModuleDict({"it": nn.utils.spectral_norm(nn.Linear(3, 3))}), "'it'.*weight_orig"),
         (nn.ModuleDict({"it": weight_norm(nn.Linear(3, 3))}), "'it'.*ParametrizedLinear"),
+        (reparametrized_pair(), "'down.parametrizations.*ParametrizationList"),
         (frozen(nn.BatchNorm2d(3)), "'it'.*BatchNorm2d"),
         (frozen(nn.BatchNorm1d(3, affine=False, track_running_stats=False)), "'it'.*BatchNorm1d"),
         (frozen(nn.InstanceNorm1d(3, track_running_stats=True)), "'it'.*InstanceNorm1d"),
@@ -393,6 +401,22 @@ def test_a_parameter_used_outside_its_layer_is_refused_by_name() -> None:
         clipped.add(lambda: model(ids_BT).square().sum((1, 2)))
     assert norm_of(clipped.sums) == 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("matrix", ["down", "up"])
+def test_a_matrix_of_a_pair_used_outside_its_layer_is_refused_by_name(matrix: str) -> None:
+    pair, x_BC = LoRALinear(nn.Linear(3, 3), 3), torch.randn(4, 3)
+    clipped = ClippedSums(pair, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=rf"'{matrix}\.weight' to be used by its own layer"):
+        clipped.add(lambda: pair.get_submodule(matrix)(pair(x_BC)).square().sum(1))
+    assert norm_of(clipped.sums) == 0
+
+
+def test_a_pair_that_shares_a_matrix_is_refused() -> None:
+    model = nn.ModuleDict({own: LoRALinear(nn.Linear(3, 3), 2) for own in ("one", "other")})
+    model["other"].down = model["one"].down
+    with pytest.raises(ValueError, match="'other' shares a parameter with 'one'"):
+        ClippedSums(model, max_grad_norm=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

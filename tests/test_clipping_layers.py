@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dpwg.model import WaveletGPT
 from dpwg.privacy.clipping import _float32_products
+from dpwg.privacy.lora import LoRALinear
 
 IDS = 5
 SumsBy = Callable[[Tensor], Sums]  # of each record's scale
@@ -69,7 +70,7 @@ def blocks(draw: st.DrawFn, width: int, *, bias: bool, repeated: bool, depth: in
     def inner() -> nn.Module:
         return draw(blocks(width, bias=bias, repeated=repeated, depth=depth - 1))
 
-    kinds = ["linear", "norm", "mlp", *(["residual", "nested"] if depth else [])]
+    kinds = ["linear", "norm", "mlp", "pair", *(["residual", "nested"] if depth else [])]
     kind = draw(st.sampled_from([*kinds, "repeated"] if depth and repeated else kinds))
     if kind == "linear":
         return nn.Linear(width, width, bias=own_bias())
@@ -84,6 +85,13 @@ def blocks(draw: st.DrawFn, width: int, *, bias: bool, repeated: bool, depth: in
             nn.GELU(),
             nn.Linear(hidden, width, bias=own_bias()),
         )
+    if kind == "pair":
+        pair = LoRALinear(nn.Linear(width, width, bias=own_bias()), draw(st.integers(1, width)))
+        nn.init.normal_(pair.up.weight)
+        part = draw(st.sampled_from(["pair", "up alone", "all"]))
+        pair.down.requires_grad_(part != "up alone")
+        pair.base.requires_grad_(part == "all")
+        return pair
     if kind == "nested":
         return nn.Sequential(inner(), nn.Sequential(inner(), nn.Tanh()))
     return Residual(inner(), times=draw(st.integers(2, 3)) if kind == "repeated" else 1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dpwg.lora import LoRALinear, add_lora, merge_lora
 from dpwg.model import WaveletGPT
+from dpwg.privacy.lora import LoRALinear, add_lora, merge_lora
 from dpwg.training.finetune import LORA_LAYERS
 
 
@@ -40,6 +40,26 @@ def test_a_merged_model_equals_the_unmerged_one(make_model, make_inputs) -> None
     merge_lora(model)
     torch.testing.assert_close(outputs(model, inputs), apart, atol=1e-5, rtol=0)
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
+
+
+def test_a_constant_pair_is_one_product_with_the_same_answer() -> None:
+    torch.manual_seed(0)
+    pair, x_BC = LoRALinear(nn.Linear(5, 4), 2), torch.randn(3, 5)
+    nn.init.normal_(pair.up.weight)
+    apart = pair(x_BC)
+    products = []
+    for layer in (pair.down, pair.up):
+        layer.requires_grad_(False).register_forward_hook(lambda *_: products.append("another"))
+    torch.testing.assert_close(pair(x_BC), apart, atol=1e-6, rtol=0)
+    assert not products
+
+
+def test_a_merged_bfloat16_weight_is_rounded_once() -> None:
+    torch.manual_seed(0)
+    pair = LoRALinear(nn.Linear(64, 64), 8).bfloat16()
+    nn.init.normal_(pair.up.weight, std=0.1)
+    base, up, down = (m.weight.double() for m in (pair.base, pair.up, pair.down))
+    assert torch.equal(pair.merged_weight(), (base + up @ down).float().bfloat16())
 
 
 def test_only_the_pairs_are_trainable(make_model) -> None:

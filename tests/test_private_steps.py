@@ -16,8 +16,8 @@ from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
 from scipy import stats
 from torch import Tensor
 
-from dpwg.lora import add_lora
 from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.lora import add_lora
 from dpwg.training import finetune
 from dpwg.training.examples import Batch, Examples
 from dpwg.training.finetune import LORA_LAYERS, Finetuning, PrivateTraining

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpwg.privacy.lora import LoRALinear
+
 BFLOAT16_ERROR = 2.0**-8
 """The relative error of rounding to bfloat16, which has 8 significant bits."""
 FLOAT32_ERROR = 5e-7
@@ -25,6 +27,10 @@ ROWS = 1536
 """Positions that are copied to float32 at once: few enough to be in memory only for a moment."""
 PART = 2**18
 """Numbers of formed gradients that are taken at once on a CPU: few enough to stay in its cache."""
+
+
+PAIR = ("down.weight", "up.weight")
+"""The trained parameters of a LoRALinear."""
 
 
 class Rule(Protocol):
@@ -129,6 +135,28 @@ def _add_bias(sums: dict[str, Tensor], name: str, bias_BO: Tensor | None, scale_
         sums[parameter_name(name, "bias")] += scale_B @ _zero_where(bias_BO, scale_B == 0)
 
 
+class _LoRARule:
+    """The pair's two matrices, each a Linear of its own: `down` sees the layer's input, `up` the
+    layer's output gradient, and what passes between them is computed here.
+
+    In bfloat16 that is rounded; what is measured and what is added are the same.
+    """
+
+    def __init__(self, layer: LoRALinear, a_BTI: Tensor, g_BTO: Tensor) -> None:
+        down_RI, up_OR = (m.weight.to(a_BTI.dtype) for m in (layer.down, layer.up))
+        self.rules = {
+            "down": _linear_rule(layer.down, a_BTI, g_BTO @ up_OR),
+            "up": _linear_rule(layer.up, a_BTI @ down_RI.T, g_BTO),
+        }
+
+    def squared_norms(self) -> Tensor:
+        return torch.stack([rule.squared_norms() for rule in self.rules.values()]).sum(0)
+
+    def add_to(self, sums: dict[str, Tensor], name: str, scale_B: Tensor) -> None:
+        for own, rule in self.rules.items():
+            rule.add_to(sums, parameter_name(name, own), scale_B)
+
+
 class _LayerNormRule:
     """Weight gradient: g times the normalized input, summed over positions; bias: g summed.
 
@@ -172,7 +200,15 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Rule]] = {
     nn.Linear: _linear_rule,
     nn.LayerNorm: _LayerNormRule,
     nn.Embedding: _EmbeddingRule,
+    LoRALinear: _LoRARule,
 }
+
+
+def trained_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the layer's rule is about, by their names within it."""
+    if type(layer) is LoRALinear:
+        return {name: layer.get_parameter(name) for name in PAIR}
+    return dict(layer.named_parameters(recurse=False))
 
 
 def parameter_name(layer: str, own: str) -> str:

@@ -44,10 +44,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpwg.lora import add_lora, merge_lora
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.lora import add_lora, merge_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LoRALinear(nn.Module):
-    """A frozen Linear plus up(down(x)); `up` starts at zero, so nothing changes at first."""
+    """A frozen Linear plus up(down(x)); `up` starts at zero, so nothing changes at first.
+
+    Where the pair is a constant, as it is in the private engine, one product with `merged_weight`
+    takes the place of three.
+    """
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -17,8 +22,16 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not (self.down.weight.requires_grad or self.up.weight.requires_grad):
+            return F.linear(x, self.merged_weight(), self.base.bias)
         out: Tensor = self.base(x) + self.up(self.down(x))
         return out
+
+    def merged_weight(self) -> Tensor:
+        """base + up down, (out, in): summed in float32, rounded once to the layer's dtype."""
+        with torch.autocast(self.base.weight.device.type, enabled=False):
+            base, up, down = (m.weight.float() for m in (self.base, self.up, self.down))
+            return torch.addmm(base, up, down).to(self.base.weight.dtype)
 
 
 def add_lora(model: nn.Module, rank: int, names: tuple[str, ...]) -> None:
@@ -44,6 +57,6 @@ def merge_lora(model: nn.Module) -> None:
     for module in list(model.modules()):
         for own, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                child.base.weight += child.up.weight @ child.down.weight
+                child.base.weight.copy_(child.merged_weight())
                 setattr(module, own, child.base)
     model.requires_grad_(True)
