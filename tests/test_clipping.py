@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -410,6 +411,70 @@ def test_a_matrix_of_a_pair_used_outside_its_layer_is_refused_by_name(matrix: st
     with pytest.raises(ValueError, match=rf"'{matrix}\.weight' to be used by its own layer"):
         clipped.add(lambda: pair.get_submodule(matrix)(pair(x_BC)).square().sum(1))
     assert norm_of(clipped.sums) == 0
+
+
+class Squashed(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+def doubled(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def changed_pairs() -> dict[str, LoRALinear]:
+    """Pairs that compute something else than their weights alone tell."""
+    torch.manual_seed(0)
+    made = {
+        name: LoRALinear(nn.Linear(3, 3), 2)
+        for name in ("hook down", "hook base", "base", "trained base", "frozen pair", "forward")
+    }
+    for pair in made.values():
+        nn.init.normal_(pair.up.weight)
+    made["hook down"].down.register_forward_hook(doubled)
+    made["hook base"].base.register_forward_hook(doubled)
+    made["base"].base = Squashed(3, 3).requires_grad_(False)
+    made["trained base"].base.requires_grad_(True)
+    made["frozen pair"].requires_grad_(False).base.requires_grad_(True)
+    own = made["forward"]
+    own.forward = lambda x: own.base(x) + 10 * own.up(own.down(x))  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize("name", changed_pairs())
+def test_a_pair_that_computes_something_else_follows_autograd(name: str) -> None:
+    pair, x_BTC = changed_pairs()[name], torch.randn(4, 5, 3)
+    model = nn.Sequential(nn.Linear(3, 3), pair)
+    expected = torch.autograd.grad(
+        model(x_BTC).square().sum(), [p for p in model.parameters() if p.requires_grad]
+    )
+    names = [own for own, p in model.named_parameters() if p.requires_grad]
+    clipped = ClippedSums(model, max_grad_norm=math.inf)
+    clipped.add(lambda: model(x_BTC).square().sum((1, 2)))
+    assert clipped.sums.keys() == set(names)
+    for own, gradient in zip(names, expected, strict=True):
+        torch.testing.assert_close(clipped.sums[own], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pair_of_another_kind_of_layer_is_refused_by_name() -> None:
+    pair = LoRALinear(nn.Linear(3, 3), 2)
+    pair.down = Squashed(3, 2, bias=False)
+    with pytest.raises(ValueError, match=r"'down'.*Squashed"):
+        ClippedSums(pair, max_grad_norm=1.0)
+
+
+def test_a_pair_that_was_changed_after_the_sums_were_made_is_refused_by_name() -> None:
+    model, x_BC = nn.ModuleDict({"it": LoRALinear(nn.Linear(3, 3), 2)}), torch.randn(4, 3)
+    clipped = ClippedSums(model, max_grad_norm=1.0)
+    handle = model["it"].up.register_forward_hook(doubled)
+    with pytest.raises(ValueError, match=r"'it'.*without hooks"):
+        clipped.add(lambda: model["it"](x_BC).square().sum(1))
+    assert norm_of(clipped.sums) == 0
+    assert not any(p.requires_grad for p in model.parameters())
+    handle.remove()
+    clipped.add(lambda: model["it"](input=x_BC).square().sum(1))
+    assert norm_of(clipped.sums) > 0
+    assert not model["it"].merged
 
 
 def test_a_pair_that_shares_a_matrix_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from dpwg.model import WaveletGPT
 from dpwg.privacy.lora import LoRALinear, add_lora, merge_lora
@@ -42,24 +43,38 @@ def test_a_merged_model_equals_the_unmerged_one(make_model, make_inputs) -> None
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
 
 
-def test_a_constant_pair_is_one_product_with_the_same_answer() -> None:
+def random_pair() -> LoRALinear:
     torch.manual_seed(0)
-    pair, x_BC = LoRALinear(nn.Linear(5, 4), 2), torch.randn(3, 5)
+    pair = LoRALinear(nn.Linear(5, 4), 2)
     nn.init.normal_(pair.up.weight)
-    apart = pair(x_BC)
-    products = []
-    for layer in (pair.down, pair.up):
-        layer.requires_grad_(False).register_forward_hook(lambda *_: products.append("another"))
+    return pair
+
+
+def test_a_merged_pair_is_one_product_with_the_same_answer() -> None:
+    pair, x_BC = random_pair(), torch.randn(3, 5)
+    apart, products = pair(x_BC), []
+    pair.merged = True
+    pair.base.register_forward_hook(lambda *_: products.append("another"))
     torch.testing.assert_close(pair(x_BC), apart, atol=1e-6, rtol=0)
     assert not products
 
 
-def test_a_merged_bfloat16_weight_is_rounded_once() -> None:
-    torch.manual_seed(0)
-    pair = LoRALinear(nn.Linear(64, 64), 8).bfloat16()
-    nn.init.normal_(pair.up.weight, std=0.1)
-    base, up, down = (m.weight.double() for m in (pair.base, pair.up, pair.down))
-    assert torch.equal(pair.merged_weight(), (base + up @ down).float().bfloat16())
+def test_a_merged_pair_keeps_what_it_adds_under_autocast() -> None:
+    pair, x_BC = random_pair(), torch.randn(3, 5)
+    nn.init.normal_(pair.up.weight, std=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        apart = pair(x_BC)
+        pair.merged = True
+        assert torch.equal(pair(x_BC), apart)
+
+
+def test_a_reparametrized_base_takes_the_pair_in() -> None:
+    model, x_BC = nn.ModuleDict({"it": weight_norm(nn.Linear(5, 4))}), torch.randn(3, 5)
+    add_lora(model, 2, ("it",))
+    nn.init.normal_(model["it"].up.weight)
+    apart = model["it"](x_BC)
+    merge_lora(model)
+    torch.testing.assert_close(model["it"](x_BC), apart, atol=1e-5, rtol=0)
 
 
 def test_only_the_pairs_are_trainable(make_model) -> None:

@@ -6,10 +6,10 @@ follows from a and g, and so does the sum of the clipped gradients; no gradient 
 is ever formed where a cheaper way exists. Sensitivity: adding or removing one record moves the sum
 by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
 
-The rules know layers, not models: Linear, LayerNorm, Embedding, and LoRALinear in float32. A
-trainable parameter that belongs to anything else is refused by name, and so is one that is used
-outside its layer, and a model whose records mix behind its first trainable layer; before that the
-caller keeps them apart.
+The rules know layers, not models: Linear, LayerNorm, Embedding and LoRALinear. A trainable
+parameter that belongs to anything else is refused by name, and so is one that is used outside its
+layer, and a model whose records mix behind its first trainable layer; before that the caller keeps
+them apart.
 Norms and sums are float32, whether the model computes in float32, in bfloat16 or under autocast to
 bfloat16. Activation checkpointing without reentrance keeps them as they are.
 """
@@ -23,18 +23,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from dpwg.privacy.lora import LoRALinear
 from dpwg.privacy.rules import (
     BFLOAT16_ERROR,
     FLOAT32_ERROR,
-    PAIR,
     RULES,
     parameter_name,
     trained_parameters,
 )
+from dpwg.privacy.supported import trainable_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class ClippedSums:
         if not max_grad_norm > 0:
             raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
-        self._layers = _trainable_layers(model)
+        self._layers = trainable_layers(model)
         self._known_apart = False
         self._parameters: list[Tensor] = []
         self.sums: dict[str, Tensor] = {}
@@ -181,81 +180,18 @@ class _Captured:
     complete: bool = False
 
 
-def _trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold trainable parameters, by name; anything unsupported is refused."""
-    layers: dict[str, nn.Module] = {}
-    owners: dict[int, str] = {}
-    held: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) or getattr(module, "track_running_stats", False):
-            raise ValueError(
-                f"Expected {name or 'the model'!r} to keep no statistics over records, found "
-                f"{type(module).__name__}; use LayerNorm."
-            )
-        if module in held:
-            continue
-        own = {n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
-        if _trains_its_pair(module):
-            own = trained_parameters(module)
-            held.update(module.modules())
-        elif own:
-            _check_supported(name, module, own)
-        else:
-            continue
-        for parameter in own.values():
-            if id(parameter) in owners:
-                raise ValueError(
-                    f"{name!r} shares a parameter with {owners[id(parameter)]!r}; untie them."
-                )
-            owners[id(parameter)] = name
-        layers[name] = module
-    if not layers:
-        raise ValueError("Expected a model with trainable parameters, found none.")
-    return layers
-
-
-def _trains_its_pair(module: nn.Module) -> bool:
-    """Whether this is a float32 LoRALinear with both matrices trainable and nothing else.
-
-    It is one layer then, which computes with the merged weight; of any other its Linears are layers
-    of their own. A merged bfloat16 weight would round off what the pair adds.
-    """
-    return (
-        type(module) is LoRALinear
-        and module.base.weight.dtype == torch.float32
-        and {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        == set(PAIR)
-    )
-
-
-def _check_supported(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> None:
-    """Refuse a module whose trainable parameters have no rule."""
-    if type(module) not in RULES:
-        raise ValueError(
-            f"Expected the trainable parameters {sorted(own)} of {name or 'the model'!r} to "
-            f"belong to Linear, LayerNorm or Embedding, found {type(module).__name__}; freeze "
-            "them or build the layer from those."
-        )
-    if not own.keys() <= {"weight", "bias"}:
-        raise ValueError(
-            f"Expected a weight and a bias in {name!r}, found {sorted(own)}; remove the "
-            "reparametrization."
-        )
-    if len(own) < len(list(module.parameters(recurse=False))):
-        raise ValueError(f"Expected all parameters of {name!r} trainable or none; freeze both.")
-    if isinstance(module, nn.Embedding) and (
-        module.padding_idx is not None or module.max_norm is not None or module.scale_grad_by_freq
-    ):
-        raise ValueError(
-            f"Expected no padding_idx, max_norm or scale_grad_by_freq in {name!r}; remove it."
-        )
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
-        raise ValueError(f"Expected {name!r} to normalize one dimension; flatten the others.")
-
-
-def _train(layer: nn.Module, trainable: bool) -> None:
+def _set_trainable(layer: nn.Module, trainable: bool) -> None:
     for parameter in trained_parameters(layer).values():
         parameter.requires_grad_(trainable)
+
+
+def _merge(name: str, layer: LoRALinear) -> None:
+    layer.merged = layer.mergeable()
+    if not layer.merged:
+        raise ValueError(
+            f"Expected {name!r} to be three plain float32 Linears without hooks, as it was; make "
+            "new sums for the changed model."
+        )
 
 
 @contextmanager
@@ -263,7 +199,7 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
     """Keep the input and the output of every call of the layers.
 
     Inside its layer's call a parameter is a constant, outside it is not: a gradient of it is one of
-    a use that no layer has seen.
+    a use that no layer has seen. A LoRALinear computes with its merged weight.
     """
     captured, handles = _Captured(), list[RemovableHandle]()
 
@@ -271,7 +207,7 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
         def keep(
             layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor:
-            _train(layer, True)
+            _set_trainable(layer, True)
             if not torch.is_grad_enabled():
                 raise ValueError(
                     f"Expected {name!r} to be called with gradients on, but something turned them "
@@ -298,19 +234,25 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
         return keep
 
     def freeze(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
-        _train(layer, False)
+        _set_trainable(layer, False)
 
-    for name, layer in layers.items():
-        _train(layer, True)
-        handles.append(layer.register_forward_pre_hook(freeze))
-        handles.append(layer.register_forward_hook(keeper(name), prepend=True, with_kwargs=True))
     try:
+        for name, layer in layers.items():
+            _set_trainable(layer, True)
+            if isinstance(layer, LoRALinear):
+                _merge(name, layer)
+            handles.append(layer.register_forward_pre_hook(freeze))
+            handles.append(
+                layer.register_forward_hook(keeper(name), prepend=True, with_kwargs=True)
+            )
         yield captured
     finally:
         for handle in handles:
             handle.remove()
         for layer in layers.values():
-            _train(layer, False)
+            _set_trainable(layer, False)
+            if isinstance(layer, LoRALinear):
+                layer.merged = False
 
 
 def _keeps_apart(layers: dict[str, nn.Module], losses: Callable[[], Tensor]) -> bool:

@@ -8,11 +8,13 @@ from torch.nn import functional as F
 
 
 class LoRALinear(nn.Module):
-    """A frozen Linear plus up(down(x)); `up` starts at zero, so nothing changes at first.
+    """A frozen Linear plus up(down(x)); `up` starts at zero, so nothing changes at first."""
 
-    Where the pair is a constant, as it is in the private engine, one product with `merged_weight`
-    takes the place of three.
-    """
+    PAIR = ("down.weight", "up.weight")
+    """The names of what is trained."""
+    merged = False
+    """Whether one product with `merged_weight` takes the place of three, but under autocast, which
+    would round off what the pair adds. The answer is the same; the private engine sets it."""
 
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -21,17 +23,31 @@ class LoRALinear(nn.Module):
         self.up = nn.Linear(rank, base.out_features, bias=False)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.down.weight.requires_grad or self.up.weight.requires_grad):
-            return F.linear(x, self.merged_weight(), self.base.bias)
-        out: Tensor = self.base(x) + self.up(self.down(x))
+    def forward(self, input: Tensor) -> Tensor:
+        if self.merged and not torch.is_autocast_enabled(input.device.type):
+            return F.linear(input, self.merged_weight(), self.base.bias)
+        out: Tensor = self.base(input) + self.up(self.down(input))
         return out
 
     def merged_weight(self) -> Tensor:
-        """base + up down, (out, in): summed in float32, rounded once to the layer's dtype."""
-        with torch.autocast(self.base.weight.device.type, enabled=False):
-            base, up, down = (m.weight.float() for m in (self.base, self.up, self.down))
-            return torch.addmm(base, up, down).to(self.base.weight.dtype)
+        """base + up down, (out, in)."""
+        return torch.addmm(self.base.weight, self.up.weight, self.down.weight)
+
+    def mergeable(self) -> bool:
+        """Whether the merged weight tells all: three plain float32 Linears and nothing on them."""
+        layers = (self.base, self.down, self.up)
+        return (
+            "forward" not in vars(self)
+            and all(type(layer) is nn.Linear and not _hooks(layer) for layer in layers)
+            and all(layer.weight.dtype == torch.float32 for layer in layers)
+            and self.down.bias is None
+            and self.up.bias is None
+        )
+
+
+def _hooks(layer: nn.Module) -> bool:
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(layer, kind) for kind in kinds) or "forward" in vars(layer)
 
 
 def add_lora(model: nn.Module, rank: int, names: tuple[str, ...]) -> None:
@@ -57,6 +73,6 @@ def merge_lora(model: nn.Module) -> None:
     for module in list(model.modules()):
         for own, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                child.base.weight.copy_(child.merged_weight())
+                child.base.weight += child.up.weight @ child.down.weight
                 setattr(module, own, child.base)
     model.requires_grad_(True)

@@ -29,10 +29,6 @@ PART = 2**18
 """Numbers of formed gradients that are taken at once on a CPU: few enough to stay in its cache."""
 
 
-PAIR = ("down.weight", "up.weight")
-"""The trained parameters of a LoRALinear."""
-
-
 class Rule(Protocol):
     """How one layer's parameters get their norms and sums from its input and output gradient."""
 
@@ -139,7 +135,7 @@ class _LoRARule:
     """The pair's two matrices, each a Linear of its own: `down` sees the layer's input, `up` the
     layer's output gradient, and what passes between them is computed here.
 
-    In bfloat16 that is rounded; what is measured and what is added are the same.
+    Under autocast that is rounded; what is measured and what is added are the same.
     """
 
     def __init__(self, layer: LoRALinear, a_BTI: Tensor, g_BTO: Tensor) -> None:
@@ -207,7 +203,7 @@ RULES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Rule]] = {
 def trained_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the layer's rule is about, by their names within it."""
     if type(layer) is LoRALinear:
-        return {name: layer.get_parameter(name) for name in PAIR}
+        return {name: layer.get_parameter(name) for name in LoRALinear.PAIR}
     return dict(layer.named_parameters(recurse=False))
 
 
