@@ -24,12 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpwg.config import (
+    MatcherConfig,
     ModelConfig,
     SuperResolutionConfig,
     TextEncoderId,
     TokenizerConfig,
     read_json,
 )
+from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
 from dpwg.superresolution import SuperResolution
@@ -40,6 +42,8 @@ FORMAT = 1
 SHARD_BYTES = 9_000_000
 UPSAMPLER = "upsampler"
 """The folder of the super-resolution model among the checkpoints, which share it."""
+MATCHER = "matcher"
+"""The folder of the matcher, likewise."""
 _CARD = "privacy_card.json"
 _RELEASE = ("config.json", _CARD, "*.safetensors", "*.safetensors.index.json", "tokenizer")
 """What a release's folder may hold."""
@@ -130,6 +134,41 @@ def load_superresolution(folder: Path | None = None) -> SuperResolution:
     config = SuperResolutionConfig.from_json(values)
     model = _built(lambda: SuperResolution(config), folder, config.blocks + config.residuals)
     return model.eval().requires_grad_(False)
+
+
+def save_matcher(folder: Path, model: Matcher) -> None:
+    """Write a matcher's weights (bfloat16) and configuration."""
+    _save_weights(folder, model, keep=())
+    _write_json(folder / "config.json", {"format": FORMAT, **model.config.to_json()})
+
+
+def load_matcher(folder: Path) -> Matcher:
+    """Read a matcher that `save_matcher` wrote, in float32, ready to use."""
+    values = read_json(folder / "config.json")
+    values.pop("format", None)
+    config = MatcherConfig.from_json(values)
+    model = _built(lambda: Matcher(config), folder, config.blocks)
+    return model.eval().requires_grad_(False)
+
+
+def matcher_for(release: Release) -> Matcher | None:
+    """The matcher among the checkpoints in use, or the shipped one; None without one that was
+    trained with the release's tokenizer and text encoder.
+    """
+    named = checkpoint_root() / MATCHER
+    folder = named if named.exists() else SHIPPED / MATCHER
+    if not folder.exists():
+        return None
+    model, encoder = load_matcher(folder), release.text_encoder
+    reads = (model.config.codebook, model.config.text_encoder, model.config.text_tokens)
+    own = (codebook_digest(release.tokenizer), encoder.digest, encoder.max_tokens)
+    return model if reads == own else None
+
+
+def codebook_digest(tokenizer: SpectralTokenizer) -> str:
+    """SHA-256 of the coarsest codebook, as a matcher names the one whose images it knows."""
+    vectors_KD = tokenizer.books()[0].vectors_KD.detach().float().cpu().contiguous()
+    return hashlib.sha256(vectors_KD.numpy().tobytes()).hexdigest()
 
 
 def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | None = None) -> None:

@@ -262,3 +262,38 @@ class SuperResolutionConfig(Config):
             )
         if self.width % self.heads:
             raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherConfig(Config):
+    """The matcher of captions and images of the coarsest band.
+
+    `width`, `heads` and `blocks` are the transformer's over patches of `patch` x `patch` of the
+    `image_size` pixels a side; captions and images become `slots` vectors of `slot_width`. Captions
+    are read by the text encoder of the digest `text_encoder`, cut to `text_tokens`; images were
+    those of the tokenizer whose coarsest codebook has the digest `codebook`.
+    """
+
+    text_encoder: str = ""
+    codebook: str = ""
+    text_tokens: int = 40
+    image_size: int = 8
+    patch: int = 2
+    text_width: int = 384
+    width: int = 128
+    heads: int = 4
+    blocks: int = 3
+    slots: int = 8
+    slot_width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise ValueError(
+                f"Expected image_size={self.image_size} to be a multiple of patch={self.patch}."
+            )
+        if self.width % self.heads:
+            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+
+    @property
+    def positions(self) -> int:
+        return (self.image_size // self.patch) ** 2

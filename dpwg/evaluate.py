@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.device import pick_precision
+from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
@@ -103,6 +104,38 @@ def upsampler_quality(
         psnr=-10 * math.log10(error / count),
         detail_energy=energy / wanted,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherQuality:
+    """How often a coarsest band finds its own caption first among those of `among` records in a
+    row, and a caption its band.
+    """
+
+    records: int
+    among: int
+    captions_found: float
+    images_found: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+@torch.no_grad()
+def matcher_quality(
+    matcher: Matcher, image_NChw: Tensor, examples: Examples, among: int = 100
+) -> MatcherQuality:
+    """Measure a matcher on the coarsest images of a set's records and their first captions."""
+    count, found = len(examples) // among * among, torch.zeros(2)
+    if not count:
+        raise ValueError(f"Expected {among} records or more, found {len(examples)}.")
+    for index_B in torch.arange(count).split(among):
+        batch = examples.batch(index_B)
+        scores_BB = matcher.scores(image_NChw[index_B], batch.states_BLD, batch.mask_BL)
+        own_B = torch.arange(among)
+        found += torch.stack([(scores_BB.argmax(axis) == own_B).sum() for axis in (1, 0)])
+    captions, images = (found / count).tolist()
+    return MatcherQuality(records=count, among=among, captions_found=captions, images_found=images)
 
 
 def _detail_energy(image_BCHW: Tensor, levels: int) -> float:

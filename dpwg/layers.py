@@ -33,6 +33,10 @@ class KeyValueCache:
         self._value_BHSD[:, :, begin : self._filled] = value_BHTD
         return self._key_BHSD[:, :, : self._filled], self._value_BHSD[:, :, : self._filled]
 
+    def keep(self, row_N: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        self._key_BHSD, self._value_BHSD = self._key_BHSD[row_N], self._value_BHSD[row_N]
+
 
 class Block(nn.Module):
     """Pre-norm attention and a GELU network of four times the width.

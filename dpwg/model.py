@@ -210,6 +210,12 @@ class Generation:
         self._head = cast(CodeHead, model.heads[scale])
         self._entered_B1E = self._head.enter(model.norm(x_BTC))
 
+    def keep(self, row_N: Tensor) -> None:
+        """Go on with these rows of the batch, between two positions."""
+        self._caption_bias = self._caption_bias[row_N]
+        for cache in self._caches:
+            cache.keep(row_N)
+
     def logits(self, latents: Sequence[Tensor], code: int) -> Tensor:
         """Logits (B, codebook size) of one code of the present position."""
         scale, place = divmod(self._position, self._model.config.positions)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpwg.checkpoint import Release, save_release
+from dpwg.checkpoint import Release, matcher_for, save_release
 from dpwg.encoders import check_encoder, open_encoder
 from dpwg.hub import open_release, push
 from dpwg.privacy.card import PrivacyCard
@@ -73,6 +73,8 @@ class DPWaveletPipeline:
         check_encoder(encoder, release.text_encoder)
         self.release, self.encoder = release, encoder
         self._model = copy.deepcopy(release.model).double()
+        matcher = matcher_for(release)
+        self._matcher = None if matcher is None else matcher.double()
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> Self:
@@ -94,7 +96,9 @@ class DPWaveletPipeline:
         return push(self.release, name, **options)
 
     def to(self, device: str | torch.device) -> Self:
-        """Draw codes on another device, still in float64; images are decoded on the CPU."""
+        """Draw codes on another device, still in float64; images are decoded and drafts chosen on
+        the CPU.
+        """
         self._model.to(device)
         return self
 
@@ -132,7 +136,21 @@ class DPWaveletPipeline:
             if on_scale is not None:
                 on_scale(partials[-1])
 
-        sample(self._model, text, empty, seeds, settings, on_scale=decode)
+        def choose(codes_BNPK: Tensor) -> Tensor:
+            assert self._matcher is not None
+            images = self.release.tokenizer.decode([codes_BNPK.flatten(0, 1).cpu()])
+            drafts_BNChw = images.unflatten(0, codes_BNPK.shape[:2])
+            return self._matcher.choose(drafts_BNChw, text.states_BLD, text.mask_BL)
+
+        sample(
+            self._model,
+            text,
+            empty,
+            seeds,
+            settings,
+            on_scale=decode,
+            choose=choose if self._matcher else None,
+        )
         clock.append(time.perf_counter())
         coarse_BCHW = torch.from_numpy(partials[-1]).permute(0, 3, 1, 2).float() / 255
         if isinstance(upsample, PromptedUpsampler):

@@ -7,6 +7,7 @@ can fall to the other side.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,19 +18,23 @@ from dpwg.config import Config
 from dpwg.model import WaveletGPT
 from dpwg.text import EncodedText
 
+MAX_DRAFTS = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(Config):
     """How codes are drawn.
 
     `guidance` g takes logits to unconditional + g (conditional - unconditional): 1 is none.
-    `temperature` 0 takes the likeliest code. `top_k` 0 and `top_p` 1 cut nothing.
+    `temperature` 0 takes the likeliest code. `top_k` 0 and `top_p` 1 cut nothing. The coarsest
+    scale is drawn `drafts` times where something chooses among them.
     """
 
     guidance: float = 1.5
     temperature: float = 0.5
     top_k: int = 0
     top_p: float = 0.9
+    drafts: int = 8
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= 20:
@@ -42,6 +47,8 @@ class Sampling(Config):
             raise ValueError(f"Expected top_k={self.top_k} >= 0; 0 cuts nothing.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Expected top_p={self.top_p} in (0, 1]; 1 cuts nothing.")
+        if not 1 <= self.drafts <= MAX_DRAFTS:
+            raise ValueError(f"Expected drafts={self.drafts} in [1, {MAX_DRAFTS}]; 1 is no choice.")
 
 
 @torch.no_grad()
@@ -53,46 +60,100 @@ def sample(
     settings: Sampling,
     *,
     on_scale: Callable[[list[Tensor]], None] | None = None,
+    choose: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Codes of one image a caption and seed: one int64 tensor (B, positions, codes) a scale.
 
     `unconditional` is the empty caption, one row. `on_scale` is called after each scale with the
-    codes of all scales so far. `model` computes in its own dtype.
+    codes of all scales so far. `choose` is given the coarsest codes of each image's drafts, (B,
+    drafts, positions, codes), and returns which draft goes on, int64 (B,), or the first that equals
+    it; without it there is one draft. `model` computes in its own dtype.
     """
-    B, config = len(seeds), model.config
-    if len(text.mask_BL) != B:
-        raise ValueError(f"Expected one seed a caption, found {B} and {len(text.mask_BL)}.")
-    device = model.norm.weight.device
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    guided = settings.guidance != 1
-    states_BLD, mask_BL = text.states_BLD, text.mask_BL
-    if guided:
-        states_BLD = torch.cat((states_BLD, unconditional.states_BLD.expand(B, -1, -1)))
-        mask_BL = torch.cat((mask_BL, unconditional.mask_BL.expand(B, -1)))
-    used_L = mask_BL.any(0)  # the rest is padding of every caption
-    states_BLD, mask_BL = states_BLD[:, used_L], mask_BL[:, used_L]
-    generation = model.begin(states_BLD.to(device), mask_BL.to(device))
-    codes = [
-        torch.zeros(B, config.positions, config.codes, dtype=torch.int64, device=device)
-        for _ in range(config.scales)
-    ]
-    latents = [z.repeat(2 if guided else 1, 1, 1) for z in model.latents(codes)]
-    for scale in range(config.scales):
-        table_KD = model.get_buffer(f"codebook_{scale}")
-        vectors_BPKD = latents[scale].unflatten(2, (config.codes, -1))
-        for place in range(config.positions):
-            generation.advance(latents)
-            for code in range(config.codes):
-                logits_BV = generation.logits(latents, code)
-                if guided:
-                    conditional, free = logits_BV.chunk(2)
-                    logits_BV = free + settings.guidance * (conditional - free)
-                drawn_B = _draw(logits_BV, settings, generators)
-                codes[scale][:, place, code] = drawn_B
-                vectors_BPKD[:, place, code] = table_KD[drawn_B].repeat(2 if guided else 1, 1)
+    if len(text.mask_BL) != len(seeds):
+        raise ValueError(
+            f"Expected one seed a caption, found {len(seeds)} and {len(text.mask_BL)}."
+        )
+    drafts = settings.drafts if choose is not None and settings.temperature else 1
+    drawing = _Drawing(model, text, unconditional, seeds, settings, drafts)
+    for scale in range(model.config.scales):
+        drawing.draw(scale)
+        if scale == 0 and choose is not None and drafts > 1:
+            codes_BNPK = drawing.codes[0].unflatten(0, (len(seeds), drafts))
+            chosen_B = choose(codes_BNPK).to(codes_BNPK.device)
+            chosen_B1PK = codes_BNPK[torch.arange(len(seeds)), chosen_B].unsqueeze(1)
+            drawing.keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
         if on_scale is not None:
-            on_scale(codes[: scale + 1])
-    return codes
+            on_scale(drawing.codes[: scale + 1])
+    return drawing.codes
+
+
+class _Drawing:
+    """The codes of a batch on their way, a row a draft, with what the next ones are drawn from."""
+
+    def __init__(
+        self,
+        model: WaveletGPT,
+        text: EncodedText,
+        unconditional: EncodedText,
+        seeds: Sequence[int],
+        settings: Sampling,
+        drafts: int,
+    ) -> None:
+        self._model, self._settings, self._drafts = model, settings, drafts
+        rows, config, device = len(seeds) * drafts, model.config, model.norm.weight.device
+        self._generators = [
+            torch.Generator().manual_seed(_draft_seed(seed, draft))
+            for seed in seeds
+            for draft in range(drafts)
+        ]
+        self._passes = 1 if settings.guidance == 1 else 2
+        states_BLD = text.states_BLD.repeat_interleave(drafts, dim=0)
+        mask_BL = text.mask_BL.repeat_interleave(drafts, dim=0)
+        if self._passes == 2:
+            states_BLD = torch.cat((states_BLD, unconditional.states_BLD.expand(rows, -1, -1)))
+            mask_BL = torch.cat((mask_BL, unconditional.mask_BL.expand(rows, -1)))
+        used_L = mask_BL.any(0)  # the rest is padding of every caption
+        states_BLD, mask_BL = states_BLD[:, used_L], mask_BL[:, used_L]
+        self._generation = model.begin(states_BLD.to(device), mask_BL.to(device))
+        self.codes = [
+            torch.zeros(rows, config.positions, config.codes, dtype=torch.int64, device=device)
+            for _ in range(config.scales)
+        ]
+        self._latents = [z.repeat(self._passes, 1, 1) for z in model.latents(self.codes)]
+
+    def draw(self, scale: int) -> None:
+        """Draw every code of a scale."""
+        model, config = self._model, self._model.config
+        table_KD = model.get_buffer(f"codebook_{scale}")
+        vectors_BPKD = self._latents[scale].unflatten(2, (config.codes, -1))
+        for place in range(config.positions):
+            self._generation.advance(self._latents)
+            for code in range(config.codes):
+                logits_BV = self._generation.logits(self._latents, code)
+                if self._passes == 2:
+                    conditional, free = logits_BV.chunk(2)
+                    logits_BV = free + self._settings.guidance * (conditional - free)
+                drawn_B = _draw(logits_BV, self._settings, self._generators)
+                self.codes[scale][:, place, code] = drawn_B
+                vectors_BPKD[:, place, code] = table_KD[drawn_B].repeat(self._passes, 1)
+
+    def keep(self, draft_B: Tensor) -> None:
+        """Go on with one draft of each image."""
+        rows = len(self._generators)
+        kept_B = torch.arange(0, rows, self._drafts) + draft_B.cpu()
+        self._generators = [self._generators[row] for row in kept_B.tolist()]
+        kept_B = kept_B.to(self.codes[0].device)
+        every_B = torch.cat([kept_B + rows * part for part in range(self._passes)])
+        self.codes = [codes[kept_B] for codes in self.codes]
+        self._latents = [latents[every_B] for latents in self._latents]
+        self._generation.keep(every_B)
+
+
+def _draft_seed(seed: int, draft: int) -> int:
+    """A seed of 32 bits, which PyTorch's generator takes; the first draft's is the image's own."""
+    if draft == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{draft}".encode()).digest()[:4])
 
 
 def _draw(logits_BV: Tensor, settings: Sampling, generators: Sequence[torch.Generator]) -> Tensor:

@@ -28,6 +28,7 @@ LEVELS = {
     "dpwg.text": 1,
     "dpwg.spectra": 1,
     "dpwg.superresolution": 2,
+    "dpwg.matcher": 2,
     "dpwg.parts": 1,
     "dpwg.encoders": 2,
     "dpwg.data": 2,

@@ -90,6 +90,7 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, help="0 takes the likeliest codes")
     command.add_argument("--top-k", type=int, help="0 cuts nothing")
     command.add_argument("--top-p", type=float, help="1 cuts nothing")
+    command.add_argument("--drafts", type=int, help="of the coarsest band, 1 is no choice")
 
 
 def read_settings(

@@ -1,4 +1,4 @@
-"""`tokenizer`, `upsampler` and `pretrain`: the parts that are trained on public data."""
+"""`tokenizer`, `upsampler`, `pretrain` and `matcher`: the parts that are trained on public data."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dpwg.cli.options import (
     precision_option,
     preset_option,
     read_public_records,
+    read_records,
     read_settings,
 )
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from dpwg.text import TextEncoder
 
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
+TEXT_ENCODER_HELP = (
+    "a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the preset's "
+    "by default; any but the embedded one needs --public"
+)
 
 
 def add_tokenizer(verb: Verb) -> None:
@@ -152,12 +157,7 @@ def add_pretrain(verb: Verb) -> None:
         type=Path,
         help="a folder, declared public by being named; checkpoints/tokenizer by default",
     )
-    command.add_argument(
-        "--text-encoder",
-        metavar="NAME_OR_FOLDER",
-        help="a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the "
-        "preset's by default; any but the embedded one needs --public",
-    )
+    command.add_argument("--text-encoder", metavar="NAME_OR_FOLDER", help=TEXT_ENCODER_HELP)
     command.add_argument("--base", help="public checkpoint to start from, with its text encoder")
     command.add_argument("--steps", type=int)
     command.add_argument("--batch", type=int, help="examples a step")
@@ -236,6 +236,83 @@ def _pretrain(options: argparse.Namespace) -> Any:
     release = Release(model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=text_encoder)
     save_release(out, release, tokenizer_folder=tokenizer_folder)
     return {"folder": str(out), "steps": settings.steps, "text_encoder": text_encoder.name}
+
+
+def add_matcher(verb: Verb) -> None:
+    command = verb(
+        "matcher", _matcher, "train the matcher of captions and coarsest bands on public images"
+    )
+    data_options(command, "public-more")
+    command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
+    preset_option(command)
+    command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
+    command.add_argument("--text-encoder", metavar="NAME_OR_FOLDER", help=TEXT_ENCODER_HELP)
+    command.add_argument("--steps", type=int)
+    command.add_argument("--batch", type=int, help="examples a step")
+    command.add_argument("--group", type=int, help="similar captions that a batch holds together")
+    command.add_argument("--learning-rate", type=float)
+    command.add_argument("--seed", type=int, default=0)
+    device_option(command)
+    precision_option(command)
+    command.add_argument("--out", type=Path, help="folder; checkpoints/matcher by default")
+    command.add_argument(
+        "--evaluate", action="store_true", help="measure the matcher in --out on --data instead"
+    )
+    command.add_argument("--results", type=Path, help="write the measurement to this file")
+
+
+def _matcher(options: argparse.Namespace) -> Any:
+    import torch
+
+    from dpwg.checkpoint import (
+        MATCHER,
+        checkpoint_root,
+        codebook_digest,
+        load_matcher,
+        load_tokenizer,
+        save_matcher,
+    )
+    from dpwg.config import MatcherConfig
+    from dpwg.evaluate import matcher_quality
+    from dpwg.matcher import Matcher
+    from dpwg.presets import get_preset
+    from dpwg.training.matcher import MatcherTraining, coarsest_images, train_matcher
+    from dpwg.training.ranks import Ranks
+
+    folder = options.out or checkpoint_root() / MATCHER
+    tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
+    encoder = _encoder(options, get_preset(options.preset), None)
+    if options.evaluate:
+        records = read_records(options)
+        examples = encode_examples(records, tokenizer, encoder)
+        images = torch.cat(list(coarsest_images(tokenizer, examples)))
+        quality = matcher_quality(load_matcher(folder), images, examples)
+        return kept({"data": records.name, **quality.to_json()}, options.results)
+    settings = read_settings(MatcherTraining, options)
+    ranks = Ranks.from_environment(options.device)
+    size = tokenizer.config.image_size(0)
+    config = MatcherConfig(
+        codebook=codebook_digest(tokenizer),
+        text_encoder=encoder.digest,
+        text_tokens=encoder.max_tokens,
+        text_width=encoder.width,
+        image_size=size,
+        patch=max(1, size // 4),
+    )
+    records = read_public_records(options)
+    torch.manual_seed(options.seed)
+    model = Matcher(config)
+    examples = encode_examples(records, tokenizer, encoder, ranks)
+    captions = [records[index].captions[0] for index in tqdm(range(len(records)), desc="captions")]
+    parts = tqdm(coarsest_images(tokenizer, examples), desc="coarsest images", unit="part")
+    images = torch.cat(list(parts))
+    run_training(
+        train_matcher(model, images, examples, captions, settings, ranks), "matcher", ranks
+    )
+    if not ranks.leads:
+        return None
+    save_matcher(folder, model.cpu())
+    return {"folder": str(folder), "steps": settings.steps}
 
 
 def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:

@@ -127,6 +127,10 @@ class Examples:
         part.digest = ""
         return part
 
+    def first_codes(self, scale: int) -> Tensor:
+        """The codes of one scale of each record's first image, (N, positions, codes)."""
+        return self._codes[scale][self._image_I[self._place_N]].long()
+
     def batch(
         self, indices_B: Tensor, *, draw_B: Tensor | None = None, dropped_B: Tensor | None = None
     ) -> Batch:

@@ -1,0 +1,173 @@
+"""Training the matcher of captions and coarsest bands, on public images only.
+
+Each image of a batch has to find its own caption among those of the batch, and each caption its
+image. What is hard about that is what captions of one wording tell apart: so a batch is made of
+groups whose captions share words, other ones in every pass through the set.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpwg.matcher import Matcher
+from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.examples import Examples
+from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.ranks import Ranks
+from dpwg.training.weights import Optimization, Weights
+
+COMMON = 0.25
+"""A word of more than this share of all captions tells no group from another."""
+CHUNK = 500
+SHARED = 4
+"""How many words a group is brought together by, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatcherTraining(Optimization):
+    """Settings. A batch is of groups of `group` records with similar captions."""
+
+    steps: int = 2400
+    batch: int = 256
+    group: int = 64
+    warmup: int = 200
+    weight_decay: float = 0.01
+    ema_decay: float = 0.998
+    max_grad_norm: float = 1.0
+    report_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group < 2 or self.batch % self.group:
+            raise ValueError(
+                f"Expected batch={self.batch} to be a multiple of group={self.group}, 2 or more."
+            )
+
+
+def train_matcher(
+    model: Matcher,
+    image_NChw: Tensor,
+    examples: Examples,
+    captions: Sequence[str],
+    settings: MatcherTraining,
+    ranks: Ranks | None = None,
+) -> Iterator[Progress]:
+    """Train in place on images (N, 3, S, S) in [0, 1] and the first captions of the same records.
+
+    `captions` are those in words. The model ends with averaged weights; with several `ranks` each
+    takes its share of a batch's groups, and looks no further than there.
+    """
+    ranks = ranks or Ranks()
+    settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
+    if not len(image_NChw) == len(examples) == len(captions) >= settings.batch:
+        raise ValueError(
+            f"Expected images, examples and captions of the same records, at least a batch of "
+            f"{settings.batch}, found {len(image_NChw)}, {len(examples)} and {len(captions)}."
+        )
+    weights = Weights(model.to(ranks.device), settings)
+    worker, losses = weights.worker, list[float]()
+    words, same_N = _Words(captions), _numbered(captions)
+    groups, started = _groups(words, settings), time.monotonic()
+    while weights.steps < settings.steps:
+        batch = [next(groups) for _ in range(settings.batch // settings.group)]
+        own_B = torch.cat(batch[ranks.rank :: ranks.world] or batch[:1])
+        part = examples.batch(own_B).to(ranks.device)
+        images_BChw = image_NChw[own_B].to(ranks.device)
+        scores_BB = worker.scores(images_BChw, part.states_BLD, part.mask_BL).float()
+        loss = contrastive_loss(scores_BB, same_N[own_B].to(ranks.device)) / ranks.world
+        own = dict(worker.named_parameters())
+        gradients = {
+            name: gradient.float()
+            for name, gradient in zip(
+                own, torch.autograd.grad(loss, list(own.values())), strict=True
+            )
+        }
+        total = loss.detach()
+        ranks.sum_([total, *gradients.values()])
+        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
+        losses.append(total.item())
+        if weights.steps % settings.report_every == 0 or weights.steps == settings.steps:
+            yield Progress(
+                step=weights.steps,
+                steps=settings.steps,
+                examples=weights.steps * settings.batch,
+                seconds=time.monotonic() - started,
+                loss=sum(losses) / len(losses),
+            )
+            losses.clear()
+    weights.finish()
+
+
+def coarsest_images(tokenizer: SpectralTokenizer, examples: Examples) -> Iterator[Tensor]:
+    """Each record's first image as the codes of its coarsest scale give it back, in parts (B, 3, S,
+    S).
+    """
+    for codes_BPK in examples.first_codes(0).split(CHUNK):
+        yield tokenizer.decode([codes_BPK])
+
+
+def contrastive_loss(scores_BB: Tensor, caption_B: Tensor) -> Tensor:
+    """The mean of finding each image's caption and each caption's image, in nats.
+
+    `scores_BB` are of images by captions; `caption_B` numbers the captions: one that equals
+    another is no wrong answer there, and left out.
+    """
+    others_BB = ~torch.eye(len(scores_BB), dtype=torch.bool, device=scores_BB.device)
+    equal_BB = (caption_B[:, None] == caption_B[None]) & others_BB
+    scores_BB = scores_BB.masked_fill(equal_BB, -torch.inf)
+    own_B = torch.arange(len(scores_BB), device=scores_BB.device)
+    return (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
+
+
+class _Words:
+    """The words of every caption that are not in most of them, as numbers."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        rows = [sorted(set(re.findall(r"\w+", caption.lower()))) for caption in captions]
+        counts = Counter(word for row in rows for word in row)
+        telling = [word for word in counts if counts[word] <= max(1, COMMON * len(captions))]
+        number = {word: index for index, word in enumerate(telling)}
+        self.count = len(telling)
+        longest = max(SHARED, *(len(row) for row in rows))
+        self.number_NW = np.full((len(rows), longest), self.count)  # the last one is none
+        for index, row in enumerate(rows):
+            own = [number[word] for word in row if word in number]
+            self.number_NW[index, : len(own)] = own
+
+    def alike(self, generator: np.random.Generator) -> np.ndarray:
+        """All captions in an order that puts those together which share words.
+
+        The words come in a random order, and captions are sorted by their first few in it.
+        """
+        place_V = np.append(generator.permutation(self.count), self.count)
+        first_NS = np.sort(place_V[self.number_NW], axis=1)[:, :SHARED]
+        chance_N = generator.random(len(first_NS))
+        return np.lexsort((chance_N, *first_NS.T[::-1]))
+
+
+def _groups(words: _Words, settings: MatcherTraining) -> Iterator[Tensor]:
+    """Groups of similar captions without end; in each pass through the set other ones."""
+    generator = np.random.default_rng(settings.seed)
+    while True:
+        order_N = words.alike(generator)
+        count = len(order_N) // settings.group
+        group_KG = order_N[: count * settings.group].reshape(count, settings.group)
+        for index in generator.permutation(count):
+            yield torch.from_numpy(group_KG[index])
+
+
+def _numbered(captions: Sequence[str]) -> Tensor:
+    """A number for each caption, the same for equal ones."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])

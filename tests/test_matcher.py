@@ -1,0 +1,308 @@
+"""The matcher: what it learns, the drafts it chooses among, and when it is used at all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dpwg.checkpoint import (
+    MATCHER,
+    codebook_digest,
+    load_matcher,
+    load_release,
+    matcher_for,
+    save_matcher,
+)
+from dpwg.cli import main
+from dpwg.config import MatcherConfig
+from dpwg.evaluate import matcher_quality
+from dpwg.matcher import Matcher
+from dpwg.model import WaveletGPT
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.sampling import Sampling, _draft_seed, sample
+from dpwg.text import EncodedText
+from dpwg.training.examples import Examples
+from dpwg.training.matcher import (
+    MatcherTraining,
+    _Words,
+    coarsest_images,
+    contrastive_loss,
+    train_matcher,
+)
+
+SIZES = MatcherConfig(text_width=8, text_tokens=5, width=16, heads=2, blocks=1, slots=2)
+PLAIN = Sampling(guidance=1.5, temperature=1.0, top_p=1.0, drafts=6)
+COLOURS = ("red", "green", "blue", "white")
+
+
+def matcher(seed: int = 0, config: MatcherConfig = SIZES) -> Matcher:
+    torch.manual_seed(seed)
+    return Matcher(config)
+
+
+def halves(count: int) -> tuple[Tensor, Examples, list[str]]:
+    """Images of one colour above and one below, with states that say so, word by word."""
+    generator = torch.Generator().manual_seed(0)
+    colour_N2 = torch.randint(4, (count, 2), generator=generator)
+    rgb = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    image_NChw = (
+        rgb[colour_N2].transpose(1, 2).repeat_interleave(4, 2)[..., None].expand(-1, -1, -1, 8)
+    )
+    states_NLD = torch.zeros(count, 5, 8)
+    states_NLD[:, :2, :4] = torch.nn.functional.one_hot(colour_N2, 4).float()
+    states_NLD[:, torch.arange(2), 4 + torch.arange(2)] = 1
+    text = {
+        "states": states_NLD,
+        "mask": torch.arange(5).expand(count, -1) < 2,
+        "count": torch.ones(count, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 1,
+    }
+    codes = {f"codes_{s}": torch.zeros(count, 4, 2, dtype=torch.int16) for s in range(3)}
+    captions = [f"{COLOURS[a]} above {COLOURS[b]}" for a, b in colour_N2.tolist()]
+    return image_NChw, Examples(text, codes), captions
+
+
+def test_scores_are_products_of_unit_vectors() -> None:
+    own, (image_NChw, examples, _) = matcher(), halves(6)
+    batch = examples.batch(torch.arange(6))
+    image_BV, text_BV = own.images(image_NChw), own.captions(batch.states_BLD, batch.mask_BL)
+    for vectors_BV in (image_BV, text_BV):
+        torch.testing.assert_close(vectors_BV.norm(dim=1), torch.ones(6))
+    scores_BB = own.scores(image_NChw, batch.states_BLD, batch.mask_BL)
+    torch.testing.assert_close(scores_BB, own.log_scale.exp() * image_BV @ text_BV.T)
+
+
+def test_padding_of_a_caption_changes_nothing() -> None:
+    own, (_, examples, _) = matcher(), halves(6)
+    batch = examples.batch(torch.arange(6))
+    padded_BLD = batch.states_BLD.clone()
+    padded_BLD[:, 2:] = torch.randn(6, 3, 8)
+    changed_BV = own.captions(padded_BLD, batch.mask_BL)
+    torch.testing.assert_close(changed_BV, own.captions(batch.states_BLD, batch.mask_BL))
+
+
+def test_training_finds_captions_that_chance_does_not() -> None:
+    own, (image_NChw, examples, captions) = matcher(), halves(400)
+    settings = MatcherTraining(
+        steps=120, batch=32, group=16, warmup=5, learning_rate=1e-2, ema_decay=0.9, report_every=60
+    )
+    before = matcher_quality(own, image_NChw, examples, among=10)
+    reports = list(train_matcher(own, image_NChw, examples, captions, settings))
+    assert [report.step for report in reports] == [60, 120]
+    assert reports[1].loss < reports[0].loss
+    after = matcher_quality(own, image_NChw, examples, among=10)
+    assert (after.records, after.among) == (400, 10)
+    # of ten captions some are equal: the first of those counts as found
+    assert before.captions_found < 0.3 < 0.6 < after.captions_found
+    assert before.images_found < 0.3 < 0.6 < after.images_found
+
+
+def test_the_loss_counts_the_others_that_differ() -> None:
+    scores_BB = torch.zeros(4, 4)
+    assert contrastive_loss(scores_BB, torch.arange(4)).item() == pytest.approx(np.log(4))
+    assert contrastive_loss(scores_BB, torch.tensor([0, 0, 1, 2])).item() == pytest.approx(
+        np.log([3, 3, 4, 4]).mean()
+    )
+    assert contrastive_loss(scores_BB, torch.zeros(4, dtype=torch.int64)).item() == 0
+    scores_BB.fill_diagonal_(50)
+    assert contrastive_loss(scores_BB, torch.arange(4)).item() < 1e-6
+
+
+def test_neighbours_share_words_that_not_many_captions_have() -> None:
+    colours = {*COLOURS, "black", "pink", "teal", "gray"}
+    captions = [f"a face with {a} hair and a {b} shirt" for a in colours for b in colours] * 4
+    words = _Words(captions)
+    assert words.count == 8
+    orders = [words.alike(np.random.default_rng(seed)) for seed in range(3)]
+    for order in orders:
+        assert sorted(order) == list(range(len(captions)))
+        groups = [
+            [set(captions[i].split()) & colours for i in part] for part in order.reshape(16, 16)
+        ]
+        assert sum(bool(set.intersection(*group)) for group in groups) >= 10
+    assert not np.array_equal(captions[orders[0][0]], captions[orders[1][0]])
+
+
+@pytest.mark.parametrize("change", [{"group": 1}, {"group": 48}, {"steps": 0}])
+def test_impossible_settings_are_refused_by_name(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        MatcherTraining(**change)
+
+
+def test_sets_of_other_sizes_are_refused() -> None:
+    image_NChw, examples, captions = halves(40)
+    settings = MatcherTraining(steps=1, batch=32, group=16)
+    for part, words in ((image_NChw, captions[:39]), (image_NChw[:39], captions)):
+        with pytest.raises(ValueError, match="of the same records"):
+            next(train_matcher(matcher(), part, examples, words, settings))
+
+
+@pytest.fixture(scope="module")
+def model(make_model) -> WaveletGPT:
+    return make_model().double()
+
+
+@pytest.fixture(scope="module")
+def text(make_inputs) -> EncodedText:
+    inputs = make_inputs(5)
+    return EncodedText(states_BLD=inputs.states_BLD, mask_BL=inputs.mask_BL)
+
+
+def draw(model, text, choose, settings=PLAIN, rows=slice(None), seeds=range(5)) -> list[Tensor]:
+    empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
+    own = EncodedText(states_BLD=text.states_BLD[rows], mask_BL=text.mask_BL[rows])
+    return sample(model, own, empty, list(seeds)[rows], settings, choose=choose)
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def smallest(codes_BNPK: Tensor) -> Tensor:
+    return codes_BNPK.flatten(2).sum(2).argmin(1)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_the_chosen_draft_goes_on_as_if_it_had_been_alone(model, text, guidance: float) -> None:
+    settings = dataclasses.replace(PLAIN, guidance=guidance)
+    alone = draw(model, text, None, settings)
+    seen: list[Tensor] = []
+
+    def first(codes_BNPK: Tensor) -> Tensor:
+        seen.append(codes_BNPK.clone())
+        return torch.zeros(len(codes_BNPK), dtype=torch.int64)
+
+    assert same(draw(model, text, first, settings), alone)
+    assert seen[0].shape == (5, 6, 4, 2)
+    assert torch.equal(seen[0][:, 0], alone[0])
+    assert len(seen[0].flatten(2)[0].unique(dim=0)) > 1
+    fourth = draw(model, text, lambda codes: torch.full((5,), 3), settings)
+    assert torch.equal(fourth[0], seen[0][:, 3])
+    assert not same(fourth, alone)
+    assert same(
+        fourth, draw(model, text, None, settings, seeds=[_draft_seed(s, 3) for s in range(5)])
+    )
+
+
+def test_drafts_are_the_same_alone_and_in_any_batch(model, text) -> None:
+    together = draw(model, text, smallest)
+    for row in range(5):
+        own = [codes[row : row + 1] for codes in together]
+        assert same(draw(model, text, smallest, rows=slice(row, row + 1)), own)
+
+
+def test_of_equal_drafts_the_first_goes_on(model, text) -> None:
+    settings = Sampling(guidance=1.0, temperature=1.0, top_k=1, drafts=4)
+    alone = draw(model, text, None, settings)
+    assert same(draw(model, text, lambda codes: torch.full((5,), 3), settings), alone)
+
+
+def test_nothing_is_chosen_where_there_is_no_choice(model, text) -> None:
+    def never(codes_BNPK: Tensor) -> Tensor:
+        raise AssertionError
+
+    for settings in (Sampling(drafts=1), Sampling(temperature=0.0)):
+        assert same(draw(model, text, never, settings), draw(model, text, None, settings))
+
+
+@pytest.mark.parametrize("drafts", [0, 33])
+def test_drafts_out_of_range_are_refused(drafts: int) -> None:
+    with pytest.raises(ValueError, match=f"Expected drafts={drafts}"):
+        Sampling(drafts=drafts)
+
+
+@pytest.fixture
+def own_root(root, tmp_path, monkeypatch) -> Path:
+    """The tiny releases again, with a matcher of theirs beside them."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(root, folder)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(folder))
+    release = load_release("faces/public")
+    config = dataclasses.replace(
+        SIZES,
+        text_encoder=release.text_encoder.digest,
+        text_tokens=release.text_encoder.max_tokens,
+        text_width=release.model.config.text_width,
+        codebook=codebook_digest(release.tokenizer),
+    )
+    save_matcher(folder / MATCHER, matcher(config=config))
+    return folder
+
+
+def test_a_saved_matcher_is_the_same_to_bfloat16(own_root) -> None:
+    read = load_matcher(own_root / MATCHER)
+    expected = copy.deepcopy(matcher(config=read.config)).bfloat16().float().state_dict()
+    assert read.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in read.state_dict().items())
+
+
+def test_the_matcher_is_used_for_its_own_tokenizer_and_encoder_alone(
+    own_root, make_tokenizer
+) -> None:
+    release = load_release("faces/public")
+    assert matcher_for(release) is not None
+    tokenizer = make_tokenizer(seed=1)
+    assert matcher_for(dataclasses.replace(release, tokenizer=tokenizer)) is None
+    encoder = dataclasses.replace(release.text_encoder, max_tokens=20)
+    assert matcher_for(dataclasses.replace(release, text_encoder=encoder)) is None
+
+
+def test_the_pipeline_draws_what_the_matcher_likes_best(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    captions = ["a person with red hair", "a person with black hair"]
+    one = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=1))
+    best = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=12))
+    assert not np.array_equal(one.partials[0], best.partials[0])
+    own, text = matcher_for(pipe.release), pipe.encoder.encode(captions)
+    assert own is not None
+
+    def liking(partial: np.ndarray) -> Tensor:
+        image_BChw = torch.from_numpy(partial).permute(0, 3, 1, 2).float() / 255
+        return own.scores(image_BChw, text.states_BLD.float(), text.mask_BL).diagonal()
+
+    assert (liking(best.partials[0]) > liking(one.partials[0])).all()
+
+
+def test_coarsest_images_are_decoded_from_the_first_codes(make_tokenizer, images) -> None:
+    tokenizer = make_tokenizer()
+    codes = tokenizer.encode(images[:12])
+    text = {
+        "states": torch.zeros(12, 5, 8),
+        "mask": torch.ones(12, 5, dtype=torch.bool),
+        "count": torch.ones(12, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 1,
+    }
+    examples = Examples(text, {f"codes_{s}": c.to(torch.int16) for s, c in enumerate(codes)})
+    expected = tokenizer.decode(codes[:1])
+    torch.testing.assert_close(torch.cat([*coarsest_images(tokenizer, examples)]), expected)
+
+
+def test_the_verb_trains_one_for_the_checkpoints_in_use(
+    root, image_folder, capsys, monkeypatch, tmp_path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(root, folder)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(folder))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    words = ["matcher", "--data", str(image_folder), "--steps", "1", "--group", "4", "--json"]
+    assert main([*words, "--batch", "8"]) == 2
+    assert "--public" in capsys.readouterr().err
+    assert main([*words, "--batch", "16", "--public"]) == 2
+    assert "at least a batch of 16, found 12" in capsys.readouterr().err
+    assert matcher_for(load_release("faces/eps-1")) is None
+    assert main([*words, "--batch", "8", "--public"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(folder / MATCHER), "steps": 1}
+    assert matcher_for(load_release("faces/eps-1")) is not None
+    assert main(["matcher", "--data", str(image_folder), "--evaluate"]) == 2
+    assert "Expected 100 records or more, found 12" in capsys.readouterr().err
