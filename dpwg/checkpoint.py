@@ -151,13 +151,15 @@ def load_matcher(folder: Path) -> Matcher:
     return model.eval().requires_grad_(False)
 
 
+def find_matcher() -> Path | None:
+    """The folder of the matcher among the checkpoints in use, or else of the shipped one."""
+    folders = (checkpoint_root() / MATCHER, SHIPPED / MATCHER)
+    return next((folder for folder in folders if folder.exists()), None)
+
+
 def matcher_for(release: Release) -> Matcher | None:
-    """The matcher among the checkpoints in use, or the shipped one; None without one that was
-    trained with the release's tokenizer and text encoder.
-    """
-    named = checkpoint_root() / MATCHER
-    folder = named if named.exists() else SHIPPED / MATCHER
-    if not folder.exists():
+    """The matcher that was trained with the release's tokenizer and text encoder, if any."""
+    if (folder := find_matcher()) is None:
         return None
     model, encoder = load_matcher(folder), release.text_encoder
     reads = (model.config.codebook, model.config.text_encoder, model.config.text_tokens)

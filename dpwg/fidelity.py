@@ -32,7 +32,7 @@ LEAST_PIXELS = 60
 """A part with fewer pixels of exactly its colour is left out, of 128 x 128."""
 EXACT = 2
 """How far, of 255 a channel, a pixel of a record's own picture may be from its part's colour."""
-BATCH = 50
+BATCH = 10
 _LINEAR_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
      [0.0193339, 0.1191920, 0.9503041]]

@@ -24,6 +24,11 @@ FROZEN_PARTS = (
         "licence": "BSD-3-Clause",
     },
     {
+        "name": "matcher of captions and coarsest bands",
+        "source": "trained by this project on the public mix; chooses among drafts in sampling",
+        "licence": "Apache-2.0",
+    },
+    {
         "name": "caption wording",
         "source": "templates in dpwg.data.captions",
         "licence": "Apache-2.0",

@@ -33,8 +33,9 @@ class GenerationResult:
 
     `partials` holds the image of each scale, coarse to fine, the last being `coarse`. `bands` is
     the Haar pyramid of `image` as `wavelet.haar_pyramid` orders it, down to the coarsest scale:
-    its first `len(partials)` entries are what the privately trained model decided. `seconds` has
-    the times of `text`, `tokens`, `upsampling` and `total`.
+    its first `len(partials)` entries are what the privately trained model decided. The coarsest
+    scale is the best of `drafts`, as the public matcher sees it; 1 where there was no choice.
+    `seconds` has the times of `text`, `tokens`, `upsampling` and `total`.
     """
 
     coarse: np.ndarray
@@ -43,6 +44,7 @@ class GenerationResult:
     partials: list[np.ndarray]
     captions: tuple[str, ...]
     seeds: tuple[int, ...]
+    drafts: int
     card: PrivacyCard
     seconds: dict[str, float]
 
@@ -58,6 +60,7 @@ class GenerationResult:
             "captions": list(self.captions),
             "seed": self.seed,
             "seeds": list(self.seeds),
+            "drafts": self.drafts,
             "epsilon": self.card.epsilon,
             "delta": self.card.delta,
             "coarse_size": self.coarse.shape[1],
@@ -168,6 +171,7 @@ class DPWaveletPipeline:
             partials=partials,
             captions=captions,
             seeds=seeds,
+            drafts=settings.drafts_drawn if self._matcher else 1,
             card=self.release.card,
             seconds={**seconds, "total": clock[-1] - clock[0]},
         )

@@ -50,6 +50,11 @@ class Sampling(Config):
         if not 1 <= self.drafts <= MAX_DRAFTS:
             raise ValueError(f"Expected drafts={self.drafts} in [1, {MAX_DRAFTS}]; 1 is no choice.")
 
+    @property
+    def drafts_drawn(self) -> int:
+        """How many drafts there are to choose among: at temperature 0 all would be the same."""
+        return self.drafts if self.temperature else 1
+
 
 @torch.no_grad()
 def sample(
@@ -73,7 +78,7 @@ def sample(
         raise ValueError(
             f"Expected one seed a caption, found {len(seeds)} and {len(text.mask_BL)}."
         )
-    drafts = settings.drafts if choose is not None and settings.temperature else 1
+    drafts = 1 if choose is None else settings.drafts_drawn
     drawing = _Drawing(model, text, unconditional, seeds, settings, drafts)
     for scale in range(model.config.scales):
         drawing.draw(scale)

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpwg.checkpoint import (
+    MATCHER,
     UPSAMPLER,
     checkpoint_names,
     find_checkpoint,
+    find_matcher,
     load_card,
+    load_matcher,
     load_release,
     load_superresolution,
+    save_matcher,
     save_release,
     save_superresolution,
     save_tokenizer,
@@ -83,6 +87,8 @@ def write_space(
 
 def _write_checkpoints(root: Path, names: Sequence[str]) -> None:
     save_superresolution(root / UPSAMPLER, load_superresolution())
+    if (matcher := find_matcher()) is not None:
+        save_matcher(root / MATCHER, load_matcher(matcher))
     shared: str | None = None
     for name in names:
         release = load_release(name)

@@ -28,6 +28,7 @@ from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.sampling import Sampling, _draft_seed, sample
+from dpwg.space import write_space
 from dpwg.text import EncodedText
 from dpwg.training.examples import Examples
 from dpwg.training.matcher import (
@@ -262,6 +263,7 @@ def test_the_pipeline_draws_what_the_matcher_likes_best(own_root) -> None:
     one = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=1))
     best = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=12))
     assert not np.array_equal(one.partials[0], best.partials[0])
+    assert (one.drafts, best.drafts, best.to_json()["drafts"]) == (1, 12, 12)
     own, text = matcher_for(pipe.release), pipe.encoder.encode(captions)
     assert own is not None
 
@@ -270,6 +272,15 @@ def test_the_pipeline_draws_what_the_matcher_likes_best(own_root) -> None:
         return own.scores(image_BChw, text.states_BLD.float(), text.mask_BL).diagonal()
 
     assert (liking(best.partials[0]) > liking(one.partials[0])).all()
+
+
+def test_a_space_takes_the_matcher_along(own_root, tmp_path) -> None:
+    assert "checkpoints/matcher/config.json" in write_space(tmp_path / "space", ["faces/public"])
+    copied = load_matcher(tmp_path / "space" / "checkpoints" / MATCHER)
+    own = load_matcher(own_root / MATCHER)
+    assert copied.config == own.config
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], tensor)
 
 
 def test_coarsest_images_are_decoded_from_the_first_codes(make_tokenizer, images) -> None:
