@@ -18,7 +18,7 @@ from dpwg.config import Config
 from dpwg.model import WaveletGPT
 from dpwg.text import EncodedText
 
-MAX_DRAFTS = 32
+MAX_DRAFTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)

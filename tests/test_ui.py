@@ -124,6 +124,7 @@ def test_files_hold_the_pictures_and_the_facts():
         "captions": ["A person \ud800"] * 2,
         "seed": 7,
         "seeds": [7, 8],
+        "drafts": 1,
         "epsilon": card.epsilon,
         "delta": card.delta,
         "coarse_size": 32,

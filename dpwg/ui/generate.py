@@ -15,12 +15,12 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.checkpoint import find_checkpoint, find_matcher, load_card
 from dpwg.data.faces import face
 from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
-from dpwg.sampling import Sampling
+from dpwg.sampling import MAX_DRAFTS, Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
 from dpwg.ui.own import YOURS, loader, own_card
@@ -95,6 +95,7 @@ def generate(
     guidance: float,
     temperature: float,
     upsampler: str,
+    drafts: int = Sampling.drafts,
     own: Run | None = None,
 ) -> Iterator[Frame]:
     """Frames of `count` images with seeds from `seed`: one a scale, some of an upsampler that works
@@ -112,8 +113,9 @@ def generate(
             guidance,
             temperature,
             upsampler,
+            whole("drafts", drafts, 1, MAX_DRAFTS),
         )
-        settings = Sampling(guidance=guidance, temperature=temperature)
+        settings = drawing.sampling
         load = loader(checkpoint, own)
         pipe = load()
         seeds = tuple(range(drawing.seed, drawing.seed + drawing.count))
@@ -189,12 +191,21 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
         images=saved(folder, "image", result.image, _labels(result.seeds)),
         status=" · ".join(facts),
         swipe=swiped(shown, 0),
-        authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. Every "
-        f"finer detail, up to {full}, was invented by the public upsampler {drawing.upsampler} "
-        "from what was released. What a public model knew before, ε does not cover.",
+        authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. "
+        f"{_choice(result)}Every finer detail, up to {full}, was invented by the public upsampler "
+        f"{drawing.upsampler} from what was released. What a public model knew before, ε does not "
+        "cover.",
         files=_write(folder, drawing.checkpoint, result),
         shown=shown,
     )
+
+
+def _choice(result: GenerationResult) -> str:
+    """That drafts were chosen among, where they were."""
+    if result.drafts == 1:
+        return ""
+    size = _square(result.partials[0].shape[1])
+    return f"Of its {result.drafts} drafts at {size} a public matcher chose this one. "
 
 
 def _coarse(folder: Path, coarse_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
@@ -363,6 +374,16 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
             label="Upsampler",
             info=describe_upsampler(DEFAULT_UPSAMPLER),
         )
+        drafts = gr.Slider(
+            1,
+            MAX_DRAFTS,
+            value=Sampling.drafts,
+            step=1,
+            label="Drafts",
+            info="The coarsest picture is drawn so often, and a public model that saw no private "
+            "record keeps the one that fits the caption best; 1 is no choice.",
+            visible=find_matcher() is not None,
+        )
     dice.click(random_seed, outputs=seed, api_name="random_seed")
     upsampler.change(
         lambda name: gr.Dropdown(info=describe_upsampler(name)),
@@ -370,7 +391,7 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
         upsampler,
         api_visibility="private",
     )
-    return checkpoint, promise, [seed, count, guidance, temperature, upsampler]
+    return checkpoint, promise, [seed, count, guidance, temperature, upsampler, drafts]
 
 
 def _build_pictures() -> list[Any]:

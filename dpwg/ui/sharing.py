@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from dpwg.checkpoint import checkpoint_names
 from dpwg.pipeline import MAX_SEED
-from dpwg.sampling import Sampling
+from dpwg.sampling import MAX_DRAFTS, Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
@@ -25,6 +25,14 @@ class Drawing:
     guidance: float = Sampling.guidance
     temperature: float = Sampling.temperature
     upsampler: str = DEFAULT_UPSAMPLER
+    drafts: int = Sampling.drafts
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its codes are drawn. Raises ValueError for what is out of range."""
+        return Sampling(
+            guidance=self.guidance, temperature=self.temperature, drafts=int(self.drafts)
+        )
 
 
 def to_query(drawing: Drawing) -> str:
@@ -62,8 +70,9 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
         guidance=_number(query, "guidance", Sampling.guidance),
         temperature=_number(query, "temperature", Sampling.temperature),
         upsampler=query.get("upsampler", DEFAULT_UPSAMPLER),
+        drafts=whole("drafts", _number(query, "drafts", Sampling.drafts), 1, MAX_DRAFTS),
     )
-    Sampling(guidance=drawing.guidance, temperature=drawing.temperature)  # refuses what is absurd
+    _ = drawing.sampling  # refuses what is absurd
     for name, value, known in (
         ("checkpoint", drawing.checkpoint, names),
         ("upsampler", drawing.upsampler, upsamplers),
