@@ -328,7 +328,7 @@ def drawn_elsewhere(run: Run) -> None:
     """In the other tabs the run's visitor has one checkpoint more, and nobody else has."""
     card = load_card(run.release)
     mine = DPWaveletPipeline.from_pretrained(run.release)("x", seed=7, upsampler="bicubic")
-    *_, last = generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", run)
+    *_, last = generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", own=run)
     np.testing.assert_array_equal(last.shown.image, mine.image)
     assert last.shown.title == "your model, seed 7"
     assert f"by the private model, ε = {card.epsilon:.4g}" in last.authors
@@ -336,10 +336,10 @@ def drawn_elsewhere(run: Run) -> None:
     promise, whole = describe_checkpoint(YOURS, run)
     assert promise.startswith(f"**ε = {card.epsilon:.4g} at")
     assert whole == card.to_markdown()
-    for rows in compare_captions(YOURS, "x", 7, "bicubic", run):
+    for rows in compare_captions(YOURS, "x", 7, "bicubic", own=run):
         pictures = [np.asarray(Image.open(path)) for path, _ in rows.images]
     np.testing.assert_array_equal(pictures[0], mine.image[0])
-    for rows in compare_checkpoints("faces", "x", 7, "bicubic", run):
+    for rows in compare_checkpoints("faces", "x", 7, "bicubic", own=run):
         pictures = [np.asarray(Image.open(path)) for path, _ in rows.images]
     np.testing.assert_array_equal(pictures[-1], mine.image[0])
     *others, own = (label for _, label in rows.images)
@@ -355,16 +355,16 @@ def drawn_elsewhere(run: Run) -> None:
         with pytest.raises(gr.Error, match="no model of yours here"):
             ask()
     with pytest.raises(gr.Error, match=f"Expected checkpoint='{run.release}'"):
-        next(generate(str(run.release), "x", 7, 1, 1.5, 0.5, "bicubic", run))
+        next(generate(str(run.release), "x", 7, 1, 1.5, 0.5, "bicubic", own=run))
     with pytest.raises(gr.Error, match="checkpoint='your model' in the link"):
         opened({"seed": "1", "checkpoint": YOURS})
 
 
 def asking_for_mine(run: Run | None) -> list[Callable[[], object]]:
     return [
-        lambda: next(generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", run)),
+        lambda: next(generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", own=run)),
         lambda: describe_checkpoint(YOURS, run),
-        lambda: next(compare_captions(YOURS, "x", 7, "bicubic", run)),
+        lambda: next(compare_captions(YOURS, "x", 7, "bicubic", own=run)),
     ]
 
 
