@@ -25,7 +25,8 @@ FROZEN_PARTS = (
     },
     {
         "name": "matcher of captions and coarsest bands",
-        "source": "trained by this project on the public mix; chooses among drafts in sampling",
+        "source": "trained by this project on the public mix; chooses among drafts, "
+        "where there is one",
         "licence": "Apache-2.0",
     },
     {

@@ -64,7 +64,7 @@ INSIDE = {  # the order within a package, lowest first
         *("accounting", "audit", "curves", "mechanism", "lora", "rules", "supported"),
         *("clipping", "card"),
     ),
-    "dpwg.training": ("progress", "state", "weights", "mapped", "examples"),
+    "dpwg.training": ("progress", "ranks", "state", "weights", "descent", "mapped", "examples"),
     "dpwg.cli": ("console", "options", "data", "train", "finetune", "use", "measure"),
 }
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}

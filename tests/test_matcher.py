@@ -38,6 +38,7 @@ from dpwg.training.matcher import (
     contrastive_loss,
     train_matcher,
 )
+from dpwg.training.ranks import Ranks
 
 SIZES = MatcherConfig(text_width=8, text_tokens=5, width=16, heads=2, blocks=1, slots=2)
 PLAIN = Sampling(guidance=1.5, temperature=1.0, top_p=1.0, drafts=6)
@@ -145,6 +146,13 @@ def test_sets_of_other_sizes_are_refused() -> None:
     for part, words in ((image_NChw, captions[:39]), (image_NChw[:39], captions)):
         with pytest.raises(ValueError, match="of the same records"):
             next(train_matcher(matcher(), part, examples, words, settings))
+
+
+def test_more_processes_than_groups_are_refused() -> None:
+    image_NChw, examples, captions = halves(40)
+    settings = MatcherTraining(steps=1, batch=32, group=16)
+    with pytest.raises(ValueError, match="for each of 3 processes"):
+        next(train_matcher(matcher(), image_NChw, examples, captions, settings, Ranks(0, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,14 @@ def _set_trainable(layer: nn.Module, trainable: bool) -> None:
         parameter.requires_grad_(trainable)
 
 
+def _check_gradients_on(name: str) -> None:
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            f"Expected {name!r} to be called with gradients on, but something turned them off; "
+            "detach what it returns, and checkpoint with use_reentrant=False."
+        )
+
+
 def _merge(name: str, layer: LoRALinear) -> None:
     layer.merged = layer.mergeable()
     if not layer.merged:
@@ -208,11 +216,7 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor:
             _set_trainable(layer, True)
-            if not torch.is_grad_enabled():
-                raise ValueError(
-                    f"Expected {name!r} to be called with gradients on, but something turned them "
-                    "off; detach what it returns, and checkpoint with use_reentrant=False."
-                )
+            _check_gradients_on(name)
             begins = not output.requires_grad  # nothing trainable before
             if begins:
                 output = output.detach().requires_grad_()
@@ -233,6 +237,9 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
 
         return keep
 
+    def checker(name: str) -> Callable[..., None]:
+        return lambda *_: _check_gradients_on(name)
+
     def freeze(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
         _set_trainable(layer, False)
 
@@ -241,6 +248,8 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             _set_trainable(layer, True)
             if isinstance(layer, LoRALinear):
                 _merge(name, layer)
+                for part in (layer.down, layer.up):  # called by the layer, or past it
+                    handles.append(part.register_forward_pre_hook(checker(name)))
             handles.append(layer.register_forward_pre_hook(freeze))
             handles.append(
                 layer.register_forward_hook(keeper(name), prepend=True, with_kwargs=True)

@@ -8,7 +8,6 @@ groups whose captions share words, other ones in every pass through the set.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +19,18 @@ from torch.nn import functional as F
 
 from dpwg.matcher import Matcher
 from dpwg.tokenizer import SpectralTokenizer
+from dpwg.training.descent import descend
 from dpwg.training.examples import Examples
-from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.progress import Progress
 from dpwg.training.ranks import Ranks
 from dpwg.training.weights import Optimization, Weights
 
 COMMON = 0.25
 """A word of more than this share of all captions tells no group from another."""
-CHUNK = 500
 SHARED = 4
 """How many words a group is brought together by, at most."""
+CHUNK = 500
+"""Images that are decoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ def train_matcher(
     takes its share of a batch's groups, and looks no further than there.
     """
     ranks = ranks or Ranks()
+    if settings.batch // settings.group < ranks.world:
+        raise ValueError(
+            f"Expected batch={settings.batch} to hold a group={settings.group} or more for each of "
+            f"{ranks.world} processes; make the batch larger or the groups smaller."
+        )
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     if not len(image_NChw) == len(examples) == len(captions) >= settings.batch:
         raise ValueError(
@@ -75,38 +81,18 @@ def train_matcher(
             f"{settings.batch}, found {len(image_NChw)}, {len(examples)} and {len(captions)}."
         )
     weights = Weights(model.to(ranks.device), settings)
-    worker, losses = weights.worker, list[float]()
-    words, same_N = _Words(captions), _numbered(captions)
-    groups, started = _groups(words, settings), time.monotonic()
-    while weights.steps < settings.steps:
+    same_N, groups = _numbered(captions), _groups(_Words(captions), settings)
+
+    def loss_of_step() -> Tensor:
         batch = [next(groups) for _ in range(settings.batch // settings.group)]
-        own_B = torch.cat(batch[ranks.rank :: ranks.world] or batch[:1])
+        own_B = torch.cat(batch[ranks.rank :: ranks.world])
         part = examples.batch(own_B).to(ranks.device)
         images_BChw = image_NChw[own_B].to(ranks.device)
-        scores_BB = worker.scores(images_BChw, part.states_BLD, part.mask_BL).float()
-        loss = contrastive_loss(scores_BB, same_N[own_B].to(ranks.device)) / ranks.world
-        own = dict(worker.named_parameters())
-        gradients = {
-            name: gradient.float()
-            for name, gradient in zip(
-                own, torch.autograd.grad(loss, list(own.values())), strict=True
-            )
-        }
-        total = loss.detach()
-        ranks.sum_([total, *gradients.values()])
-        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
-        losses.append(total.item())
-        if weights.steps % settings.report_every == 0 or weights.steps == settings.steps:
-            yield Progress(
-                step=weights.steps,
-                steps=settings.steps,
-                examples=weights.steps * settings.batch,
-                seconds=time.monotonic() - started,
-                loss=sum(losses) / len(losses),
-            )
-            losses.clear()
-    weights.finish()
+        scores_BB = weights.worker.scores(images_BChw, part.states_BLD, part.mask_BL).float()
+        loss = contrastive_loss(scores_BB, same_N[own_B].to(ranks.device))
+        return loss * len(own_B) / settings.batch
+
+    yield from descend(weights, settings, ranks, loss_of_step)
 
 
 def coarsest_images(tokenizer: SpectralTokenizer, examples: Examples) -> Iterator[Tensor]:
@@ -131,7 +117,7 @@ def contrastive_loss(scores_BB: Tensor, caption_B: Tensor) -> Tensor:
 
 
 class _Words:
-    """The words of every caption that are not in most of them, as numbers."""
+    """The words of every caption that not many of them have, as numbers."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         rows = [sorted(set(re.findall(r"\w+", caption.lower()))) for caption in captions]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dpwg.model import WaveletGPT
+from dpwg.training.descent import descend
 from dpwg.training.examples import Examples
-from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.progress import Progress
 from dpwg.training.ranks import Ranks
 from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
@@ -58,45 +58,26 @@ def pretrain(
         check_same_run(folder, saved[1], run)
         weights.load(saved[0])
     generator = torch.Generator().manual_seed(settings.seed + weights.steps)
-    worker = weights.worker
-    losses_of = worker.negative_log_likelihood
+    losses_of = weights.worker.negative_log_likelihood
     if compiled:
         losses_of = torch.compile(losses_of)
-    losses: list[float] = []
-    started, first = time.monotonic(), weights.steps
-    while weights.steps < settings.steps:
+
+    def loss_of_step() -> Tensor:
         chosen_B = _chosen(len(examples), settings, weights.steps)
         draw_B = torch.rand(settings.batch, generator=generator)
         dropped_B = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
         batch = examples.batch(
             ranks.share(chosen_B), draw_B=ranks.share(draw_B), dropped_B=ranks.share(dropped_B)
         ).to(ranks.device)
-        losses_B = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
-        loss = losses_B.sum() / settings.batch
-        worker.zero_grad(set_to_none=True)
-        loss.backward()
-        gradients = {
-            name: torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
-            for name, p in worker.named_parameters()
-        }
-        total = loss.detach()
-        ranks.sum_([total, *gradients.values()])
-        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
-        losses.append(total.item())
-        last = weights.steps == settings.steps
-        if ranks.leads and (weights.steps % settings.save_every == 0 or last):
+        losses_B: Tensor = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
+        return losses_B.sum() / settings.batch
+
+    def save() -> None:
+        due = weights.steps % settings.save_every == 0 or weights.steps == settings.steps
+        if ranks.leads and due:
             save_state(folder, weights.steps, weights.state(), run)
-        if weights.steps % settings.report_every == 0 or last:
-            yield Progress(
-                step=weights.steps,
-                steps=settings.steps,
-                examples=(weights.steps - first) * settings.batch,
-                seconds=time.monotonic() - started,
-                loss=sum(losses) / len(losses),
-            )
-            losses.clear()
-    weights.finish()
+
+    yield from descend(weights, settings, ranks, loss_of_step, after_step=save)
 
 
 def _chosen(count: int, settings: Pretraining, step: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from dpwg.device import fast_autocast
 from dpwg.superresolution import SuperResolution, band_error
 from dpwg.tokenizer import SpectralTokenizer
-from dpwg.training.progress import Progress, warmup_cosine
+from dpwg.training.descent import descend
+from dpwg.training.progress import Progress
 from dpwg.training.ranks import Ranks
 from dpwg.training.weights import Optimization, Weights
 from dpwg.wavelet import coarse_image
@@ -58,9 +58,8 @@ def train_superresolution(
     tokenizer = tokenizer.to(ranks.device)
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
     generator = torch.Generator().manual_seed(settings.seed)
-    losses: list[float] = []
-    started = time.monotonic()
-    while weights.steps < settings.steps:
+
+    def loss_of_step() -> Tensor:
         chosen_B = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
         flipped_B = torch.rand(settings.batch, generator=generator) < 0.5
         noise = torch.Generator().manual_seed(int(chosen_B[0]) + settings.batch * weights.steps)
@@ -71,29 +70,9 @@ def train_superresolution(
             codes = tokenizer.encode(coarse_image(target_BCHW, levels))
             coarse_BChw = tokenizer.decode(_disturbed(codes, tables, settings, noise))
         image_BCHW = weights.worker(coarse_BChw.float())
-        error = band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
-        own = dict(weights.worker.named_parameters())
-        gradients = {
-            name: gradient.float()
-            for name, gradient in zip(
-                own, torch.autograd.grad(error, list(own.values())), strict=True
-            )
-        }
-        total = error.detach()
-        ranks.sum_([total, *gradients.values()])
-        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        weights.clipped_step(gradients, max_grad_norm=settings.max_grad_norm, factor=factor)
-        losses.append(total.item())
-        if weights.steps % settings.report_every == 0 or weights.steps == settings.steps:
-            yield Progress(
-                step=weights.steps,
-                steps=settings.steps,
-                examples=weights.steps * settings.batch,
-                seconds=time.monotonic() - started,
-                loss=sum(losses) / len(losses),
-            )
-            losses.clear()
-    weights.finish()
+        return band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
+
+    yield from descend(weights, settings, ranks, loss_of_step)
 
 
 def _nearest(vectors_KD: Tensor, count: int) -> Tensor:

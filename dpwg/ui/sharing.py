@@ -30,9 +30,7 @@ class Drawing:
     @property
     def sampling(self) -> Sampling:
         """How its codes are drawn. Raises ValueError for what is out of range."""
-        return Sampling(
-            guidance=self.guidance, temperature=self.temperature, drafts=int(self.drafts)
-        )
+        return Sampling(guidance=self.guidance, temperature=self.temperature, drafts=self.drafts)
 
 
 def to_query(drawing: Drawing) -> str:
