@@ -142,6 +142,7 @@ def measure(
         name: _in_a_process(_peak_of_step, name, config, size, precision)
         for name, (_, size) in best.items()
     }
+    pipeline = DPWaveletPipeline.from_pretrained(folder)
     flops, peak = _flops(config, precision), _matrix_peak(config, max(micro_batches), precision)
     result = Benchmark(
         private_over_nonprivate=example["private"] / example["nonprivate"],
@@ -153,7 +154,7 @@ def measure(
         micro_batch={name: size for name, (_, size) in best.items()},
         matrix_peak_gigaflops=peak / 1e9,
         share_of_peak={name: flops / example[name] / peak for name in ("nonprivate", "private")},
-        seconds_per_image=_seconds_per_image(folder, repetitions, upsampler),
+        seconds_per_image=_seconds_per_image(pipeline, repetitions, upsampler),
         seconds_to_ready=_seconds_to_ready(folder),
         peak_bytes=memory | {"sampling": _in_a_process(_peak_of_sampling, folder, upsampler)},
         settings={
@@ -164,6 +165,7 @@ def measure(
             "repetitions": repetitions,
             "precision": precision,
             "upsampler": upsampler,
+            "drafts": pipeline.drafts(),
         },
         machine=machine(),
         notes=NOTES,
@@ -331,9 +333,11 @@ def _matrix_peak(config: ModelConfig, micro_batch: int, precision: str) -> float
     return flops / seconds
 
 
-def _seconds_per_image(folder: Path, repetitions: int, upsampler: str) -> dict[str, float]:
+def _seconds_per_image(
+    pipeline: DPWaveletPipeline, repetitions: int, upsampler: str
+) -> dict[str, float]:
     """Medians over batches of four by stage, all models loaded."""
-    pipeline, loaded = DPWaveletPipeline.from_pretrained(folder), get_upsampler(upsampler)
+    loaded = get_upsampler(upsampler)
     runs = [pipeline(CAPTIONS, upsampler=loaded).seconds for _ in range(repetitions + 1)][1:]
     return {
         stage: statistics.median(run[stage] for run in runs) / len(CAPTIONS) for stage in runs[0]

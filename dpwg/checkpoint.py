@@ -8,20 +8,15 @@ pickle, and a release whose card does not follow from its ledger is refused.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from dpwg.config import (
     MatcherConfig,
@@ -34,18 +29,30 @@ from dpwg.config import (
 from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.privacy.card import PrivacyCard
+from dpwg.saved import (
+    CONFIG,
+    FILES,
+    FORMAT,
+    PUBLIC_INPUT,
+    as_saved,
+    load_module,
+    module_sha256,
+    read_config,
+    save_module,
+    save_weights,
+    strange_file,
+    weights_sha256,
+    write_json,
+)
 from dpwg.superresolution import SuperResolution
 from dpwg.tokenizer import SpectralTokenizer
 
-M = TypeVar("M", bound=nn.Module)
-FORMAT = 1
-SHARD_BYTES = 9_000_000
 UPSAMPLER = "upsampler"
 """The folder of the super-resolution model among the checkpoints, which share it."""
 MATCHER = "matcher"
 """The folder of the matcher, likewise."""
 _CARD = "privacy_card.json"
-_RELEASE = ("config.json", _CARD, "*.safetensors", "*.safetensors.index.json", "tokenizer")
+_RELEASE = (*FILES, _CARD, "tokenizer")
 """What a release's folder may hold."""
 _TOKENIZER_FLOAT32 = ("codebooks.", "spread_S")
 
@@ -95,82 +102,120 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def save_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
-    """Write a tokenizer's weights (bfloat16; codebooks float32) and configuration."""
-    _save_weights(folder, tokenizer, keep=_TOKENIZER_FLOAT32)
-    _write_json(folder / "config.json", {"format": FORMAT, **tokenizer.config.to_json()})
+    """Write a tokenizer as `save_module` does; its codebooks stay float32."""
+    save_module(folder, tokenizer, tokenizer.config, keep=_TOKENIZER_FLOAT32)
 
 
 def load_tokenizer(folder: Path) -> SpectralTokenizer:
     """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
-    values = read_json(folder / "config.json")
-    values.pop("format", None)
-    config = TokenizerConfig.from_json(values)
+    config = TokenizerConfig.from_json(read_config(folder))
     blocks = config.encoder_blocks + config.decoder_blocks
-    tokenizer = _built(lambda: SpectralTokenizer(config), folder, blocks)
-    return tokenizer.eval().requires_grad_(False)
+    return load_module(lambda: SpectralTokenizer(config), folder, blocks)
 
 
 def save_superresolution(folder: Path, model: SuperResolution) -> None:
-    """Write a super-resolution model's weights (bfloat16) and configuration."""
-    _save_weights(folder, model, keep=())
-    _write_json(folder / "config.json", {"format": FORMAT, **model.config.to_json()})
+    """Write a super-resolution model as `save_module` does."""
+    save_module(folder, model, model.config)
 
 
 def load_superresolution(folder: Path | None = None) -> SuperResolution:
     """Read a model that `save_superresolution` wrote, in float32, ready to use.
 
-    Without a folder it is that of the checkpoints in use, or else the one that is shipped.
+    Without a folder it is that of `find_superresolution`.
     """
-    if folder is None:
-        named = checkpoint_root() / UPSAMPLER
-        folder = named if named.exists() else SHIPPED / UPSAMPLER
-    if not (folder / "config.json").exists():
+    folder = find_superresolution() if folder is None else folder
+    if not (folder / CONFIG).exists():
         raise FileNotFoundError(
             f"Expected a super-resolution model in {folder}; make it with `python -m dpwg "
             "upsampler`, or choose the upsampler 'bicubic'."
         )
-    values = read_json(folder / "config.json")
-    values.pop("format", None)
-    config = SuperResolutionConfig.from_json(values)
-    model = _built(lambda: SuperResolution(config), folder, config.blocks + config.residuals)
-    return model.eval().requires_grad_(False)
+    config = SuperResolutionConfig.from_json(read_config(folder))
+    return load_module(lambda: SuperResolution(config), folder, config.blocks + config.residuals)
 
 
-def save_matcher(folder: Path, model: Matcher) -> None:
-    """Write a matcher's weights (bfloat16) and configuration."""
-    _save_weights(folder, model, keep=())
-    _write_json(folder / "config.json", {"format": FORMAT, **model.config.to_json()})
+def find_superresolution() -> Path:
+    """The folder of the model among the checkpoints in use, or else of the shipped one."""
+    named = checkpoint_root() / UPSAMPLER
+    return named if named.exists() else SHIPPED / UPSAMPLER
 
 
-def load_matcher(folder: Path) -> Matcher:
-    """Read a matcher that `save_matcher` wrote, in float32, ready to use."""
-    values = read_json(folder / "config.json")
-    values.pop("format", None)
-    config = MatcherConfig.from_json(values)
-    model = _built(lambda: Matcher(config), folder, config.blocks)
-    return model.eval().requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class ReleasedMatcher:
+    """A matcher with what it was trained on, a `name`, `source` and `licence` as cards have them,
+    and the digest of the files that it was read from.
+    """
+
+    model: Matcher
+    public_input: dict[str, str]
+    sha256: str
+
+    def to_json(self) -> dict[str, str]:
+        """What a result file says of it."""
+        return {**self.public_input, "sha256": self.sha256}
 
 
-def find_matcher() -> Path | None:
-    """The folder of the matcher among the checkpoints in use, or else of the shipped one."""
-    folders = (checkpoint_root() / MATCHER, SHIPPED / MATCHER)
-    return next((folder for folder in folders if folder.exists()), None)
+def save_matcher(folder: Path, model: Matcher, public_input: dict[str, str]) -> None:
+    """Write a matcher as `save_module` does, and what it was trained on, as a card's public input:
+    it goes with the checkpoints in use, whose own cards cannot know it.
+    """
+    save_module(folder, model, model.config, public_input=public_input)
 
 
-def matcher_for(release: Release) -> Matcher | None:
-    """The matcher that was trained with the release's tokenizer and text encoder, if any."""
-    if (folder := find_matcher()) is None:
-        return None
-    model, encoder = load_matcher(folder), release.text_encoder
-    reads = (model.config.codebook, model.config.text_encoder, model.config.text_tokens)
-    own = (codebook_digest(release.tokenizer), encoder.digest, encoder.max_tokens)
-    return model if reads == own else None
+def load_matcher(folder: Path) -> ReleasedMatcher:
+    """Read a matcher that `save_matcher` wrote, in float32, ready to use.
+
+    Raises ValueError where the folder holds anything else.
+    """
+    with _a_matcher(folder):
+        values = read_config(folder)
+        public_input = values.pop(PUBLIC_INPUT)
+        config = MatcherConfig.from_json(values)
+        return ReleasedMatcher(
+            model=load_module(lambda: Matcher(config), folder, config.blocks),
+            public_input={name: str(public_input[name]) for name in ("name", "source", "licence")},
+            sha256=module_sha256(folder),
+        )
 
 
-def codebook_digest(tokenizer: SpectralTokenizer) -> str:
-    """SHA-256 of the coarsest codebook, as a matcher names the one whose images it knows."""
+def find_matchers() -> list[Path]:
+    """Folders of matchers: among the checkpoints in use, then the shipped one."""
+    folders = dict.fromkeys((checkpoint_root() / MATCHER, SHIPPED / MATCHER))
+    return [folder for folder in folders if folder.exists()]
+
+
+def matcher_for(release: Release) -> ReleasedMatcher | None:
+    """The first matcher that was trained with the release's tokenizer and text encoder, if any."""
+    encoder = release.text_encoder
+    own = matcher_reads(release.tokenizer, encoder.digest, encoder.max_tokens)
+    for folder in find_matchers():
+        with _a_matcher(folder):
+            config = read_config(folder)
+            knows = {name: config[name] for name in own}
+        if knows == own:
+            return load_matcher(folder)
+    return None
+
+
+@contextmanager
+def _a_matcher(folder: Path) -> Iterator[None]:
+    """Another folder than that of a matcher is a ValueError with the way out."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Expected {folder} to hold a matcher, found {type(error).__name__}: {error}; make it "
+            "again with `python -m dpwg matcher`, or remove or rename that folder."
+        ) from error
+
+
+def matcher_reads(tokenizer: SpectralTokenizer, encoder_sha256: str, tokens: int) -> dict[str, Any]:
+    """The entries of a matcher's configuration that say whose images and captions it knows."""
     vectors_KD = tokenizer.books()[0].vectors_KD.detach().float().cpu().contiguous()
-    return hashlib.sha256(vectors_KD.numpy().tobytes()).hexdigest()
+    return {
+        "codebook_sha256": hashlib.sha256(vectors_KD.numpy().tobytes()).hexdigest(),
+        "text_encoder_sha256": encoder_sha256,
+        "text_tokens": tokens,
+    }
 
 
 def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | None = None) -> None:
@@ -186,39 +231,38 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
     release.card.verify()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    _save_weights(partial, release.model, keep=("codebook_",))
+    save_weights(partial, release.model, keep=("codebook_",))
     if tokenizer_folder is None:
         save_tokenizer(partial / "tokenizer", release.tokenizer)
     config = {
         "format": FORMAT,
         "model": release.model.config.to_json(),
-        "weights_sha256": _digest(partial),
+        "weights_sha256": weights_sha256(partial),
         "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
-        "tokenizer_sha256": tokenizer_digest(tokenizer_folder or partial / "tokenizer"),
+        "tokenizer_sha256": module_sha256(tokenizer_folder or partial / "tokenizer"),
         "text_encoder": release.text_encoder.to_json(),
     }
-    _write_json(partial / "config.json", config)
-    _write_json(partial / _CARD, release.card.to_json())
+    write_json(partial / CONFIG, config)
+    write_json(partial / _CARD, release.card.to_json())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
 def check_release_folder(folder: Path) -> None:
     """Raise ValueError unless a release may be written there: nothing but a release is replaced."""
-    if folder.is_file():
-        raise ValueError(f"Expected out={folder} to be a folder, found a file; choose another.")
-    files = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    strange = [name for name in files if not any(fnmatch(name, own) for own in _RELEASE)]
-    if strange or (files and _CARD not in files):
+    strange = strange_file(folder, _RELEASE)
+    if strange is None and folder.exists() and not (folder / _CARD).exists():
+        strange = next((path.name for path in sorted(folder.iterdir())), None)
+    if strange is not None:
         raise ValueError(
             f"Expected out={folder} to be new, empty or an earlier release, which is replaced; "
-            f"found {[*strange, *files][0]!r} in it. Choose another folder."
+            f"found {strange!r} in it. Choose another folder."
         )
 
 
 def check_same_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
     """Raise ValueError unless a folder holds this tokenizer: another one's codes mean others."""
-    found, own = load_tokenizer(folder), _as_saved(tokenizer, _TOKENIZER_FLOAT32)
+    found, own = load_tokenizer(folder), as_saved(tokenizer, _TOKENIZER_FLOAT32)
     if found.config != tokenizer.config or any(
         not torch.equal(tensor, own[name].float()) for name, tensor in found.state_dict().items()
     ):
@@ -235,41 +279,52 @@ def load_card(folder: Path) -> PrivacyCard:
     return card
 
 
-def weights_digest(folder: Path) -> str:
+def named_weights_sha256(folder: Path) -> str:
     """SHA-256 of the weights that a release names as its own; `load_release` refuses others."""
-    return str(read_json(folder / "config.json")["weights_sha256"])
+    return str(read_config(folder)["weights_sha256"])
 
 
-def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 of a tokenizer's configuration and weights, as releases name theirs."""
-    configuration = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return hashlib.sha256((configuration + _digest(folder)).encode()).hexdigest()
+def load_release(name_or_path: str | Path, *, called: str | None = None) -> Release:
+    """Read a release in float32. A false card or another tokenizer than it names is refused.
 
-
-def load_release(name_or_path: str | Path) -> Release:
-    """Read a release in float32. A false card or another tokenizer than it names is refused."""
+    `called` is what an error calls it, by default by its name. Raises FileNotFoundError or
+    ValueError.
+    """
     folder = find_checkpoint(name_or_path)
-    card, config = load_card(folder), read_json(folder / "config.json")
-    if (found := _digest(folder)) != config["weights_sha256"]:
-        raise ValueError(
-            f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
-            f"{found[:12]}...; the card is not theirs, get the release again."
+    with _refused(called or f"checkpoint={str(name_or_path)!r}"):
+        card, config = load_card(folder), read_config(folder)
+        if (found := weights_sha256(folder)) != config["weights_sha256"]:
+            raise ValueError(
+                f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
+                f"{found[:12]}...; the card is not theirs, get the release again."
+            )
+        tokenizer_folder = (folder / config["tokenizer"]).resolve()
+        if (found := module_sha256(tokenizer_folder)) != config["tokenizer_sha256"]:
+            raise ValueError(
+                f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, "
+                f"found {found[:12]}... in {tokenizer_folder.name}; restore the one it was trained "
+                "with."
+            )
+        sizes = ModelConfig.from_json(config["model"])
+        return Release(
+            model=load_module(lambda: WaveletGPT(sizes), folder, sizes.blocks),
+            tokenizer=load_tokenizer(tokenizer_folder),
+            card=card,
+            text_encoder=TextEncoderId.from_json(config["text_encoder"]),
+            weights_sha256=config["weights_sha256"],
         )
-    tokenizer_folder = (folder / config["tokenizer"]).resolve()
-    if (found := tokenizer_digest(tokenizer_folder)) != config["tokenizer_sha256"]:
+
+
+@contextmanager
+def _refused(called: str) -> Iterator[None]:
+    """What a release must not be, by a ValueError that says so."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"Expected the tokenizer {config['tokenizer_sha256'][:12]}... for {folder.name}, found "
-            f"{found[:12]}... in {tokenizer_folder.name}; restore the one it was trained with."
-        )
-    sizes = ModelConfig.from_json(config["model"])
-    model = _built(lambda: WaveletGPT(sizes), folder, sizes.blocks)
-    return Release(
-        model=model.eval().requires_grad_(False),
-        tokenizer=load_tokenizer(tokenizer_folder),
-        card=card,
-        text_encoder=TextEncoderId.from_json(config["text_encoder"]),
-        weights_sha256=config["weights_sha256"],
-    )
+            f"Expected {called} to be a release of dpwg, found {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}; it is refused."
+        ) from error
 
 
 def load_public(name_or_path: str | Path) -> Release:
@@ -290,8 +345,8 @@ def load_public(name_or_path: str | Path) -> Release:
 def describe(name: str) -> dict[str, Any]:
     """What `list` shows of a checkpoint; epsilon is None where there is no bound."""
     folder = find_checkpoint(name)
-    card, config = load_card(folder), read_json(folder / "config.json")
-    with torch.device("meta"):
+    with _refused(f"checkpoint={name!r}"), torch.device("meta"):
+        card, config = load_card(folder), read_config(folder)
         model = WaveletGPT(ModelConfig.from_json(config["model"]))
     return {
         "name": name,
@@ -309,69 +364,6 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _save_weights(folder: Path, module: nn.Module, *, keep: tuple[str, ...]) -> None:
-    """Safetensors of `_as_saved`, split into shards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        old.unlink()
-    save_torch_state_dict(_as_saved(module, keep), folder, max_shard_size=SHARD_BYTES)
-
-
-def _as_saved(module: nn.Module, keep: tuple[str, ...]) -> dict[str, Tensor]:
-    """A module's tensors in bfloat16; those whose names begin with one of `keep` stay float32."""
-    return {
-        name: tensor.float() if name.startswith(keep) else tensor.bfloat16()
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def _built(make: Callable[[], M], folder: Path, blocks: int) -> M:
-    """A module with a folder's weights, made only after the weights are seen to be of its sizes.
-
-    A configuration from elsewhere could ask for more memory than there is.
-    """
-    tensors = _load_weights(folder)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    expected: dict[str, torch.Size] = {}
-    if blocks <= len(tensors):
-        with torch.device("meta"):
-            expected = {name: tensor.shape for name, tensor in make().state_dict().items()}
-    if found != expected:
-        raise ValueError(
-            f"Expected weights in {folder.name} of the sizes that its config.json tells, found "
-            "others; get the release again."
-        )
-    module = make()
-    module.load_state_dict(tensors)
-    return module
-
-
-def _load_weights(folder: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in _shards(folder):
-        try:
-            tensors |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(
-                f"Expected {file.name} to be safetensors ({error}); anything else is never read."
-            ) from error
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _shards(folder: Path) -> Iterator[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"Expected safetensors files in {folder}, found none.")
-    yield from files
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in _shards(folder):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _by_name(name: str) -> tuple[str, float, str]:
     """Order within a data set: public first, then by epsilon."""
     family, _, last = name.rpartition("/")
@@ -380,7 +372,3 @@ def _by_name(name: str) -> tuple[str, float, str]:
         return family, float(epsilon), last
     except ValueError:
         return family, 0.0, last
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")

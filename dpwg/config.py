@@ -270,12 +270,12 @@ class MatcherConfig(Config):
 
     `width`, `heads` and `blocks` are the transformer's over patches of `patch` x `patch` of the
     `image_size` pixels a side; captions and images become `slots` vectors of `slot_width`. Captions
-    are read by the text encoder of the digest `text_encoder`, cut to `text_tokens`; images were
-    those of the tokenizer whose coarsest codebook has the digest `codebook`.
+    are read by the text encoder of the digest `text_encoder_sha256`, cut to `text_tokens`; images
+    were those of the tokenizer whose coarsest codebook has the digest `codebook_sha256`.
     """
 
-    text_encoder: str = ""
-    codebook: str = ""
+    text_encoder_sha256: str = ""
+    codebook_sha256: str = ""
     text_tokens: int = 40
     image_size: int = 8
     patch: int = 2

@@ -10,8 +10,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from dpwg.download import download
 from dpwg.images import check_images
-from dpwg.text import other_weights
+from dpwg.text import other_weights, quiet
 
 VARIABLE = "DPWG_UPSCALE_MODELS"
 EMBEDDED = "take the embedded upsampler 'wavelet-sharp'"
@@ -257,7 +256,10 @@ class DiffusionUpsampler:
                 f"Expected {self.settings.source!r} to be a whole {kind.pipeline}, found {fault}; "
                 f"pickles (.bin, .ckpt) are never read. Name another, or {EMBEDDED}."
             )
-        with _quiet():
+        from diffusers.utils import logging as own
+        from transformers.utils import logging as others
+
+        with quiet(own, others):
             try:
                 pipe = self._load(kind, folder)
             except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -415,22 +417,3 @@ def _is_small(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_properties(device).total_memory < SMALL_MEMORY
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own bars and warnings while they load; library code does not print."""
-    from diffusers.utils import logging as own
-    from transformers.utils import logging as others
-
-    kept = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (own, others)]
-    for log, _, _ in kept:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, verbosity, shown in kept:
-            log.set_verbosity(verbosity)
-            if shown:
-                log.enable_progress_bar()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import Examples
+from dpwg.training.matcher import numbered, without_equal
 from dpwg.upsample import Upsampler
 from dpwg.wavelet import coarse_image, haar_pyramid
 
@@ -123,19 +125,29 @@ class MatcherQuality:
 
 @torch.no_grad()
 def matcher_quality(
-    matcher: Matcher, image_NChw: Tensor, examples: Examples, among: int = 100
+    matcher: Matcher,
+    image_NChw: Tensor,
+    examples: Examples,
+    captions: Sequence[str],
+    among: int = 100,
 ) -> MatcherQuality:
-    """Measure a matcher on the coarsest images of a set's records and their first captions."""
-    count, found = len(examples) // among * among, torch.zeros(2)
+    """Measure a matcher on the coarsest images of a set's records and their first captions.
+
+    `captions` are those in words: one that equals another is no wrong answer there.
+    """
+    count, found, same_N = len(examples) // among * among, torch.zeros(2), numbered(captions)
     if not count:
         raise ValueError(f"Expected {among} records or more, found {len(examples)}.")
     for index_B in torch.arange(count).split(among):
         batch = examples.batch(index_B)
         scores_BB = matcher.scores(image_NChw[index_B], batch.states_BLD, batch.mask_BL)
         own_B = torch.arange(among)
+        scores_BB = without_equal(scores_BB, same_N[index_B])
         found += torch.stack([(scores_BB.argmax(axis) == own_B).sum() for axis in (1, 0)])
-    captions, images = (found / count).tolist()
-    return MatcherQuality(records=count, among=among, captions_found=captions, images_found=images)
+    own_caption, own_image = (found / count).tolist()
+    return MatcherQuality(
+        records=count, among=among, captions_found=own_caption, images_found=own_image
+    )
 
 
 def _detail_energy(image_BCHW: Tensor, levels: int) -> float:

@@ -8,6 +8,7 @@ division among processes gives the same data set.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 import dpwg
+from dpwg.checkpoint import find_superresolution
 from dpwg.config import Config
 from dpwg.diffusion import public_name
 from dpwg.hub import CITATION, LICENSE
@@ -27,6 +29,7 @@ from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
+from dpwg.saved import module_sha256
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler, is_embedded
 
 PLAN = "export.json"
@@ -66,6 +69,12 @@ class Export(Config):
                 raise ValueError(f"Expected {name}={value} in [{low}, {high:,}].")
         if self.format not in FORMATS:
             raise ValueError(f"Expected format={self.format!r} in {sorted(FORMATS)}.")
+        needs = FORMATS[self.format].needs
+        if needs and importlib.util.find_spec(needs) is None:
+            raise ModuleNotFoundError(
+                f"format={self.format!r} needs {needs}; run `pip install {needs}`, or take another "
+                "format."
+            )
         get_upsampler(self.upsampler)
 
     @property
@@ -127,7 +136,7 @@ def export_dataset(
     Captions, card and README appear with the last part, whoever draws it. Memory holds one batch
     and one part's encoded images. Raises ValueError where the folder holds something else.
     """
-    _begin(folder, _plan(pipe, export, checkpoint))
+    _begin(folder, plan := _plan(pipe, export, checkpoint))
     done = 0
     for part in shard_parts(export, shard):
         path = _path(folder, export, part)
@@ -141,7 +150,7 @@ def export_dataset(
         done += len(export.indices(part))
         yield done
     if all(_path(folder, export, part).exists() for part in range(export.parts)):
-        _finish(folder, export, pipe.release.card, checkpoint)
+        _finish(folder, export, plan, pipe.release.card)
 
 
 def _rows(pipe: DPWaveletPipeline, export: Export, indices: range) -> Iterator[Row]:
@@ -166,9 +175,14 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
     """What every process and every later run must have in common."""
     values = export.to_json()
     captions = json.dumps(values.pop("captions"))
+    drafts = pipe.drafts(export.sampling)
+    own = export.upsampler.startswith("wavelet")
     return {
         **values,
+        "sampling": export.sampling.to_json() | {"drafts": drafts},
+        "matcher": pipe.matcher.to_json() if pipe.matcher and drafts > 1 else None,
         "upsampler": public_name(export.upsampler),
+        "superresolution_sha256": module_sha256(find_superresolution()) if own else None,
         "captions": len(export.captions),
         "captions_sha256": hashlib.sha256(captions.encode()).hexdigest(),
         "images": export.images,
@@ -194,11 +208,11 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _finish(folder: Path, export: Export, card: PrivacyCard, checkpoint: str) -> None:
+def _finish(folder: Path, export: Export, plan: dict[str, Any], card: PrivacyCard) -> None:
     if export.format == "imagefolder":
         appear(folder / "metadata.jsonl", lambda at: _write_metadata(at, export))
     write_text(folder / CARD, json.dumps(card.to_json(), indent=2, allow_nan=False) + "\n")
-    write_text(folder / "README.md", dataset_card(export, card, checkpoint))
+    write_text(folder / "README.md", dataset_card(export, plan, card))
 
 
 def _write_metadata(path: Path, export: Export) -> None:
@@ -214,8 +228,12 @@ def _write_metadata(path: Path, export: Export) -> None:
                 lines.write(line + "\n")
 
 
-def dataset_card(export: Export, card: PrivacyCard, checkpoint: str) -> str:
-    """The README.md of an exported data set: what it is, epsilon and unit, how to cite, limits."""
+def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> str:
+    """The README.md of an exported data set: what it is, epsilon and unit, how to cite, limits.
+
+    `plan` is what the folder holds as `export.json`.
+    """
+    checkpoint, matcher = plan["checkpoint"], plan["matcher"]
     front = DatasetCardData(
         license=export.license,
         task_categories=["text-to-image"],
@@ -232,8 +250,8 @@ def dataset_card(export: Export, card: PrivacyCard, checkpoint: str) -> str:
         ],
     )
     why = (
-        "The images are computed from the released weights and the captions alone:\n  by "
-        "post-processing they tell no more about a record than the weights do, however many are "
+        "The images are computed from the released weights, public models and the\n  captions: by "
+        "post-processing they tell no more about a record than the weights do, however many\n  are "
         "drawn."
     )
     if card.epsilon is None:
@@ -245,7 +263,13 @@ def dataset_card(export: Export, card: PrivacyCard, checkpoint: str) -> str:
         promise = f"**Epsilon is {card.epsilon:.4g} at delta = {card.delta:g}.**"
         trained = "privately"
     limits = "\n".join(f"- {limit}" for limit in card.limits)
-    upsampler = public_name(export.upsampler)
+    upsampler = plan["upsampler"]
+    if matcher is not None:
+        limits += (
+            f"\n- Of {plan['sampling']['drafts']} drafts of the coarsest scale a public matcher of "
+            f"captions and images, {matcher['source']},\n  kept one. What it knew before, epsilon "
+            "does not cover."
+        )
     if not is_embedded(export.upsampler):
         limits += (
             f"\n- The upsampler {upsampler} was trained by others, on data that is not known here: "
@@ -281,9 +305,12 @@ checkpoint's digest and every setting, so that each image can be drawn again:
 import json
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.sampling import Sampling
+from dpwg.saved import module_sha256
 
 plan = json.load(open("{PLAN}"))
 pipe = DPWaveletPipeline.from_pretrained(plan["checkpoint"])
+if plan["matcher"]:  # another one, or none, keeps other drafts
+    assert pipe.matcher.to_json() == plan["matcher"]
 settings = Sampling.from_json(plan["sampling"])
 pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
 ```

@@ -24,12 +24,6 @@ FROZEN_PARTS = (
         "licence": "BSD-3-Clause",
     },
     {
-        "name": "matcher of captions and coarsest bands",
-        "source": "trained by this project on the public mix; chooses among drafts, "
-        "where there is one",
-        "licence": "Apache-2.0",
-    },
-    {
         "name": "caption wording",
         "source": "templates in dpwg.data.captions",
         "licence": "Apache-2.0",
@@ -71,6 +65,16 @@ def tokenizer_input(sha256: str) -> dict[str, str]:
             "theirs",
         )
     return {"name": "spectral tokenizer and codebooks", "source": source, "licence": licence}
+
+
+def matcher_input(training_set: str, records: int, *, rendered: bool) -> dict[str, str]:
+    """What a matcher was trained on; `rendered` as for `public_inputs`."""
+    declared = "" if rendered else ", declared public by its user"
+    return {
+        "name": "matcher of captions and coarsest bands",
+        "source": f"trained with dpwg on {records:,} records of {training_set}{declared}",
+        "licence": "Apache-2.0" if rendered else "theirs",
+    }
 
 
 def text_encoder_input(encoder: TextEncoderId) -> dict[str, str]:

@@ -5,6 +5,7 @@ Only layers whose per-record gradients the privacy engine knows: Linear, LayerNo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class KeyValueCache:
     def keep(self, row_N: Tensor) -> None:
         """Go on with these rows of the batch."""
         self._key_BHSD, self._value_BHSD = self._key_BHSD[row_N], self._value_BHSD[row_N]
+
+    def join(self, others: Sequence[KeyValueCache]) -> None:
+        """Go on with the rows of others behind these; they have seen as many positions."""
+        every = (self, *others)
+        self._key_BHSD = torch.cat([cache._key_BHSD for cache in every])
+        self._value_BHSD = torch.cat([cache._value_BHSD for cache in every])
 
 
 class Block(nn.Module):

@@ -216,6 +216,12 @@ class Generation:
         for cache in self._caches:
             cache.keep(row_N)
 
+    def join(self, others: Sequence[Generation]) -> None:
+        """Go on with the rows of others behind these, which are between the same positions."""
+        self._caption_bias = torch.cat([one._caption_bias for one in (self, *others)])
+        for own, *theirs in zip(self._caches, *(one._caches for one in others), strict=True):
+            own.join(theirs)
+
     def logits(self, latents: Sequence[Tensor], code: int) -> Tensor:
         """Logits (B, codebook size) of one code of the present position."""
         scale, place = divmod(self._position, self._model.config.positions)

@@ -79,13 +79,9 @@ def write_tar(path: Path, rows: Sequence[Row]) -> None:
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     """A Parquet file as `datasets` writes it: the column `image` opens as pictures."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Parquet needs pyarrow; run `pip install pyarrow`, or take another format."
-        ) from error
+    import pyarrow
+    from pyarrow import parquet
+
     integers = ("seed", "caption_index", "image_index")
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features["text"] = {"dtype": "string", "_type": "Value"}
@@ -113,12 +109,16 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How the parts of a data set are written, named, found by `datasets`, and shown by it."""
+    """How the parts of a data set are written, named, found by `datasets`, and shown by it.
+
+    `needs` is a package that not every installation has.
+    """
 
     write: Callable[[Path, Sequence[Row]], None]
     name: str
     found: tuple[str, ...]
     columns: str = "`image`, `text` (the caption), `seed`, `caption_index` and `image_index`."
+    needs: str | None = None
 
     def path(self, folder: Path, part: int, parts: int) -> Path:
         """Where a part is once it is whole."""
@@ -140,6 +140,7 @@ FORMATS = {
         write=write_parquet,
         name="data/train-{part:05d}-of-{parts:05d}.parquet",
         found=("data/train-*.parquet",),
+        needs="pyarrow",
     ),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpwg.checkpoint import Release, matcher_for, save_release
+from dpwg.checkpoint import Release, ReleasedMatcher, matcher_for, save_release
 from dpwg.encoders import check_encoder, open_encoder
 from dpwg.hub import open_release, push
 from dpwg.privacy.card import PrivacyCard
@@ -34,7 +34,7 @@ class GenerationResult:
     `partials` holds the image of each scale, coarse to fine, the last being `coarse`. `bands` is
     the Haar pyramid of `image` as `wavelet.haar_pyramid` orders it, down to the coarsest scale:
     its first `len(partials)` entries are what the privately trained model decided. The coarsest
-    scale is the best of `drafts`, as the public matcher sees it; 1 where there was no choice.
+    scale is the best of `drafts`, as the `matcher` sees it; 1 and None where there was no choice.
     `seconds` has the times of `text`, `tokens`, `upsampling` and `total`.
     """
 
@@ -45,6 +45,7 @@ class GenerationResult:
     captions: tuple[str, ...]
     seeds: tuple[int, ...]
     drafts: int
+    matcher: ReleasedMatcher | None
     card: PrivacyCard
     seconds: dict[str, float]
 
@@ -61,6 +62,7 @@ class GenerationResult:
             "seed": self.seed,
             "seeds": list(self.seeds),
             "drafts": self.drafts,
+            "matcher": None if self.matcher is None else self.matcher.to_json(),
             "epsilon": self.card.epsilon,
             "delta": self.card.delta,
             "coarse_size": self.coarse.shape[1],
@@ -70,14 +72,17 @@ class GenerationResult:
 
 
 class DPWaveletPipeline:
-    """A release, its text encoder and an upsampler, ready to generate."""
+    """A release and its text encoder, ready to generate.
+
+    `matcher` is that of the checkpoints in use, if it knows the release's tokenizer and encoder.
+    """
 
     def __init__(self, release: Release, encoder: TextEncoder) -> None:
         check_encoder(encoder, release.text_encoder)
         self.release, self.encoder = release, encoder
         self._model = copy.deepcopy(release.model).double()
-        matcher = matcher_for(release)
-        self._matcher = None if matcher is None else matcher.double()
+        self.matcher = matcher_for(release)
+        self._judge = None if self.matcher is None else copy.deepcopy(self.matcher.model).double()
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> Self:
@@ -105,6 +110,10 @@ class DPWaveletPipeline:
         self._model.to(device)
         return self
 
+    def drafts(self, settings: Sampling = DEFAULT_SAMPLING) -> int:
+        """How many drafts of the coarsest scale a caption gets: 1 where nothing can choose."""
+        return 1 if self.matcher is None else settings.drafts_drawn
+
     def __call__(
         self,
         captions: str | Sequence[str],
@@ -129,6 +138,7 @@ class DPWaveletPipeline:
         if guidance is not None:
             settings = dataclasses.replace(settings, guidance=guidance)
         upsample = get_upsampler(upsampler) if isinstance(upsampler, str) else upsampler
+        drafts = self.drafts(settings) if any(map(str.strip, captions)) else 1
         clock = [time.perf_counter()]
         text, empty = self.encoder.encode(captions), self.encoder.encode([""])
         clock.append(time.perf_counter())
@@ -139,11 +149,15 @@ class DPWaveletPipeline:
             if on_scale is not None:
                 on_scale(partials[-1])
 
-        def choose(codes_BNPK: Tensor) -> Tensor:
-            assert self._matcher is not None
+        def choose(codes_BNPK: Tensor, image_B: Tensor) -> Tensor:
+            """The draft that fits best; of no caption, whatever was drawn first."""
+            assert self._judge is not None
             images = self.release.tokenizer.decode([codes_BNPK.flatten(0, 1).cpu()])
             drafts_BNChw = images.unflatten(0, codes_BNPK.shape[:2])
-            return self._matcher.choose(drafts_BNChw, text.states_BLD, text.mask_BL)
+            best_B = self._judge.choose(
+                drafts_BNChw, text.states_BLD[image_B], text.mask_BL[image_B]
+            )
+            return best_B * torch.tensor([bool(captions[i].strip()) for i in image_B.tolist()])
 
         sample(
             self._model,
@@ -152,7 +166,7 @@ class DPWaveletPipeline:
             seeds,
             settings,
             on_scale=decode,
-            choose=choose if self._matcher else None,
+            choose=choose if drafts > 1 else None,
         )
         clock.append(time.perf_counter())
         coarse_BCHW = torch.from_numpy(partials[-1]).permute(0, 3, 1, 2).float() / 255
@@ -171,7 +185,8 @@ class DPWaveletPipeline:
             partials=partials,
             captions=captions,
             seeds=seeds,
-            drafts=settings.drafts_drawn if self._matcher else 1,
+            drafts=drafts,
+            matcher=self.matcher if drafts > 1 else None,
             card=self.release.card,
             seconds={**seconds, "total": clock[-1] - clock[0]},
         )

@@ -25,7 +25,7 @@ def update(readme: Path) -> str:
         ),
         "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
         "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
-        "bench": _bench([_read(path) for path in sorted(folder.glob("bench*.json"))]),
+        "bench": _bench([_read(path) for path in sorted(folder.glob("bench-*.json"))]),
         "studio": _studio(_read(folder / "studio.json")),
     }
 
@@ -96,7 +96,13 @@ def _bench(runs: Sequence[dict[str, Any]]) -> str:
     for text, name in rates.items():
         figures = (f"{run['examples_per_second'][name]:.0f}" for run in runs)
         rows.append((f"examples a second, {text}", *figures))
-    return _table(("measured", *(run["settings"]["precision"] for run in runs)), rows)
+    precisions = [run["settings"]["precision"] for run in runs]
+    if len(set(precisions)) < len(precisions):
+        raise ValueError(
+            f"Expected one bench-*.json of each precision in {RESULTS}, found {precisions}; name "
+            "each file by its own."
+        )
+    return _table(("measured", *precisions), rows)
 
 
 def _studio(found: dict[str, Any]) -> str:

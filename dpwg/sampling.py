@@ -19,6 +19,11 @@ from dpwg.model import WaveletGPT
 from dpwg.text import EncodedText
 
 MAX_DRAFTS = 16
+ROWS = 64
+"""How many drafts are drawn at once: as a batch of so many images, they then fit into memory."""
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""Given the coarsest codes of some images' drafts, (B, drafts, positions, codes), and which of the
+images these are, (B,): which draft of each goes on, int64 (B,), or the first that equals it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,9 @@ class Sampling(Config):
             raise ValueError(
                 f"Expected temperature={self.temperature} in [0, 5]; 1 is the model's."
             )
+        for name in ("top_k", "drafts"):
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"Expected {name}={value!r} to be an integer.")
         if self.top_k < 0:
             raise ValueError(f"Expected top_k={self.top_k} >= 0; 0 cuts nothing.")
         if not 0 < self.top_p <= 1:
@@ -65,35 +73,52 @@ def sample(
     settings: Sampling,
     *,
     on_scale: Callable[[list[Tensor]], None] | None = None,
-    choose: Callable[[Tensor], Tensor] | None = None,
+    choose: Choose | None = None,
 ) -> list[Tensor]:
     """Codes of one image a caption and seed: one int64 tensor (B, positions, codes) a scale.
 
     `unconditional` is the empty caption, one row. `on_scale` is called after each scale with the
-    codes of all scales so far. `choose` is given the coarsest codes of each image's drafts, (B,
-    drafts, positions, codes), and returns which draft goes on, int64 (B,), or the first that equals
-    it; without it there is one draft. `model` computes in its own dtype.
+    codes of all scales so far. `choose` chooses among the drafts of the coarsest scale; without it
+    there is one draft. `model` computes in its own dtype.
     """
     if len(text.mask_BL) != len(seeds):
         raise ValueError(
             f"Expected one seed a caption, found {len(seeds)} and {len(text.mask_BL)}."
         )
+    used_L = (text.mask_BL | unconditional.mask_BL).any(0)  # the rest is padding of every caption
+    text, unconditional = _cut(text, used_L), _cut(unconditional, used_L)
     drafts = 1 if choose is None else settings.drafts_drawn
-    drawing = _Drawing(model, text, unconditional, seeds, settings, drafts)
+    parts = []
+    for image_B in torch.arange(len(seeds)).split(max(1, ROWS // drafts) if drafts > 1 else 2**31):
+        own = EncodedText(states_BLD=text.states_BLD[image_B], mask_BL=text.mask_BL[image_B])
+        seed_B = [seeds[image] for image in image_B.tolist()]
+        parts.append(_Drawing(model, own, unconditional, seed_B, settings, drafts))
+        parts[-1].draw(0)
+        if choose is not None and drafts > 1:
+            codes_BNPK = parts[-1].codes[0].unflatten(0, (-1, drafts))
+            chosen_B = choose(codes_BNPK, image_B).to(codes_BNPK.device)
+            chosen_B1PK = codes_BNPK[torch.arange(len(image_B)), chosen_B].unsqueeze(1)
+            parts[-1].keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
+    drawing, *others = parts
+    if others:
+        drawing.join(others)
     for scale in range(model.config.scales):
-        drawing.draw(scale)
-        if scale == 0 and choose is not None and drafts > 1:
-            codes_BNPK = drawing.codes[0].unflatten(0, (len(seeds), drafts))
-            chosen_B = choose(codes_BNPK).to(codes_BNPK.device)
-            chosen_B1PK = codes_BNPK[torch.arange(len(seeds)), chosen_B].unsqueeze(1)
-            drawing.keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
+        if scale:
+            drawing.draw(scale)
         if on_scale is not None:
             on_scale(drawing.codes[: scale + 1])
     return drawing.codes
 
 
+def _cut(text: EncodedText, used_L: Tensor) -> EncodedText:
+    return EncodedText(states_BLD=text.states_BLD[:, used_L], mask_BL=text.mask_BL[:, used_L])
+
+
 class _Drawing:
-    """The codes of a batch on their way, a row a draft, with what the next ones are drawn from."""
+    """The codes of a batch on their way, a row a draft, with what the next ones are drawn from.
+
+    In the model each row is `passes` rows: with the caption, and without it where it guides.
+    """
 
     def __init__(
         self,
@@ -115,16 +140,18 @@ class _Drawing:
         states_BLD = text.states_BLD.repeat_interleave(drafts, dim=0)
         mask_BL = text.mask_BL.repeat_interleave(drafts, dim=0)
         if self._passes == 2:
-            states_BLD = torch.cat((states_BLD, unconditional.states_BLD.expand(rows, -1, -1)))
-            mask_BL = torch.cat((mask_BL, unconditional.mask_BL.expand(rows, -1)))
-        used_L = mask_BL.any(0)  # the rest is padding of every caption
-        states_BLD, mask_BL = states_BLD[:, used_L], mask_BL[:, used_L]
+            empty_BLD = unconditional.states_BLD.expand_as(states_BLD)
+            states_BLD = torch.stack((states_BLD, empty_BLD), dim=1).flatten(0, 1)
+            empty_BL = unconditional.mask_BL.expand_as(mask_BL)
+            mask_BL = torch.stack((mask_BL, empty_BL), dim=1).flatten(0, 1)
         self._generation = model.begin(states_BLD.to(device), mask_BL.to(device))
         self.codes = [
             torch.zeros(rows, config.positions, config.codes, dtype=torch.int64, device=device)
             for _ in range(config.scales)
         ]
-        self._latents = [z.repeat(self._passes, 1, 1) for z in model.latents(self.codes)]
+        self._latents = [
+            z.repeat_interleave(self._passes, dim=0) for z in model.latents(self.codes)
+        ]
 
     def draw(self, scale: int) -> None:
         """Draw every code of a scale."""
@@ -136,22 +163,33 @@ class _Drawing:
             for code in range(config.codes):
                 logits_BV = self._generation.logits(self._latents, code)
                 if self._passes == 2:
-                    conditional, free = logits_BV.chunk(2)
-                    logits_BV = free + self._settings.guidance * (conditional - free)
+                    conditional_BV, free_BV = logits_BV.unflatten(0, (-1, 2)).unbind(1)
+                    logits_BV = free_BV + self._settings.guidance * (conditional_BV - free_BV)
                 drawn_B = _draw(logits_BV, self._settings, self._generators)
                 self.codes[scale][:, place, code] = drawn_B
-                vectors_BPKD[:, place, code] = table_KD[drawn_B].repeat(self._passes, 1)
+                vectors_BPKD[:, place, code] = table_KD[drawn_B].repeat_interleave(self._passes, 0)
 
     def keep(self, draft_B: Tensor) -> None:
         """Go on with one draft of each image."""
-        rows = len(self._generators)
-        kept_B = torch.arange(0, rows, self._drafts) + draft_B.cpu()
+        kept_B = torch.arange(0, len(self._generators), self._drafts) + draft_B.cpu()
         self._generators = [self._generators[row] for row in kept_B.tolist()]
+        self._drafts = 1
         kept_B = kept_B.to(self.codes[0].device)
-        every_B = torch.cat([kept_B + rows * part for part in range(self._passes)])
+        passes = torch.arange(self._passes, device=kept_B.device)
+        every_B = (kept_B[:, None] * self._passes + passes).flatten()
         self.codes = [codes[kept_B] for codes in self.codes]
         self._latents = [latents[every_B] for latents in self._latents]
         self._generation.keep(every_B)
+
+    def join(self, others: Sequence[_Drawing]) -> None:
+        """Go on with the images of others behind these, at the same place."""
+        every = (self, *others)
+        self._generators = [generator for one in every for generator in one._generators]
+        self.codes = [torch.cat(codes) for codes in zip(*(one.codes for one in every), strict=True)]
+        self._latents = [
+            torch.cat(latents) for latents in zip(*(one._latents for one in every), strict=True)
+        ]
+        self._generation.join([one._generation for one in others])
 
 
 def _draft_seed(seed: int, draft: int) -> int:

@@ -12,11 +12,10 @@ from dpwg.checkpoint import (
     UPSAMPLER,
     checkpoint_names,
     find_checkpoint,
-    find_matcher,
     load_card,
-    load_matcher,
     load_release,
     load_superresolution,
+    matcher_for,
     save_matcher,
     save_release,
     save_superresolution,
@@ -87,11 +86,11 @@ def write_space(
 
 def _write_checkpoints(root: Path, names: Sequence[str]) -> None:
     save_superresolution(root / UPSAMPLER, load_superresolution())
-    if (matcher := find_matcher()) is not None:
-        save_matcher(root / MATCHER, load_matcher(matcher))
     shared: str | None = None
     for name in names:
         release = load_release(name)
+        if not (root / MATCHER).exists() and (matcher := matcher_for(release)) is not None:
+            save_matcher(root / MATCHER, matcher.model, matcher.public_input)
         used = read_json(find_checkpoint(name) / "config.json")["tokenizer_sha256"]
         if shared is None:
             shared = used

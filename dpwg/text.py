@@ -103,8 +103,9 @@ class TextEncoder:
                 f"{found:.12}...; use the encoder that the checkpoint was trained with."
             )
         import transformers
+        from transformers.utils import logging
 
-        with _quiet():
+        with quiet(logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -255,19 +256,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars, and its report of weights that a text encoder does not need."""
-    from transformers.utils import logging
+def quiet(*loggings: Any) -> Iterator[None]:
+    """Without the bars and warnings of libraries while they load: pass their modules of logging.
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    Library code does not print; transformers would report weights that a text encoder needs not.
+    """
+    kept = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in loggings]
+    for log, _, _ in kept:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        for log, verbosity, shown in kept:
+            log.set_verbosity(verbosity)
+            if shown:
+                log.enable_progress_bar()
 
 
 def _checked(captions: Sequence[str]) -> list[str]:

@@ -215,6 +215,15 @@ class SharpWaveletUpsampler:
         return (sharp_BCHW + given_BCHW).clamp(0, 1)
 
 
+def embedded_upsamplers(folder: Path) -> list[Upsampler]:
+    """Every one of UPSAMPLERS, this project's own with the model of a folder."""
+    own: dict[str, Upsampler] = {
+        "wavelet": WaveletUpsampler(folder),
+        "wavelet-sharp": SharpWaveletUpsampler(folder),
+    }
+    return [own.get(name) or get_upsampler(name) for name, _ in UPSAMPLERS]
+
+
 def is_embedded(name: str) -> bool:
     """Whether an upsampler is one of UPSAMPLERS, whose training data their cards tell."""
     return name in dict(UPSAMPLERS)

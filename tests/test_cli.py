@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_release, save_tokenizer, weights_digest
+from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
 from dpwg.cli import main, parser
 from dpwg.cli.console import table
 from dpwg.membership import MembershipAttack, result_file
@@ -247,7 +247,7 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
         path = tmp_path / "found" / result_file(row["checkpoint"])
         found = MembershipAttack.from_json(json.loads(path.read_text()))
         assert (found.members, found.nonmembers) == (row["members"], row["nonmembers"]) == (9, 6)
-        assert found.weights == weights_digest(find_checkpoint(row["checkpoint"]))
+        assert found.weights == named_weights_sha256(find_checkpoint(row["checkpoint"]))
         assert (found.data, found.others) == (image_folder.name, "others")
         assert (found.epsilon, found.auc) == (row["epsilon"], row["auc"])
     for refused, message in (

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from dpwg.checkpoint import Release, load_release, save_release, tokenizer_digest
+from dpwg.checkpoint import Release, load_release, save_release
 from dpwg.cli import main
 from dpwg.config import MINILM, TextEncoderId
 from dpwg.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
@@ -19,6 +19,7 @@ from dpwg.inputs import text_encoder_input
 from dpwg.membership import check_reference
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.presets import PRESETS
+from dpwg.saved import module_sha256
 from dpwg.text import TextEncoder
 
 CAPTIONS = ["", "a face", "a woman with long red hair"]
@@ -277,7 +278,7 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
     assert release.text_encoder == TextEncoder.from_folder(encoders / "tiny" / kind).id
     assert release.model.config.text_width == KINDS[kind][0]
     assert text_encoder_input(release.text_encoder) in release.card.public_inputs
-    digest = tokenizer_digest(checkpoints / "tokenizer")
+    digest = module_sha256(checkpoints / "tokenizer")
     told = {item["name"]: item["source"] for item in release.card.public_inputs}
     assert told["spectral tokenizer and codebooks"] == (
         f"a tokenizer that its user declared public; SHA-256 {digest[:12]}"

@@ -99,12 +99,10 @@ def test_a_card_and_the_plan_lie_beside_it(whole, pipe) -> None:
     assert load_card(folder) == pipe.release.card
     plan = json.loads((folder / "export.json").read_text())
     assert plan["weights_sha256"] == load_release("faces/eps-1").weights_sha256
-    assert Sampling.from_json(plan["sampling"]) == export.sampling
+    assert Sampling.from_json(plan["sampling"]) == dataclasses.replace(export.sampling, drafts=1)
     page = DatasetCard.load(folder / "README.md")
-    assert (
-        page.text.strip()
-        == dataset_card(export, pipe.release.card, "faces/eps-1").split("\n---\n", 1)[1].strip()
-    )
+    whole_page = dataset_card(export, plan, pipe.release.card)
+    assert page.text.strip() == whole_page.split("\n---\n", 1)[1].strip()
     assert "differential-privacy" in page.data.tags
     for words in ("Epsilon is ", "**Unit.** One image", "## Limits", "@article{", "this test."):
         assert words in page.text
@@ -197,7 +195,8 @@ def test_cards_say_what_they_promise(root) -> None:
         ("eps-1", "Epsilon is 0.", "privately"),
         ("eps-inf", "there is no bound on epsilon", "without privacy"),
     ):
-        page = dataset_card(SMALL, load_card(root / "faces" / name), name)
+        plan = {"checkpoint": name, "matcher": None, "upsampler": "bicubic"}
+        page = dataset_card(SMALL, plan, load_card(root / "faces" / name))
         assert words in page
         assert f"the model that was trained {trained};" in page
         assert ("by post-processing they tell no more" in page) is (name != "eps-inf")

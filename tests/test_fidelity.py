@@ -116,7 +116,8 @@ def test_the_command_writes_what_compare_and_the_readme_show(root, tmp_path, mon
     facts = json.loads(path.read_text())
     assert [row["name"] for row in facts["checkpoints"]] == ["faces/public", "faces/eps-1"]
     assert facts["own_codes"]["captions"] == facts["checkpoints"][0]["captions"] == 4
-    assert facts["sampling"] == Sampling().to_json()
+    assert facts["sampling"] | {"drafts": Sampling.drafts} == Sampling().to_json()
+    assert [row["drafts"] for row in facts["checkpoints"]] == [1, 1]  # nothing chooses
     capsys.readouterr()
     assert main(["evaluate", "--count", "6", "--colours", "7"]) == 2
     assert "colours=7 in [1, 6]" in capsys.readouterr().err

@@ -36,6 +36,7 @@ LEVELS = {
     "dpwg.diffusion": 3,
     "dpwg.model": 3,
     "dpwg.sampling": 4,
+    "dpwg.saved": 1,
     "dpwg.checkpoint": 4,
     "dpwg.upsample": 5,
     "dpwg.hub": 5,
@@ -57,6 +58,7 @@ LEVELS = {
 INSIDE = {  # the order within a package, lowest first
     "dpwg.data": (
         *("palette", "captions", "avatars", "decode", "records", "files", "folder", "coco"),
+        *("tensors", "cache"),
         *("celeba", "webdataset", "parquet", "fashion", "formats", "groups", "check"),
         *("faces", "public", "prompts", "pictures", "upload"),
     ),
@@ -64,7 +66,16 @@ INSIDE = {  # the order within a package, lowest first
         *("accounting", "audit", "curves", "mechanism", "lora", "rules", "supported"),
         *("clipping", "card"),
     ),
-    "dpwg.training": ("progress", "ranks", "state", "weights", "descent", "mapped", "examples"),
+    "dpwg.training": (
+        *("memory", "progress", "ranks", "state", "weights", "descent", "mapped", "examples"),
+        *("tokenizer", "superresolution", "pretrain", "matcher", "finetune", "audit", "rehearsal"),
+    ),
+    "dpwg.ui": (
+        *("limits", "style", "pictures", "results", "figures", "fresh", "uploads", "sharing"),
+        *("pipelines", "runs", "shown", "own", "promises", "plans", "rows"),
+        *("generate", "compare", "bands", "privacy", "nearest", "attack", "train", "about"),
+        "demo",
+    ),
     "dpwg.cli": ("console", "options", "data", "train", "finetune", "use", "measure"),
 }
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}
@@ -110,6 +121,11 @@ def test_imports_go_downward(name: str) -> None:
         if room(other) == room(name):
             continue
         assert LEVELS[room(other)] < LEVELS[room(name)], f"{name} imports {other}"
+
+
+def test_every_module_of_a_package_has_a_place_in_it() -> None:
+    listed = {f"{package}.{own}" for package, order in INSIDE.items() for own in order}
+    assert listed == {name for name in MODULES if name.rpartition(".")[0] in INSIDE}
 
 
 @pytest.mark.parametrize("package", INSIDE)

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,18 @@ from torch import Tensor
 
 from dpwg.checkpoint import (
     MATCHER,
-    codebook_digest,
+    ReleasedMatcher,
     load_matcher,
     load_release,
     matcher_for,
+    matcher_reads,
     save_matcher,
+    save_tokenizer,
 )
 from dpwg.cli import main
 from dpwg.config import MatcherConfig
 from dpwg.evaluate import matcher_quality
+from dpwg.export import Export, export_dataset
 from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
@@ -43,6 +47,7 @@ from dpwg.training.ranks import Ranks
 SIZES = MatcherConfig(text_width=8, text_tokens=5, width=16, heads=2, blocks=1, slots=2)
 PLAIN = Sampling(guidance=1.5, temperature=1.0, top_p=1.0, drafts=6)
 COLOURS = ("red", "green", "blue", "white")
+TOLD = {"name": "a matcher", "source": "trained for these tests", "licence": "CC0"}
 
 
 def matcher(seed: int = 0, config: MatcherConfig = SIZES) -> Matcher:
@@ -97,15 +102,14 @@ def test_training_finds_captions_that_chance_does_not() -> None:
     settings = MatcherTraining(
         steps=120, batch=32, group=16, warmup=5, learning_rate=1e-2, ema_decay=0.9, report_every=60
     )
-    before = matcher_quality(own, image_NChw, examples, among=10)
+    before = matcher_quality(own, image_NChw, examples, captions, among=10)
     reports = list(train_matcher(own, image_NChw, examples, captions, settings))
     assert [report.step for report in reports] == [60, 120]
     assert reports[1].loss < reports[0].loss
-    after = matcher_quality(own, image_NChw, examples, among=10)
+    after = matcher_quality(own, image_NChw, examples, captions, among=10)
     assert (after.records, after.among) == (400, 10)
-    # of ten captions some are equal: the first of those counts as found
-    assert before.captions_found < 0.3 < 0.6 < after.captions_found
-    assert before.images_found < 0.3 < 0.6 < after.images_found
+    assert before.captions_found < 0.3 < 0.9 < after.captions_found
+    assert before.images_found < 0.3 < 0.9 < after.images_found
 
 
 def test_the_loss_counts_the_others_that_differ() -> None:
@@ -134,9 +138,16 @@ def test_neighbours_share_words_that_not_many_captions_have() -> None:
     assert not np.array_equal(captions[orders[0][0]], captions[orders[1][0]])
 
 
-@pytest.mark.parametrize("change", [{"group": 1}, {"group": 48}, {"steps": 0}])
-def test_impossible_settings_are_refused_by_name(change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(change))):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": 1}, "group=1 to be 2 or more"),
+        ({"group": 48}, "batch=256 to be a multiple of group=48"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         MatcherTraining(**change)
 
 
@@ -176,8 +187,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def smallest(codes_BNPK: Tensor) -> Tensor:
+def smallest(codes_BNPK: Tensor, _: Tensor) -> Tensor:
     return codes_BNPK.flatten(2).sum(2).argmin(1)
+
+
+def fourth(codes_BNPK: Tensor, _: Tensor) -> Tensor:
+    return torch.full((len(codes_BNPK),), 3)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
@@ -186,7 +201,7 @@ def test_the_chosen_draft_goes_on_as_if_it_had_been_alone(model, text, guidance:
     alone = draw(model, text, None, settings)
     seen: list[Tensor] = []
 
-    def first(codes_BNPK: Tensor) -> Tensor:
+    def first(codes_BNPK: Tensor, _: Tensor) -> Tensor:
         seen.append(codes_BNPK.clone())
         return torch.zeros(len(codes_BNPK), dtype=torch.int64)
 
@@ -194,11 +209,11 @@ def test_the_chosen_draft_goes_on_as_if_it_had_been_alone(model, text, guidance:
     assert seen[0].shape == (5, 6, 4, 2)
     assert torch.equal(seen[0][:, 0], alone[0])
     assert len(seen[0].flatten(2)[0].unique(dim=0)) > 1
-    fourth = draw(model, text, lambda codes: torch.full((5,), 3), settings)
-    assert torch.equal(fourth[0], seen[0][:, 3])
-    assert not same(fourth, alone)
+    another = draw(model, text, fourth, settings)
+    assert torch.equal(another[0], seen[0][:, 3])
+    assert not same(another, alone)
     assert same(
-        fourth, draw(model, text, None, settings, seeds=[_draft_seed(s, 3) for s in range(5)])
+        another, draw(model, text, None, settings, seeds=[_draft_seed(s, 3) for s in range(5)])
     )
 
 
@@ -209,22 +224,42 @@ def test_drafts_are_the_same_alone_and_in_any_batch(model, text) -> None:
         assert same(draw(model, text, smallest, rows=slice(row, row + 1)), own)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("rows", [1, 12, 18])
+def test_drafts_of_a_few_images_at_a_time_are_those_of_all(
+    model, text, monkeypatch, rows: int, guidance: float
+) -> None:
+    settings = dataclasses.replace(PLAIN, guidance=guidance)
+    together = draw(model, text, smallest, settings)
+    seen: list[list[int]] = []
+
+    def watched(codes_BNPK: Tensor, image_B: Tensor) -> Tensor:
+        assert len(codes_BNPK) == len(image_B)
+        seen.append(image_B.tolist())
+        return smallest(codes_BNPK, image_B)
+
+    monkeypatch.setattr("dpwg.sampling.ROWS", rows)
+    assert same(draw(model, text, watched, settings), together)
+    assert [image for part in seen for image in part] == list(range(5))
+    assert max(map(len, seen)) == max(1, rows // 6)
+
+
 def test_of_equal_drafts_the_first_goes_on(model, text) -> None:
     settings = Sampling(guidance=1.0, temperature=1.0, top_k=1, drafts=4)
     alone = draw(model, text, None, settings)
-    assert same(draw(model, text, lambda codes: torch.full((5,), 3), settings), alone)
+    assert same(draw(model, text, fourth, settings), alone)
 
 
 def test_nothing_is_chosen_where_there_is_no_choice(model, text) -> None:
-    def never(codes_BNPK: Tensor) -> Tensor:
+    def never(codes_BNPK: Tensor, image_B: Tensor) -> Tensor:
         raise AssertionError
 
     for settings in (Sampling(drafts=1), Sampling(temperature=0.0)):
         assert same(draw(model, text, never, settings), draw(model, text, None, settings))
 
 
-@pytest.mark.parametrize("drafts", [0, 17])
-def test_drafts_out_of_range_are_refused(drafts: int) -> None:
+@pytest.mark.parametrize("drafts", [0, 17, 2.5])
+def test_drafts_out_of_range_are_refused(drafts: float) -> None:
     with pytest.raises(ValueError, match=f"Expected drafts={drafts}"):
         Sampling(drafts=drafts)
 
@@ -238,17 +273,24 @@ def own_root(root, tmp_path, monkeypatch) -> Path:
     release = load_release("faces/public")
     config = dataclasses.replace(
         SIZES,
-        text_encoder=release.text_encoder.digest,
-        text_tokens=release.text_encoder.max_tokens,
         text_width=release.model.config.text_width,
-        codebook=codebook_digest(release.tokenizer),
+        **matcher_reads(
+            release.tokenizer, release.text_encoder.digest, release.text_encoder.max_tokens
+        ),
     )
-    save_matcher(folder / MATCHER, matcher(config=config))
+    save_matcher(folder / MATCHER, matcher(config=config), TOLD)
     return folder
 
 
+def blank(own: Matcher, seed: int) -> Matcher:
+    """One of the same sizes that likes other drafts."""
+    return matcher(seed, own.config)
+
+
 def test_a_saved_matcher_is_the_same_to_bfloat16(own_root) -> None:
-    read = load_matcher(own_root / MATCHER)
+    released = load_matcher(own_root / MATCHER)
+    assert released.public_input == TOLD
+    read = released.model
     expected = copy.deepcopy(matcher(config=read.config)).bfloat16().float().state_dict()
     assert read.state_dict().keys() == expected.keys()
     assert all(torch.equal(t, expected[name]) for name, t in read.state_dict().items())
@@ -270,10 +312,14 @@ def test_the_pipeline_draws_what_the_matcher_likes_best(own_root) -> None:
     captions = ["a person with red hair", "a person with black hair"]
     one = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=1))
     best = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, drafts=12))
+    assert (pipe.drafts(), pipe.drafts(Sampling(temperature=0.0))) == (8, 1)
     assert not np.array_equal(one.partials[0], best.partials[0])
     assert (one.drafts, best.drafts, best.to_json()["drafts"]) == (1, 12, 12)
-    own, text = matcher_for(pipe.release), pipe.encoder.encode(captions)
-    assert own is not None
+    released, text = matcher_for(pipe.release), pipe.encoder.encode(captions)
+    assert isinstance(released, ReleasedMatcher)
+    assert one.to_json()["matcher"] is None
+    assert best.to_json()["matcher"] == {**TOLD, "sha256": released.sha256}
+    own = released.model
 
     def liking(partial: np.ndarray) -> Tensor:
         image_BChw = torch.from_numpy(partial).permute(0, 3, 1, 2).float() / 255
@@ -286,9 +332,100 @@ def test_a_space_takes_the_matcher_along(own_root, tmp_path) -> None:
     assert "checkpoints/matcher/config.json" in write_space(tmp_path / "space", ["faces/public"])
     copied = load_matcher(tmp_path / "space" / "checkpoints" / MATCHER)
     own = load_matcher(own_root / MATCHER)
-    assert copied.config == own.config
-    for name, tensor in own.state_dict().items():
-        assert torch.equal(copied.state_dict()[name], tensor)
+    assert (copied.sha256, copied.public_input) == (own.sha256, TOLD)
+    assert copied.model.config == own.model.config
+    for name, tensor in own.model.state_dict().items():
+        assert torch.equal(copied.model.state_dict()[name], tensor)
+
+
+def test_a_picture_is_the_same_alone_and_beside_others_with_drafts(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    captions = ["a person with red hair", "", "a person in a black hoodie on a teal background"]
+    together = pipe(captions, seed=3, settings=PLAIN, upsampler="bicubic")
+    for place, caption in enumerate(captions):
+        alone = pipe(caption, seed=3 + place, settings=PLAIN, upsampler="bicubic")
+        assert np.array_equal(alone.image[0], together.image[place])
+        assert alone.drafts == (PLAIN.drafts if caption else 1)
+
+
+def test_of_no_caption_whatever_was_drawn_first_goes_on(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    once = dataclasses.replace(PLAIN, drafts=1)
+    for seed in range(4):
+        free = pipe(" ", seed=seed, settings=PLAIN, upsampler="bicubic")
+        assert (free.drafts, free.matcher) == (1, None)
+        alone = pipe(" ", seed=seed, settings=once, upsampler="bicubic")
+        assert np.array_equal(free.coarse, alone.coarse)
+
+
+def test_an_export_goes_on_with_the_matcher_that_it_began_with(own_root, tmp_path) -> None:
+    export = Export(
+        captions=("a face", "red hair"),
+        captions_from="Written for this test",
+        upsampler="bicubic",
+        part=1,
+    )
+    folder = own_root / MATCHER
+
+    def begun(out: Path) -> dict[str, Any]:
+        pipe = DPWaveletPipeline.from_pretrained("faces/eps-1")
+        list(export_dataset(pipe, export, out, checkpoint="faces/eps-1"))
+        return json.loads((out / "export.json").read_text())
+
+    own = load_matcher(folder)
+    plan = begun(tmp_path / "a")
+    assert (plan["sampling"]["drafts"], plan["matcher"]) == (8, own.to_json())
+    assert "a public matcher of captions and images, trained for these" in (
+        tmp_path / "a" / "README.md"
+    ).read_text().replace("\n  ", " ")
+    save_matcher(folder, blank(own.model, 1), TOLD)
+    with pytest.raises(ValueError, match="found another matcher"):
+        begun(tmp_path / "a")
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="found another matcher, sampling"):
+        begun(tmp_path / "a")
+    plan = begun(tmp_path / "b")
+    assert (plan["sampling"]["drafts"], plan["matcher"]) == (1, None)
+    assert "public matcher" not in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_a_matcher_that_is_not_whole_is_told_and_one_of_others_is_passed_by(
+    own_root, make_tokenizer
+) -> None:
+    release, folder = load_release("faces/public"), own_root / MATCHER
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(
+        ValueError, match="to hold a matcher, found FileNotFoundError: Expected safetensors"
+    ):
+        matcher_for(release)
+    other = dataclasses.replace(release, tokenizer=make_tokenizer(seed=1))
+    assert matcher_for(other) is None  # its weights are not asked for
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="to hold a matcher, found FileNotFoundError"):
+        matcher_for(other)
+
+
+def test_nothing_but_a_matcher_is_replaced_by_one(own_root, capsys) -> None:
+    own = load_matcher(own_root / MATCHER)
+    save_matcher(own_root / MATCHER, blank(own.model, 1), TOLD)
+    assert load_matcher(own_root / MATCHER).sha256 != own.sha256
+    before = (own_root / "tokenizer" / "config.json").read_bytes()
+    for place in ("tokenizer", "faces/eps-1", "faces"):
+        with pytest.raises(ValueError, match="to hold an earlier MatcherConfig, which is replaced"):
+            save_matcher(own_root / place, own.model, TOLD)
+        words = ["matcher", "--out", str(own_root / place), "--count", "300"]
+        assert main(words) == 2
+        assert "Choose another folder" in capsys.readouterr().err
+    assert (own_root / "tokenizer" / "config.json").read_bytes() == before
+    assert load_release("faces/eps-1").card.steps == 100
+
+
+def test_drafts_that_nothing_chooses_among_are_refused(root, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    words = ["sample", "--checkpoint", "faces/eps-1", "--caption", "a", "--out", str(tmp_path)]
+    assert main([*words, "--drafts", "4"]) == 2
+    assert "nothing chooses among them" in capsys.readouterr().err
 
 
 def test_coarsest_images_are_decoded_from_the_first_codes(make_tokenizer, images) -> None:
@@ -307,7 +444,7 @@ def test_coarsest_images_are_decoded_from_the_first_codes(make_tokenizer, images
 
 
 def test_the_verb_trains_one_for_the_checkpoints_in_use(
-    root, image_folder, capsys, monkeypatch, tmp_path
+    root, image_folder, capsys, monkeypatch, tmp_path, make_tokenizer
 ) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(root, folder)
@@ -318,10 +455,23 @@ def test_the_verb_trains_one_for_the_checkpoints_in_use(
     assert main([*words, "--batch", "8"]) == 2
     assert "--public" in capsys.readouterr().err
     assert main([*words, "--batch", "16", "--public"]) == 2
-    assert "at least a batch of 16, found 12" in capsys.readouterr().err
+    assert "batch=16 to be at most the 12 records" in capsys.readouterr().err
     assert matcher_for(load_release("faces/eps-1")) is None
     assert main([*words, "--batch", "8", "--public"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": str(folder / MATCHER), "steps": 1}
-    assert matcher_for(load_release("faces/eps-1")) is not None
-    assert main(["matcher", "--data", str(image_folder), "--evaluate"]) == 2
-    assert "Expected 100 records or more, found 12" in capsys.readouterr().err
+    released = matcher_for(load_release("faces/eps-1"))
+    assert released is not None
+    assert released.public_input["source"] == (
+        f"trained with dpwg on 12 records of {image_folder.name}, declared public by its user"
+    )
+    measure = ["matcher", "--evaluate", str(image_folder)]
+    for more, message in (
+        ([], "Expected 100 records or more, found 12"),
+        (["--steps", "2"], "no steps=2 with --evaluate"),
+        (["--out", str(folder / "tokenizer")], "to hold a matcher, found KeyError"),
+    ):
+        assert main([*measure, *more]) == 2
+        assert message in capsys.readouterr().err
+    save_tokenizer(tmp_path / "other", make_tokenizer(seed=1))
+    assert main([*measure, "--tokenizer", str(tmp_path / "other")]) == 2
+    assert "to have codebook_sha256=" in capsys.readouterr().err

@@ -17,7 +17,6 @@ from dpwg.checkpoint import (
     save_release,
     save_superresolution,
     save_tokenizer,
-    tokenizer_digest,
 )
 from dpwg.cli import main
 from dpwg.config import MINILM
@@ -30,6 +29,7 @@ from dpwg.presets import PRESETS, Preset, get_preset
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.saved import module_sha256
 from dpwg.superresolution import SuperResolution
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
@@ -65,7 +65,7 @@ def test_what_ships_is_a_preset() -> None:
     assert (release.tokenizer.config, release.model.config) == (preset.tokenizer, preset.model)
     assert (release.text_encoder.name, preset.text_encoder) == (MINILM, MINILM)
     assert preset.image_size == 128
-    assert tokenizer_digest(SHIPPED / "tokenizer") == TOKENIZER_SHA256
+    assert module_sha256(SHIPPED / "tokenizer") == TOKENIZER_SHA256
     assert tokenizer_input(TOKENIZER_SHA256) in release.card.public_inputs
 
 
@@ -138,7 +138,7 @@ def test_a_shrunk_copy_trains_from_pixels_to_pictures(
     )
     # 3. to pictures
     save_tokenizer(tmp_path / "tokenizer", tokenizer)
-    digest = tokenizer_digest(tmp_path / "tokenizer")
+    digest = module_sha256(tmp_path / "tokenizer")
     inputs = public_inputs("public mine", 12, encoder.id, digest, rendered=False)
     assert inputs[0]["source"] == "declared public by its user"
     assert not any("this project" in item["source"] for item in (inputs[0], inputs[-1]))

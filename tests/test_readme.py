@@ -35,17 +35,20 @@ def test_response_times_stand_beside_their_bars(tmp_path):
 def test_each_measured_machine_has_a_column(tmp_path):
     """In the order of the files' names; every ratio stands in the table as the file has it."""
     (tmp_path / RESULTS).mkdir(parents=True)
-    for number, (end, precision) in enumerate((("-b", "float32"), ("", "bfloat16"))):
-        facts = json.loads((ROOT / RESULTS / "bench.json").read_text())
+    for number, (end, precision) in enumerate((("a", "float32"), ("b", "bfloat16"))):
+        facts = json.loads((ROOT / RESULTS / "bench-bfloat16.json").read_text())
         facts["settings"]["precision"] = precision
         facts["private_over_nonprivate"] = 1.25 + number
         facts["examples_per_second"]["private_lora"] = 40.4 + number
-        (tmp_path / RESULTS / f"bench{end}.json").write_text(json.dumps(facts))
+        (tmp_path / RESULTS / f"bench-{end}.json").write_text(json.dumps(facts))
     (tmp_path / "README.md").write_text("<!-- begin bench -->\n<!-- end bench -->")
     text = update(tmp_path / "README.md")
     assert "| measured | float32 | bfloat16 |\n" in text
     assert "| private step over non-private, all parameters | 1.25 | 2.25 |\n" in text
     assert "| examples a second, private LoRA | 40 | 41 |\n" in text
+    shutil.copy(tmp_path / RESULTS / "bench-a.json", tmp_path / RESULTS / "bench-c.json")
+    with pytest.raises(ValueError, match="of each precision"):
+        update(tmp_path / "README.md")
 
 
 def test_an_unknown_table_is_refused_by_name(tmp_path):

@@ -19,18 +19,12 @@ from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import explain
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.demo import build_demo
-from dpwg.ui.generate import (
-    describe_checkpoint,
-    example_captions,
-    generate,
-    opened,
-    random_seed,
-    surprise,
-    swiped,
-)
+from dpwg.ui.generate import generate, opened, surprise, swiped
 from dpwg.ui.own import YOURS
 from dpwg.ui.pipelines import stream
+from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.sharing import Drawing, from_query, to_query
+from dpwg.ui.shown import example_captions, random_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -125,6 +119,7 @@ def test_files_hold_the_pictures_and_the_facts():
         "seed": 7,
         "seeds": [7, 8],
         "drafts": 1,
+        "matcher": None,
         "epsilon": card.epsilon,
         "delta": card.delta,
         "coarse_size": 32,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_card, weights_digest
+from dpwg.checkpoint import find_checkpoint, load_card, named_weights_sha256
 from dpwg.cli import main
 from dpwg.data.faces import face
 from dpwg.membership import MembershipAttack, membership_attack, result_file
@@ -21,9 +21,9 @@ from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui import results
 from dpwg.ui.attack import attack, attack_live, engine_told
 from dpwg.ui.fresh import DATA, coarse_faces, refusal
-from dpwg.ui.generate import Shown
 from dpwg.ui.limits import MAX_ATTACKED, MAX_SEARCHED
 from dpwg.ui.nearest import nearest
+from dpwg.ui.shown import Shown
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def measured(name: str = "faces/eps-1", *, shift: float = 0.3, **change) -> Memb
     draw, card = np.random.default_rng(1), load_card(find_checkpoint(name))
     about = {
         "checkpoint": name,
-        "weights": weights_digest(find_checkpoint(name)),
+        "weights": named_weights_sha256(find_checkpoint(name)),
         "reference": "faces/public",
         "data": "faces-train",
         "others": "faces-test",

@@ -17,8 +17,8 @@ from dpwg.ui.bands import (
     rebuild,
     spectra,
 )
-from dpwg.ui.generate import Shown
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES, MAX_UPLOAD_PIXELS
+from dpwg.ui.shown import Shown
 from dpwg.ui.uploads import read_upload
 
 
@@ -106,7 +106,7 @@ def test_the_generated_image_is_taken_or_an_example_is_drawn():
     assert (taken.title, taken.real, taken.image.shape) == ("mine", False, (128, 128, 3))
     example = from_generated(None, "faces/eps-1")
     assert (example.image.shape, example.coarse.shape) == ((128, 128, 3), (32, 32, 3))
-    assert example.title == "an example of faces/eps-1, seed 0"
+    assert example.title == "An example of faces/eps-1, seed 0"
 
 
 def test_an_upload_becomes_what_the_model_sees(picture):

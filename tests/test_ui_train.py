@@ -27,7 +27,7 @@ from dpwg.training.finetune import PrivateTraining
 from dpwg.ui import runs, train
 from dpwg.ui.compare import compare_captions, compare_checkpoints
 from dpwg.ui.demo import build_demo
-from dpwg.ui.generate import describe_checkpoint, generate, opened
+from dpwg.ui.generate import generate, opened
 from dpwg.ui.limits import (
     KEPT_SECONDS,
     MAX_RUNS,
@@ -44,6 +44,7 @@ from dpwg.ui.plans import (
     expectation,
     noise_to_signal,
 )
+from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.runs import Measured, Order, Run, remove_leftovers
 from dpwg.ui.train import FACES, UPLOAD, draw, plan, stop
 

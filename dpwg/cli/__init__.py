@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     def verb(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         command = verbs.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print one JSON value")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, verb=command)
         return command
 
     data.add_data(verb)

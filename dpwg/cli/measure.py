@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from dpwg.cli.console import kept
 from dpwg.cli.options import (
+    SAMPLING,
     Verb,
     data_options,
     encode_examples,
     precision_option,
     read_records,
     read_settings,
-    refuse_unused,
+    refuse_all_but,
     sampling_options,
 )
 
@@ -80,14 +81,19 @@ def _evaluate(options: argparse.Namespace) -> Any:
     if options.sheet:
         from dpwg.sheet import sheet
 
-        refuse_unused(options, "results", "colours", beside="--sheet")
+        refuse_all_but(
+            options, "sheet", "checkpoints", "captions", "seed", *SAMPLING, beside="--sheet"
+        )
         captions = options.captions.read_text().splitlines()
         sheet(names, captions, seed=options.seed, settings=settings).save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
     records = read_records(options)
     _check_held_out(names, records)
+    used = ("checkpoints", "data", "count", "skip_broken", "results")
     if options.colours is not None:
+        refuse_all_but(options, "colours", *used, *SAMPLING, beside="--colours")
         return kept(_colours(names, records, settings, options.colours), options.results)
+    refuse_all_but(options, *used, beside="the loss of what is held out")
     return kept(_losses(names, records), options.results)
 
 
@@ -131,11 +137,16 @@ def _colours(
     for name in tqdm(names, desc="drawing", unit="checkpoint"):
         pipeline = DPWaveletPipeline.from_pretrained(name)
         found = colour_fidelity(pipeline, records, settings, count, upsample)
-        rows.append({"name": name, "epsilon": pipeline.release.card.epsilon} | found.to_json())
+        row = {"name": name, "epsilon": pipeline.release.card.epsilon}
+        row |= {"drafts": (drafts := pipeline.drafts(settings))}
+        row |= {"matcher": pipeline.matcher.to_json() if pipeline.matcher and drafts > 1 else None}
+        rows.append(row | found.to_json())
     tokenizer = load_release(names[0]).tokenizer
+    sampling = settings.to_json()
+    del sampling["drafts"]  # each checkpoint has its own
     return {
         "data": records.name,
-        "sampling": settings.to_json(),
+        "sampling": sampling,
         "upsampler": upsample.name,
         "own_codes": codes_fidelity(tokenizer, upsample, records, count).to_json(),
         "checkpoints": rows,
@@ -151,7 +162,7 @@ def add_audit(verb: Verb) -> None:
         help="may be repeated; all that saw sensitive records by default",
     )
     command.add_argument(
-        "--reference", default="faces/public", help="the public model it began from"
+        "--reference", help="the public model it began from; faces/public by default"
     )
     command.add_argument(
         "--data", help="the records it was trained on; by default what its card says"
@@ -160,7 +171,9 @@ def add_audit(verb: Verb) -> None:
         "--others", help="records of the same kind, left out; the test set by default"
     )
     command.add_argument(
-        "--count", type=int, default=5000, help="the first records of each at most, or the canaries"
+        "--count",
+        type=int,
+        help="the first records of each at most, or the canaries; 5000 by default",
     )
     command.add_argument(
         "--results", type=Path, help="write a file for each checkpoint into this folder"
@@ -177,22 +190,24 @@ def add_audit(verb: Verb) -> None:
 
 def _audit(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card, load_public
-    from dpwg.membership import result_file
+    from dpwg.membership import COUNT, REFERENCE, result_file
 
-    if options.count < 2:
-        raise ValueError(f"Expected count={options.count} >= 2.")
+    count = COUNT if options.count is None else options.count
+    if count < 2:
+        raise ValueError(f"Expected count={count} >= 2.")
     if options.engine is not None:
-        refuse_unused(options, "checkpoints", "data", "others", beside="--engine")
-        return _audit_engine(options)
+        refuse_all_but(options, "engine", "count", "results", beside="--engine")
+        return _audit_engine(options, count)
     if options.results and options.results.suffix == ".json":
         raise ValueError(
             f"Expected results={options.results} to be a folder; each checkpoint has a file in it."
         )
-    public = load_public(options.reference)
+    reference = options.reference or REFERENCE
+    public = load_public(reference)
     trained = [n for n in checkpoint_names() if load_card(find_checkpoint(n)).epsilon != 0]
     rows = []
     for name in options.checkpoints or trained:
-        attack = _attack(name, public, options)
+        attack = _attack(name, reference, public, count, options)
         if options.results:
             kept(attack.to_json(), options.results / result_file(name))
         row = {"checkpoint": name, "epsilon": attack.epsilon, "members": attack.members}
@@ -206,9 +221,11 @@ def _audit(options: argparse.Namespace) -> Any:
     return rows
 
 
-def _attack(name: str, public: Release, options: argparse.Namespace) -> MembershipAttack:
+def _attack(
+    name: str, reference: str, public: Release, at_most: int, options: argparse.Namespace
+) -> MembershipAttack:
     """One checkpoint's attack, on the very records that its card names and on others."""
-    from dpwg.checkpoint import find_checkpoint, load_release, weights_digest
+    from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256
     from dpwg.data import RENDERED_SETS, open_records
     from dpwg.encoders import open_encoder
     from dpwg.membership import calibrated_scores, check_reference, membership_attack
@@ -240,13 +257,13 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
     for records in (members, others):
         encoder = open_encoder(release.text_encoder)
         examples = encode_examples(records, release.tokenizer, encoder)
-        part = examples.first(min(options.count, len(examples)))
+        part = examples.first(min(at_most, len(examples)))
         scores.append(calibrated_scores(release.model, public.model, part).double().numpy())
     return membership_attack(
         *scores,
         checkpoint=name,
-        weights=weights_digest(find_checkpoint(name)),
-        reference=options.reference,
+        weights=named_weights_sha256(find_checkpoint(name)),
+        reference=reference,
         data=members.name,
         others=others.name,
         epsilon=card.epsilon,
@@ -254,13 +271,13 @@ def _attack(name: str, public: Release, options: argparse.Namespace) -> Membersh
     )
 
 
-def _audit_engine(options: argparse.Namespace) -> Any:
+def _audit_engine(options: argparse.Namespace, canaries: int) -> Any:
     """The one-run audit of the engine itself, once for each epsilon that it is to keep."""
     from dpwg.training.audit import GUESSES, audit_private_training, canary_plan
 
     rows = []
     for epsilon in tqdm(options.engine or (1.0, 3.0, 10.0), desc="training canaries"):
-        plan, guesses = canary_plan(options.count, epsilon), options.count // GUESSES
+        plan, guesses = canary_plan(canaries, epsilon), canaries // GUESSES
         found = audit_private_training(
             plan, k_plus=guesses, k_minus=guesses, precision=AUDITED_PRECISION
         )

@@ -84,6 +84,9 @@ def checkpointing_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+SAMPLING = ("guidance", "temperature", "top_k", "top_p", "drafts")
+
+
 def sampling_options(command: argparse.ArgumentParser) -> None:
     """What `read_settings` needs for a `Sampling`."""
     command.add_argument("--guidance", type=float, help="1 is none")
@@ -106,11 +109,17 @@ def read_settings(
 def refuse_unused(options: argparse.Namespace, *names: str, beside: str) -> None:
     """Raise ValueError for an option that was given and would change nothing."""
     for name in names:
-        if (value := getattr(options, name)) not in (None, False, []):
+        if (value := getattr(options, name)) != options.verb.get_default(name):
             raise ValueError(
                 f"Expected no {name.replace('_', '-')}={value!r} with {beside}, where it changes "
                 "nothing; leave it out."
             )
+
+
+def refuse_all_but(options: argparse.Namespace, *names: str, beside: str) -> None:
+    """Raise ValueError for an option that was given, other than these: it would change nothing."""
+    others = set(vars(options)) - {"run", "verb", "json", *names}
+    refuse_unused(options, *sorted(others), beside=beside)
 
 
 def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:

@@ -21,20 +21,34 @@ from dpwg.cli.options import (
     precision_option,
     preset_option,
     read_public_records,
-    read_records,
     read_settings,
+    refuse_all_but,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dpwg.checkpoint import Release
+    from dpwg.data import Records
     from dpwg.presets import Preset
     from dpwg.text import TextEncoder
+    from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.training.examples import Examples
+    from dpwg.training.ranks import Ranks
 
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 TEXT_ENCODER_HELP = (
     "a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the preset's "
     "by default; any but the embedded one needs --public"
 )
+
+
+def evaluate_options(command: argparse.ArgumentParser) -> None:
+    """To measure what is there."""
+    command.add_argument(
+        "--evaluate", metavar="SET", help="train nothing; measure what is in --out on this set"
+    )
+    command.add_argument("--results", type=Path, help="write the measurement to this file")
 
 
 def add_tokenizer(verb: Verb) -> None:
@@ -48,30 +62,34 @@ def add_tokenizer(verb: Verb) -> None:
     command.add_argument("--seed", type=int, default=0)
     device_option(command)
     command.add_argument("--out", type=Path, help="folder; checkpoints/tokenizer by default")
-    command.add_argument("--evaluate", metavar="SET", help="measure PSNR on a set instead")
-    command.add_argument("--results", type=Path, help="write the measurement to this file")
+    evaluate_options(command)
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
     import torch
 
     from dpwg.checkpoint import checkpoint_root, load_tokenizer, save_tokenizer
+    from dpwg.config import TokenizerConfig
     from dpwg.data import open_records
     from dpwg.data.tensors import coarse_batches
     from dpwg.evaluate import tokenizer_quality
     from dpwg.presets import get_preset
+    from dpwg.saved import check_module_folder
     from dpwg.tokenizer import SpectralTokenizer
     from dpwg.training.ranks import Ranks
     from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
     folder = options.out or checkpoint_root() / "tokenizer"
     if options.evaluate:
-        quality = tokenizer_quality(load_tokenizer(folder), open_records(options.evaluate))
+        refuse_all_but(options, "evaluate", "out", "count", "results", beside="--evaluate")
+        records = open_records(options.evaluate, count=options.count)
+        quality = tokenizer_quality(load_tokenizer(folder), records)
         return kept({"data": options.evaluate, **quality.to_json()}, options.results)
     preset = get_preset(options.preset)
     sizes = tuple(options.codebook_sizes or preset.tokenizer.codebook_sizes)
     settings = read_settings(TokenizerTraining, options, preset.tokenizer_training)
     ranks = Ranks.from_environment(options.device)
+    check_module_folder(folder, TokenizerConfig)
     records = read_public_records(options)
     torch.manual_seed(options.seed)
     tokenizer = SpectralTokenizer(replace(preset.tokenizer, codebook_sizes=sizes))
@@ -94,8 +112,7 @@ def add_upsampler(verb: Verb) -> None:
     command.add_argument("--seed", type=int, default=0)
     device_option(command)
     command.add_argument("--out", type=Path, help="folder; checkpoints/upsampler by default")
-    command.add_argument("--evaluate", metavar="SET", help="compare all upsamplers on a set")
-    command.add_argument("--results", type=Path, help="write the measurement to this file")
+    evaluate_options(command)
 
 
 def _upsampler(options: argparse.Namespace) -> Any:
@@ -108,26 +125,32 @@ def _upsampler(options: argparse.Namespace) -> Any:
         load_tokenizer,
         save_superresolution,
     )
+    from dpwg.config import SuperResolutionConfig
     from dpwg.data import open_records
     from dpwg.evaluate import upsampler_quality
     from dpwg.presets import get_preset
+    from dpwg.saved import check_module_folder
     from dpwg.superresolution import SuperResolution
     from dpwg.training.ranks import Ranks
     from dpwg.training.superresolution import SuperResolutionTraining, train_superresolution
-    from dpwg.upsample import UPSAMPLERS, get_upsampler
+    from dpwg.upsample import embedded_upsamplers
 
+    folder = options.out or checkpoint_root() / UPSAMPLER
     tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
     if options.evaluate:
+        used = ("evaluate", "out", "tokenizer", "count", "results")
+        refuse_all_but(options, *used, beside="--evaluate")
         records = open_records(options.evaluate)
         rows = [
-            upsampler_quality(get_upsampler(name), tokenizer, records, options.count or 500)
-            for name, _ in tqdm(UPSAMPLERS, desc="upsamplers")
+            upsampler_quality(upsampler, tokenizer, records, options.count or 500)
+            for upsampler in tqdm(embedded_upsamplers(folder), desc="upsamplers")
         ]
         answer = {"data": options.evaluate, "upsamplers": [row.to_json() for row in rows]}
         return kept(answer, options.results)
     preset = get_preset(options.preset)
     settings = read_settings(SuperResolutionTraining, options, preset.superresolution_training)
     ranks = Ranks.from_environment(options.device)
+    check_module_folder(folder, SuperResolutionConfig)
     records = read_public_records(options)
     torch.manual_seed(options.seed)
     coarse_size = tokenizer.config.coarse_size
@@ -142,7 +165,6 @@ def _upsampler(options: argparse.Namespace) -> Any:
     )
     if not ranks.leads:
         return None
-    folder = options.out or checkpoint_root() / UPSAMPLER
     save_superresolution(folder, model.cpu())
     return {"folder": str(folder), "steps": settings.steps}
 
@@ -186,12 +208,12 @@ def _pretrain(options: argparse.Namespace) -> Any:
         load_public,
         load_tokenizer,
         save_release,
-        tokenizer_digest,
     )
     from dpwg.inputs import public_inputs
     from dpwg.presets import get_preset
     from dpwg.privacy.accounting import Ledger
     from dpwg.privacy.card import PrivacyCard
+    from dpwg.saved import module_sha256
     from dpwg.training.pretrain import Pretraining, pretrain
     from dpwg.training.ranks import Ranks
 
@@ -211,15 +233,15 @@ def _pretrain(options: argparse.Namespace) -> Any:
         model.load_state_dict(base.model.state_dict())
     model.checkpointing = options.checkpointing
     settings = read_settings(Pretraining, options, preset.pretraining)
+    folder = new_or_resumed(options.run_folder, resume=options.resume)
     records = read_public_records(options)
     examples = encode_examples(records, tokenizer, encoder, ranks)
-    folder = new_or_resumed(options.run_folder, resume=options.resume)
     steps = pretrain(model, examples, settings, folder, ranks, compiled=options.compile)
     run_training(steps, "pretraining", ranks)
     if not ranks.leads:
         return None
     text_encoder = encoder.id if base is None else base.text_encoder
-    digest = tokenizer_digest(tokenizer_folder)
+    digest = module_sha256(tokenizer_folder)
     inputs = public_inputs(
         records.name, len(records), text_encoder, digest, rendered=is_public_mix(options.data)
     )
@@ -255,10 +277,7 @@ def add_matcher(verb: Verb) -> None:
     device_option(command)
     precision_option(command)
     command.add_argument("--out", type=Path, help="folder; checkpoints/matcher by default")
-    command.add_argument(
-        "--evaluate", action="store_true", help="measure the matcher in --out on --data instead"
-    )
-    command.add_argument("--results", type=Path, help="write the measurement to this file")
+    evaluate_options(command)
 
 
 def _matcher(options: argparse.Namespace) -> Any:
@@ -267,52 +286,84 @@ def _matcher(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import (
         MATCHER,
         checkpoint_root,
-        codebook_digest,
-        load_matcher,
         load_tokenizer,
+        matcher_reads,
         save_matcher,
     )
     from dpwg.config import MatcherConfig
-    from dpwg.evaluate import matcher_quality
+    from dpwg.inputs import matcher_input
     from dpwg.matcher import Matcher
     from dpwg.presets import get_preset
-    from dpwg.training.matcher import MatcherTraining, coarsest_images, train_matcher
+    from dpwg.saved import check_module_folder
+    from dpwg.training.matcher import MatcherTraining, check_sizes, train_matcher
     from dpwg.training.ranks import Ranks
 
     folder = options.out or checkpoint_root() / MATCHER
     tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
     encoder = _encoder(options, get_preset(options.preset), None)
+    reads = matcher_reads(tokenizer, encoder.digest, encoder.max_tokens)
     if options.evaluate:
-        records = read_records(options)
-        examples = encode_examples(records, tokenizer, encoder)
-        images = torch.cat(list(coarsest_images(tokenizer, examples)))
-        quality = matcher_quality(load_matcher(folder), images, examples)
-        return kept({"data": records.name, **quality.to_json()}, options.results)
+        return _evaluate_matcher(options, folder, tokenizer, encoder, reads)
     settings = read_settings(MatcherTraining, options)
     ranks = Ranks.from_environment(options.device)
+    check_module_folder(folder, MatcherConfig)
+    records = read_public_records(options)
+    check_sizes(settings, len(records), ranks.world)
     size = tokenizer.config.image_size(0)
     config = MatcherConfig(
-        codebook=codebook_digest(tokenizer),
-        text_encoder=encoder.digest,
-        text_tokens=encoder.max_tokens,
-        text_width=encoder.width,
-        image_size=size,
-        patch=max(1, size // 4),
+        **reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4)
     )
-    records = read_public_records(options)
     torch.manual_seed(options.seed)
     model = Matcher(config)
+    pairs = _matched(records, tokenizer, encoder, ranks)
+    run_training(train_matcher(model, *pairs, settings, ranks), "matcher", ranks)
+    if not ranks.leads:
+        return None
+    rendered = is_public_mix(options.data)
+    save_matcher(folder, model.cpu(), matcher_input(records.name, len(records), rendered=rendered))
+    return {"folder": str(folder), "steps": settings.steps}
+
+
+def _evaluate_matcher(
+    options: argparse.Namespace,
+    folder: Path,
+    tokenizer: SpectralTokenizer,
+    encoder: TextEncoder,
+    reads: dict[str, Any],
+) -> Any:
+    from dpwg.checkpoint import load_matcher
+    from dpwg.data import open_records
+    from dpwg.evaluate import matcher_quality
+
+    used = ("evaluate", "out", "tokenizer", "text_encoder", "preset", "public", "count", "results")
+    refuse_all_but(options, *used, beside="--evaluate")
+    matcher = load_matcher(folder).model
+    for name, own in reads.items():
+        if (found := getattr(matcher.config, name)) != own:
+            raise ValueError(
+                f"Expected the matcher in {folder} to have {name}={own!r:.20}, found "
+                f"{found!r:.20}; name the tokenizer and text encoder that it was trained with."
+            )
+    records = open_records(options.evaluate, count=options.count)
+    quality = matcher_quality(matcher, *_matched(records, tokenizer, encoder))
+    return kept({"data": records.name, **quality.to_json()}, options.results)
+
+
+def _matched(
+    records: Records,
+    tokenizer: SpectralTokenizer,
+    encoder: TextEncoder,
+    ranks: Ranks | None = None,
+) -> tuple[Tensor, Examples, list[str]]:
+    """A set's coarsest images, its examples, and its first captions in words."""
+    import torch
+
+    from dpwg.training.matcher import coarsest_images
+
     examples = encode_examples(records, tokenizer, encoder, ranks)
     captions = [records[index].captions[0] for index in tqdm(range(len(records)), desc="captions")]
     parts = tqdm(coarsest_images(tokenizer, examples), desc="coarsest images", unit="part")
-    images = torch.cat(list(parts))
-    run_training(
-        train_matcher(model, images, examples, captions, settings, ranks), "matcher", ranks
-    )
-    if not ranks.leads:
-        return None
-    save_matcher(folder, model.cpu())
-    return {"folder": str(folder), "steps": settings.steps}
+    return torch.cat(list(parts)), examples, captions
 
 
 def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:

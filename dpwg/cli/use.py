@@ -100,6 +100,11 @@ def _pipeline(options: argparse.Namespace) -> DPWaveletPipeline:
 
     device = pick_device(options.device)
     pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
+    if pipeline.matcher is None and options.drafts not in (None, 1):
+        raise ValueError(
+            f"Expected no drafts={options.drafts} with checkpoint={options.checkpoint!r}: nothing "
+            "chooses among them. Leave it out, or train a matcher, see `python -m dpwg matcher`."
+        )
     return pipeline.to(device)
 
 

@@ -31,6 +31,7 @@ _GROUP_UNIT = (
     "group: {groups:,} groups of {images:,} images in all. Each visit of a step draws one image of "
     "the group."
 )
+"""Up to the colon it tells cards of groups apart, those that are out in the world too: keep it."""
 _IMAGE_LIMIT = "Protects an image, not a person who appears in several."
 _COUNT_LIMIT = "The number of records and the sampling rate are treated as public."
 _GROUP_LIMITS = {

@@ -1,4 +1,7 @@
-"""The steps that the public parts are trained by, whatever their loss."""
+"""The steps of pretraining, super-resolution and the matcher, whatever their loss.
+
+The tokenizer has steps of its own: between them its codes are revived.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dpwg.training.weights import M, Weights
 
 
 class Schedule(Protocol):
-    """The settings that every public training has."""
+    """The settings that these trainings have in common."""
 
     @property
     def steps(self) -> int: ...

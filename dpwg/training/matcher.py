@@ -49,10 +49,10 @@ class MatcherTraining(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group < 2 or self.batch % self.group:
-            raise ValueError(
-                f"Expected batch={self.batch} to be a multiple of group={self.group}, 2 or more."
-            )
+        if self.group < 2:
+            raise ValueError(f"Expected group={self.group} to be 2 or more.")
+        if self.batch % self.group:
+            raise ValueError(f"Expected batch={self.batch} to be a multiple of group={self.group}.")
 
 
 def train_matcher(
@@ -69,19 +69,15 @@ def train_matcher(
     takes its share of a batch's groups, and looks no further than there.
     """
     ranks = ranks or Ranks()
-    if settings.batch // settings.group < ranks.world:
-        raise ValueError(
-            f"Expected batch={settings.batch} to hold a group={settings.group} or more for each of "
-            f"{ranks.world} processes; make the batch larger or the groups smaller."
-        )
+    check_sizes(settings, len(examples), ranks.world)
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
-    if not len(image_NChw) == len(examples) == len(captions) >= settings.batch:
+    if not len(image_NChw) == len(examples) == len(captions):
         raise ValueError(
-            f"Expected images, examples and captions of the same records, at least a batch of "
-            f"{settings.batch}, found {len(image_NChw)}, {len(examples)} and {len(captions)}."
+            f"Expected images, examples and captions of the same records, found {len(image_NChw)}, "
+            f"{len(examples)} and {len(captions)}."
         )
     weights = Weights(model.to(ranks.device), settings)
-    same_N, groups = _numbered(captions), _groups(_Words(captions), settings)
+    same_N, groups = numbered(captions), _groups(_Words(captions), settings)
 
     def loss_of_step() -> Tensor:
         batch = [next(groups) for _ in range(settings.batch // settings.group)]
@@ -93,6 +89,19 @@ def train_matcher(
         return loss * len(own_B) / settings.batch
 
     yield from descend(weights, settings, ranks, loss_of_step)
+
+
+def check_sizes(settings: MatcherTraining, records: int, processes: int) -> None:
+    """Raise ValueError for more records a batch than there are, or a process without a group."""
+    if settings.batch > records:
+        raise ValueError(
+            f"Expected batch={settings.batch} to be at most the {records} records there are."
+        )
+    if settings.batch // settings.group < processes:
+        raise ValueError(
+            f"Expected batch={settings.batch} to hold a group={settings.group} or more for each of "
+            f"{processes} processes; make the batch larger or the groups smaller."
+        )
 
 
 def coarsest_images(tokenizer: SpectralTokenizer, examples: Examples) -> Iterator[Tensor]:
@@ -109,11 +118,16 @@ def contrastive_loss(scores_BB: Tensor, caption_B: Tensor) -> Tensor:
     `scores_BB` are of images by captions; `caption_B` numbers the captions: one that equals
     another is no wrong answer there, and left out.
     """
-    others_BB = ~torch.eye(len(scores_BB), dtype=torch.bool, device=scores_BB.device)
-    equal_BB = (caption_B[:, None] == caption_B[None]) & others_BB
-    scores_BB = scores_BB.masked_fill(equal_BB, -torch.inf)
+    scores_BB = without_equal(scores_BB, caption_B)
     own_B = torch.arange(len(scores_BB), device=scores_BB.device)
     return (F.cross_entropy(scores_BB, own_B) + F.cross_entropy(scores_BB.T, own_B)) / 2
+
+
+def without_equal(scores_BB: Tensor, caption_B: Tensor) -> Tensor:
+    """The scores, those of an image with another's equal caption being -inf."""
+    others_BB = ~torch.eye(len(scores_BB), dtype=torch.bool, device=scores_BB.device)
+    equal_BB = (caption_B[:, None] == caption_B[None]) & others_BB
+    return scores_BB.masked_fill(equal_BB, -torch.inf)
 
 
 class _Words:
@@ -153,7 +167,7 @@ def _groups(words: _Words, settings: MatcherTraining) -> Iterator[Tensor]:
             yield torch.from_numpy(group_KG[index])
 
 
-def _numbered(captions: Sequence[str]) -> Tensor:
+def numbered(captions: Sequence[str]) -> Tensor:
     """A number for each caption, the same for equal ones."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in captions])

@@ -24,6 +24,7 @@ from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.sharing import usual_checkpoint
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+from dpwg.wavelet import coarse_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = """\
@@ -67,7 +68,7 @@ def story(name: str) -> Story:
     levels = (IMAGE_SIZE // config.coarse_size).bit_length() - 1
     pixels = image.astype(np.float32) / 255
     share = energy_shares(decompose(pixels, levels=levels))[f"LL{levels}"]
-    means = torch.from_numpy(_block_means(pixels, config.coarse_size)).permute(2, 0, 1)[None]
+    means = coarse_image(torch.from_numpy(pixels).permute(2, 0, 1)[None], levels)
     codes = release.tokenizer.encode(means)
     decoded = [release.tokenizer.decode(codes[: k + 1]) for k in range(config.scales)]
     error = float((decoded[-1] - means).square().mean())
@@ -113,11 +114,6 @@ def section(title: str) -> str:
     text = path.read_text() if path.exists() else ""
     _, found, rest = text.partition(f"\n## {title}\n")
     return rest.partition("\n## ")[0].strip() if found else ""
-
-
-def _block_means(image_HWC: np.ndarray, side: int) -> np.ndarray:
-    times = image_HWC.shape[0] // side
-    return image_HWC.reshape(side, times, side, times, 3).mean(axis=(1, 3))
 
 
 def build_about(names: Sequence[str], tab: gr.Tab) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import gradio as gr
 from matplotlib.figure import Figure
 
-from dpwg.checkpoint import find_checkpoint, weights_digest
+from dpwg.checkpoint import find_checkpoint, named_weights_sha256
 from dpwg.data.faces import TEST_RECORDS
 from dpwg.membership import (
     COUNT,
@@ -28,12 +28,12 @@ from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.figures import roc_figure, scores_figure
 from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, WORK, claim, encoded_faces, refusal
-from dpwg.ui.generate import random_seed
 from dpwg.ui.limits import MAX_ATTACKED, MIN_ATTACKED, whole
 from dpwg.ui.nearest import build_nearest
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
 from dpwg.ui.sharing import usual_checkpoint
+from dpwg.ui.shown import random_seed
 
 INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was
 trained on it. Models predict what they were trained on a little better. So this attacker takes the
@@ -82,7 +82,7 @@ def attack(name: str) -> Found:
         return _words(f"**The stored result of {name} is damaged.** {error} {remedy}")
     if found is None:
         return _words(f"**{name} was not measured yet.** {remedy}")
-    now = (weights_digest(find_checkpoint(name)), card.epsilon, card.delta)
+    now = (named_weights_sha256(find_checkpoint(name)), card.epsilon, card.delta)
     if (found.weights, found.epsilon, found.delta) != now:
         return _words(
             f"**The stored result is not of the weights that {name} has now**, so it is not shown. "
@@ -120,7 +120,7 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
         result = membership_attack(
             *scores,
             checkpoint=name,
-            weights=weights_digest(find_checkpoint(name)),
+            weights=named_weights_sha256(find_checkpoint(name)),
             reference=REFERENCE,
             data=DATA,
             others=OTHERS,

@@ -25,13 +25,14 @@ from dpwg.spectra import (
     reconstruct,
     spectra_figure,
 )
-from dpwg.ui.generate import Shown, example_captions
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.sharing import usual_checkpoint
+from dpwg.ui.shown import Shown, shown_or_example
 from dpwg.ui.uploads import SUFFIXES, read_upload
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+from dpwg.wavelet import coarse_image
 
 WAVELETS: tuple[str, ...] = tuple(pywt.wavelist(kind="discrete"))
 DEFAULT_LEVELS = 4
@@ -64,11 +65,7 @@ class Rebuilt(NamedTuple):
 
 def from_generated(shown: Shown | None, default: str) -> Subject:
     """The first image of the last generation; without one, an example under `default`."""
-    if shown is None:
-        lines = example_captions()
-        result = load_pipeline(default)(lines[0] if lines else "", seed=0)
-        title = f"an example of {default}, seed 0"
-        shown = Shown(default, result.coarse, result.image, title)
+    shown = shown_or_example(shown, default, lambda: load_pipeline(default))
     return Subject(shown.title, shown.image[0], shown.coarse[0], shown.image[0], real=False)
 
 
@@ -79,9 +76,8 @@ def from_upload(path: str | None) -> Subject:
     upsample = get_upsampler(DEFAULT_UPSAMPLER)
     try:
         image = read_upload(path, IMAGE_SIZE)
-        side, times = IMAGE_SIZE // upsample.scale, upsample.scale
-        means = image.reshape(side, times, side, times, 3).mean(axis=(1, 3)) / 255
-        coarse_BCHW = torch.from_numpy(means).float().permute(2, 0, 1)[None].clamp(0, 1)
+        image_BCHW = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+        coarse_BCHW = coarse_image(image_BCHW, upsample.scale.bit_length() - 1).clamp(0, 1)
         return Subject(
             "your picture",
             image,

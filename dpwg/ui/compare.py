@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.components import Component
 from matplotlib.figure import Figure
 
 from dpwg.checkpoint import checkpoint_names
-from dpwg.pipeline import MAX_SEED, DPWaveletPipeline, GenerationResult
-from dpwg.privacy.card import PrivacyCard
+from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.figures import quality_figure
-from dpwg.ui.generate import example_captions, random_seed
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.own import YOURS, is_trained, loader
 from dpwg.ui.pictures import Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw
+from dpwg.ui.promises import label
 from dpwg.ui.results import measures
+from dpwg.ui.rows import ONE_DRAFT, Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Run
 from dpwg.ui.sharing import usual_checkpoint
+from dpwg.ui.shown import example_captions, random_seed
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
-
-
-class Rows(NamedTuple):
-    """What both modes show at one moment, in the order of their components."""
-
-    coarse: Pictures
-    images: Pictures
-    status: str
 
 
 def family_of(name: str) -> str:
@@ -63,39 +55,6 @@ def compare_checkpoints(
         raise gr.Error(str(error)) from error
 
 
-def compare_pipelines(
-    pipes: Sequence[tuple[str, Callable[[], DPWaveletPipeline]]],
-    caption: str,
-    seed: int,
-    upsampler: str,
-) -> Iterator[Rows]:
-    """One caption and seed under several pipelines, each loaded when it is its turn."""
-    caption = caption.strip()
-    coarse: Pictures = []
-    images: Pictures = []
-    seconds = 0.0
-    with TemporaryDirectory(prefix="dpwg-") as name:
-        folder = Path(name)
-        for place, (title, load) in enumerate(pipes):
-            status = f"{title} … ({place + 1} of {len(pipes)})"
-            yield Rows(coarse, images, status)
-            pipe = load()
-            label = [("yours, " if title == YOURS else "") + _label(pipe.release.card)]
-            for step in draw(load, (caption,), seed=seed, upsampler=upsampler):
-                if isinstance(step, GenerationResult):
-                    images = [*images, *saved(folder, f"image-{place}", step.image, label)]
-                    seconds += step.seconds["total"]
-                elif isinstance(step, UpsamplingStep):
-                    yield Rows(coarse, images, f"{status} · {step}")
-                    continue
-                else:
-                    part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), label)
-                    coarse = [*coarse[:place], *part]
-                yield Rows(coarse, images, status)
-        told = "" if caption else "no caption, so unconditional · "
-        yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
-
-
 def compare_captions(
     checkpoint: str, text: str, seed: int, upsampler: str, own: Run | None = None
 ) -> Iterator[Rows]:
@@ -110,7 +69,8 @@ def compare_captions(
         load = loader(checkpoint, own)
         pipe = load()
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
-        steps = draw(load, captions, seed=(seed,) * len(captions), upsampler=upsampler)
+        asked = {"seed": (seed,) * len(captions), "settings": ONE_DRAFT, "upsampler": upsampler}
+        steps = draw(load, captions, **asked)
         coarse: Pictures = []
         with TemporaryDirectory(prefix="dpwg-") as name:
             folder = Path(name)
@@ -118,7 +78,7 @@ def compare_captions(
                 if isinstance(step, GenerationResult):
                     images = saved(folder, "image", step.image, labels)
                     facts = f"seed {seed} for all · drawn in {step.seconds['total']:.2f} s"
-                    yield Rows(coarse, images, f"{_label(pipe.release.card)} · {facts}")
+                    yield Rows(coarse, images, f"{label(pipe.release.card)} · {facts}")
                 elif isinstance(step, UpsamplingStep):
                     yield Rows(coarse, [], f"{upsampler}: {step}")
                 else:
@@ -145,12 +105,6 @@ def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, s
     return quality_figure(measure, picked), f"{told} {measure.source}"
 
 
-def _label(card: PrivacyCard) -> str:
-    if card.epsilon is None:
-        return "no privacy"
-    return "public, ε = 0" if card.epsilon == 0 else f"ε = {card.epsilon:.4g}"
-
-
 def build_compare(names: Sequence[str], own: gr.State) -> tuple[list[gr.Radio], list[gr.Gallery]]:
     """Add the tab's components. Loads no model. `own` holds the visitor's run.
 
@@ -158,7 +112,8 @@ def build_compare(names: Sequence[str], own: gr.State) -> tuple[list[gr.Radio], 
     """
     gr.Markdown(
         "What does a promise of privacy cost, and what does a caption change? One seed draws all "
-        "pictures, so that what differs comes from the checkpoints, or from the captions."
+        "pictures, each of them once, so that what differs comes from the checkpoints, or from the "
+        "captions."
     )
     with gr.Tabs():
         with gr.Tab("Checkpoints"):
@@ -271,28 +226,6 @@ def _build_settings() -> tuple[Component, Component]:
             )
     dice.click(random_seed, outputs=seed, api_visibility="private")
     return seed, upsampler
-
-
-def build_rows(name: str, columns: int) -> list[Any]:
-    """A row of coarse pictures, one of upsampled ones, and the status."""
-    shown: list[Any] = []
-    for row, title in (
-        ("coarse", "Coarse, by the checkpoint"),
-        ("images", "Upsampled, by the public model"),
-    ):
-        shown.append(
-            gr.Gallery(
-                label=title,
-                columns=columns,
-                height="auto",
-                format="png",
-                interactive=False,
-                buttons=["fullscreen", "download"],
-                elem_id=f"{name}-{row}",
-                elem_classes=["compared", "framed"],
-            )
-        )
-    return [*shown, gr.Markdown("They appear one after the other.", elem_classes="status")]
 
 
 def _chosen(family: str, picked: str | None, event: gr.SelectData) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,32 +15,23 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, find_matcher, load_card
+from dpwg.checkpoint import find_matchers
 from dpwg.data.faces import face
 from dpwg.pipeline import MAX_SEED, GenerationResult
-from dpwg.privacy.accounting import explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import MAX_DRAFTS, Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.limits import MAX_IMAGES, whole
-from dpwg.ui.own import YOURS, loader, own_card
+from dpwg.ui.own import YOURS, loader
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, draw
+from dpwg.ui.promises import author, describe_checkpoint
 from dpwg.ui.runs import Run
 from dpwg.ui.sharing import Drawing, from_query, to_query, usual_checkpoint
+from dpwg.ui.shown import Shown, example_captions, random_seed
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "captions.txt"
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
-
-
-class Shown(NamedTuple):
-    """The images of the last generation, for the other tabs and the slider."""
-
-    checkpoint: str
-    coarse: np.ndarray
-    image: np.ndarray
-    title: str
 
 
 class Frame(NamedTuple):
@@ -57,29 +48,9 @@ class Frame(NamedTuple):
     shown: Shown | None = None
 
 
-def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
-    """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
-    try:
-        card = own_card(own) if name == YOURS else load_card(find_checkpoint(name))
-    except (ValueError, FileNotFoundError) as error:
-        raise gr.Error(str(error)) from error
-    if card.epsilon is None:
-        promise = "No privacy"
-    elif card.epsilon == 0:
-        promise = "Public data only, ε = 0"
-    else:
-        promise = f"ε = {card.epsilon:.4g} at δ = {card.delta:.4g}"
-    return f"**{promise}.** {explain(card.epsilon, card.delta)}", card.to_markdown()
-
-
 def describe_upsampler(name: str) -> str:
     """What an upsampler does to the picture."""
     return all_upsamplers().get(name, "It is not here any more.")
-
-
-def random_seed() -> int:
-    """A seed that is short enough to be read out."""
-    return random.randrange(1_000_000)
 
 
 def surprise() -> tuple[str, int]:
@@ -146,11 +117,6 @@ def generate(
         raise gr.Error(str(error)) from error
 
 
-def example_captions() -> list[str]:
-    """The lines of examples/captions.txt; none where the package is used without it."""
-    return EXAMPLES.read_text().splitlines() if EXAMPLES.exists() else []
-
-
 def opened(query: Mapping[str, str]) -> Drawing | None:
     """What a link asks for, or None; a bad link is an error in words."""
     try:
@@ -166,15 +132,6 @@ def swiped(shown: Shown | None, place: int) -> tuple[np.ndarray, np.ndarray] | N
     return enlarged(shown.coarse[place : place + 1])[0], enlarged(shown.image[place : place + 1])[0]
 
 
-def author(card: PrivacyCard) -> str:
-    """Who drew a coarse picture: what its model promises, in a few words."""
-    if card.epsilon is None:
-        return "model trained without privacy"
-    if card.epsilon == 0:
-        return "public model, ε = 0"
-    return f"private model, ε = {card.epsilon:.4g}"
-
-
 def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame:
     coarse, full = _square(result.coarse.shape[1]), _square(result.image.shape[1])
     seeds = ("seed " if len(result.seeds) == 1 else "seeds ") + ", ".join(map(str, result.seeds))
@@ -182,7 +139,8 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
     checkpoint = drawing.checkpoint
     if checkpoint != YOURS:  # which no other page can open
-        facts += [f"[link to the same]({to_query(drawing)})"]
+        drawn = replace(drawing, drafts=result.drafts)
+        facts += [f"[link to the same]({to_query(drawn)})"]
     shown = Shown(checkpoint, result.coarse, result.image, f"{checkpoint}, {seeds}")
     return Frame(
         coarse_title=_coarse_title(result.coarse.shape[1], result.card),
@@ -202,10 +160,13 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
 
 def _choice(result: GenerationResult) -> str:
     """That drafts were chosen among, where they were."""
-    if result.drafts == 1:
+    if result.matcher is None:
         return ""
-    size = _square(result.partials[0].shape[1])
-    return f"Of its {result.drafts} drafts at {size} a public matcher chose this one. "
+    size, of_each = _square(result.partials[0].shape[1]), "each" if len(result.seeds) > 1 else "it"
+    return (
+        f"Of {result.drafts} drafts of {of_each} at {size} one was kept by a public matcher, "
+        f"{result.matcher.public_input['source']}. "
+    )
 
 
 def _coarse(folder: Path, coarse_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
@@ -380,9 +341,9 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
             value=Sampling.drafts,
             step=1,
             label="Drafts",
-            info="The coarsest picture is drawn so often, and a public model that saw no private "
-            "record keeps the one that fits the caption best; 1 is no choice.",
-            visible=find_matcher() is not None,
+            info="The coarsest picture is drawn so often, and a public model keeps the one that "
+            "fits the caption best; 1 is no choice.",
+            visible=bool(find_matchers()),
         )
     dice.click(random_seed, outputs=seed, api_name="random_seed")
     upsampler.change(

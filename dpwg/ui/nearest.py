@@ -15,12 +15,12 @@ from dpwg.data.faces import TRAIN_RECORDS
 from dpwg.membership import nearest_records
 from dpwg.pipeline import to_uint8
 from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
-from dpwg.ui.generate import Shown, example_captions
 from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole
 from dpwg.ui.own import YOURS, loader, own_card
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.pipelines import MODEL_QUEUE
 from dpwg.ui.runs import Run
+from dpwg.ui.shown import Shown, shown_or_example
 
 NEIGHBOURS = 3
 LEVELS = 255
@@ -62,8 +62,9 @@ def nearest(
     try:
         count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, known))
         progress(0, desc="loading the model")
-        tokenizer = loader(name, own)().release.tokenizer
-        shown = shown or _example(name)
+        load = loader(name, own)
+        tokenizer = load().release.tokenizer
+        shown = shown_or_example(shown, name, load)
         size = shown.coarse.shape[1]
         found = []
         for split, before in (("train", 0), ("test", count)):
@@ -113,12 +114,6 @@ def _comparison(nearer_B: torch.Tensor) -> str:
         )
     which = "training" if bool(nearer_B[0]) else "held-out"
     return f"The {which} one is nearer; for a model that repeats nothing that is a coin's toss."
-
-
-def _example(name: str) -> Shown:
-    lines = example_captions()
-    result = load_pipeline(name)(lines[0] if lines else "", seed=0)
-    return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")
 
 
 def _pictures(

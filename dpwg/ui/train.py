@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from dpwg.checkpoint import load_card
 from dpwg.pipeline import MAX_SEED
 from dpwg.text import MAX_CAPTION_CHARACTERS
-from dpwg.ui.compare import Rows, build_rows, compare_pipelines
 from dpwg.ui.figures import loss_figure, steps_figure
-from dpwg.ui.generate import example_captions
 from dpwg.ui.limits import (
     MAX_TRAIN_MINUTES,
     MAX_TRAIN_RECORDS,
@@ -38,7 +36,9 @@ from dpwg.ui.plans import (
     spent_after,
     table,
 )
+from dpwg.ui.rows import Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Order, Run
+from dpwg.ui.shown import example_captions
 from dpwg.upsample import DEFAULT_UPSAMPLER
 
 FACES, UPLOAD = "a part of faces", "my own pictures"

@@ -1,0 +1,42 @@
+"""What a checkpoint promises: in a word, in a few, and in one sentence beside its whole card."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from dpwg.checkpoint import find_checkpoint, load_card
+from dpwg.privacy.accounting import explain
+from dpwg.privacy.card import PrivacyCard
+from dpwg.ui.own import YOURS, own_card
+from dpwg.ui.runs import Run
+
+
+def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
+    """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
+    try:
+        card = own_card(own) if name == YOURS else load_card(find_checkpoint(name))
+    except (ValueError, FileNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+    if card.epsilon is None:
+        promise = "No privacy"
+    elif card.epsilon == 0:
+        promise = "Public data only, ε = 0"
+    else:
+        promise = f"ε = {card.epsilon:.4g} at δ = {card.delta:.4g}"
+    return f"**{promise}.** {explain(card.epsilon, card.delta)}", card.to_markdown()
+
+
+def author(card: PrivacyCard) -> str:
+    """Who drew a coarse picture: what its model promises, in a few words."""
+    if card.epsilon is None:
+        return "model trained without privacy"
+    if card.epsilon == 0:
+        return "public model, ε = 0"
+    return f"private model, ε = {card.epsilon:.4g}"
+
+
+def label(card: PrivacyCard) -> str:
+    """A column's title."""
+    if card.epsilon is None:
+        return "no privacy"
+    return "public, ε = 0" if card.epsilon == 0 else f"ε = {card.epsilon:.4g}"
