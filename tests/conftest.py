@@ -166,6 +166,12 @@ def make_examples(make_inputs) -> Callable[..., Examples]:
     return make
 
 
+@pytest.fixture
+def no_epsilon(monkeypatch) -> None:
+    """Runs of many steps, of which nobody asks what they have spent."""
+    monkeypatch.setattr(Ledger, "pld_epsilon", lambda self, delta: 0.0)
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., SpectralTokenizer]:
     """A tiny tokenizer of 32x32 images whose blocks do something."""

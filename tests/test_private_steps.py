@@ -16,7 +16,7 @@ from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
 from scipy import stats
 from torch import Tensor
 
-from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.lora import add_lora
 from dpwg.training import finetune
 from dpwg.training.examples import Batch, Examples
@@ -87,12 +87,6 @@ def watched(monkeypatch) -> Watched:
     monkeypatch.setattr(finetune, "add_gaussian_noise", add_gaussian_noise)
     monkeypatch.setattr(Examples, "batch", visit)
     return seen
-
-
-@pytest.fixture
-def no_epsilon(monkeypatch) -> None:
-    """Runs of many steps, of which nobody asks what they have spent."""
-    monkeypatch.setattr(Ledger, "pld_epsilon", lambda self, delta: 0.0)
 
 
 @pytest.fixture(scope="module")
