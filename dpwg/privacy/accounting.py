@@ -322,6 +322,7 @@ def _pld(runs: tuple[_Run, ...], delta: float, interval: float = _FINE) -> float
     return epsilon if epsilon <= MAX_EPSILON else math.inf
 
 
+@lru_cache(maxsize=512)
 def _rdp(runs: tuple[_Run, ...], delta: float) -> float:
     from opacus.accountants import RDPAccountant
 
@@ -333,6 +334,7 @@ def _rdp(runs: tuple[_Run, ...], delta: float) -> float:
         return max(float(accountant.get_epsilon(delta, alphas=orders)), 0.0)
 
 
+@lru_cache(maxsize=512)
 def _prv(runs: tuple[_Run, ...], delta: float, *, scale: float) -> float:
     """PRV upper bound to 0.1 % of `scale`, or as near as 4 M grid points allow, else nan."""
     from opacus.accountants import PRVAccountant
