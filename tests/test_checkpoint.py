@@ -28,6 +28,7 @@ from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import CardMismatchError, PrivacyCard
 from dpwg.sampling import Sampling, sample
+from dpwg.saved import module_sha256, read_config
 from dpwg.text import EncodedText
 
 ENCODER = TextEncoderId(kind="clip", name="me/clip", digest="a" * 64, max_tokens=77)
@@ -296,3 +297,43 @@ def test_a_release_refers_to_no_other_tokenizer_than_its_own(make_release, tmp_p
     with pytest.raises(ValueError, match="to be the one that the model was trained with"):
         save_release(tmp_path / "out", make_release(), tokenizer_folder=tmp_path / "tokenizer")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["weights_sha256", "tokenizer", "tokenizer_sha256", "model"])
+def test_a_release_without_an_entry_is_refused_in_words(saved, name: str) -> None:
+    path = saved / "config.json"
+    values = json.loads(path.read_text())
+    del values[name]
+    path.write_text(json.dumps(values))
+    told = rf"'faces/eps-3' to be a release of dpwg, found KeyError: '{name}'; it is refused"
+    with pytest.raises(ValueError, match=told):
+        load_release("faces/eps-3")
+    if name == "model":
+        with pytest.raises(ValueError, match=told):
+            describe("faces/eps-3")
+
+
+@pytest.mark.parametrize("path", ["config.json", "tokenizer/config.json"])
+@pytest.mark.parametrize("found", [2, None, "1"])
+def test_another_format_is_refused(saved, path: str, found: object) -> None:
+    edit(saved / path, format=found)
+    with pytest.raises(ValueError, match=f"Expected format=1 .*, found {found!r}"):
+        read_config((saved / path).parent)
+
+
+def test_a_tokenizer_replaces_a_tokenizer_and_nothing_else(make_release, tmp_path, saved) -> None:
+    folder, tokenizer = tmp_path / "tokenizer", make_release().tokenizer
+    save_tokenizer(folder, tokenizer)
+    save_tokenizer(folder, make_release(1).tokenizer)
+    assert module_sha256(folder) != module_sha256(saved / "tokenizer")
+    save_tokenizer(folder, tokenizer)
+    assert module_sha256(folder) == module_sha256(saved / "tokenizer")
+    (folder / "notes.txt").write_text("mine")
+    before = module_sha256(folder)
+    for place in (folder, saved, tmp_path):
+        with pytest.raises(ValueError, match=r"to hold an earlier TokenizerConfig.*; found '"):
+            save_tokenizer(place, make_release(1).tokenizer)
+    with pytest.raises(ValueError, match="to be a folder, found a file"):
+        save_tokenizer(folder / "notes.txt", tokenizer)
+    assert module_sha256(folder) == before
+    assert load_release("faces/eps-3").card.steps == 5

@@ -60,7 +60,16 @@ def test_no_noise_has_no_epsilon(capsys):
         ),
         (("sample", "--caption", "x", "--per-caption", "2", "--out", "o"), "no per-caption=2"),
         (("evaluate", "--sheet", "a.png", "--results", "b.json"), "no results="),
+        (("evaluate", "--sheet", "a.png", "--count", "3"), "no count=3 with --sheet"),
+        (
+            ("evaluate", "--temperature", "1"),
+            "no temperature=1.0 with the loss",
+        ),
+        (("evaluate", "--colours", "5", "--seed", "3"), "no seed=3 with --colours"),
         (("audit", "--engine", "--data", "x"), "no data='x'"),
+        (("audit", "--engine", "--reference", "x"), "no reference='x' with --engine"),
+        (("tokenizer", "--evaluate", "public-test", "--steps", "3"), "no steps=3 with --evaluate"),
+        (("upsampler", "--evaluate", "public-test", "--seed", "3"), "no seed=3 with --evaluate"),
     ],
 )
 def test_bad_input_ends_with_2_and_one_clear_line(capsys, arguments, message):

@@ -189,6 +189,13 @@ def test_settings_out_of_range_are_refused_by_name(change: dict[str, Any]) -> No
         dataclasses.replace(SMALL, **change)
 
 
+def test_a_missing_package_is_told_before_anything_is_drawn(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"'parquet' needs pyarrow; run `pip install"):
+        of("parquet")
+    assert of("webdataset").format == "webdataset"
+
+
 def test_cards_say_what_they_promise(root) -> None:
     for name, words, trained in (
         ("public", "Epsilon is 0", "on public data"),

@@ -87,13 +87,15 @@ def _evaluate(options: argparse.Namespace) -> Any:
         captions = options.captions.read_text().splitlines()
         sheet(names, captions, seed=options.seed, settings=settings).save(options.sheet)
         return {"sheet": str(options.sheet), "checkpoints": names, "captions": captions}
+    used = ("checkpoints", "data", "count", "skip_broken", "results")
+    if options.colours is None:
+        refuse_all_but(options, *used, beside="the loss of what is held out")
+    else:
+        refuse_all_but(options, "colours", *used, *SAMPLING, beside="--colours")
     records = read_records(options)
     _check_held_out(names, records)
-    used = ("checkpoints", "data", "count", "skip_broken", "results")
     if options.colours is not None:
-        refuse_all_but(options, "colours", *used, *SAMPLING, beside="--colours")
         return kept(_colours(names, records, settings, options.colours), options.results)
-    refuse_all_but(options, *used, beside="the loss of what is held out")
     return kept(_losses(names, records), options.results)
 
 
