@@ -88,18 +88,21 @@ def sample(
     used_L = (text.mask_BL | unconditional.mask_BL).any(0)  # the rest is padding of every caption
     text, unconditional = _cut(text, used_L), _cut(unconditional, used_L)
     drafts = 1 if choose is None else settings.drafts_drawn
-    parts = []
-    for image_B in torch.arange(len(seeds)).split(max(1, ROWS // drafts) if drafts > 1 else 2**31):
+    parts = torch.arange(len(seeds)).split(max(1, ROWS // drafts) if drafts > 1 else len(seeds))
+
+    def coarsest(image_B: Tensor) -> _Drawing:
         own = EncodedText(states_BLD=text.states_BLD[image_B], mask_BL=text.mask_BL[image_B])
-        seed_B = [seeds[image] for image in image_B.tolist()]
-        parts.append(_Drawing(model, own, unconditional, seed_B, settings, drafts))
-        parts[-1].draw(0)
+        own_seeds = [seeds[image] for image in image_B.tolist()]
+        drawing = _Drawing(model, own, unconditional, own_seeds, settings, drafts)
+        drawing.draw(0)
         if choose is not None and drafts > 1:
-            codes_BNPK = parts[-1].codes[0].unflatten(0, (-1, drafts))
+            codes_BNPK = drawing.codes[0].unflatten(0, (-1, drafts))
             chosen_B = choose(codes_BNPK, image_B).to(codes_BNPK.device)
             chosen_B1PK = codes_BNPK[torch.arange(len(image_B)), chosen_B].unsqueeze(1)
-            parts[-1].keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
-    drawing, *others = parts
+            drawing.keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
+        return drawing
+
+    drawing, *others = map(coarsest, parts)
     if others:
         drawing.join(others)
     for scale in range(model.config.scales):
