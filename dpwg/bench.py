@@ -165,7 +165,7 @@ def measure(
             "repetitions": repetitions,
             "precision": precision,
             "upsampler": upsampler,
-            "drafts": pipeline.drafts(),
+            **pipeline.choice(),
         },
         machine=machine(),
         notes=NOTES,

@@ -175,12 +175,12 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
     """What every process and every later run must have in common."""
     values = export.to_json()
     captions = json.dumps(values.pop("captions"))
-    drafts = pipe.drafts(export.sampling)
+    choice = pipe.choice(export.sampling)
     own = export.upsampler.startswith("wavelet")
     return {
         **values,
-        "sampling": export.sampling.to_json() | {"drafts": drafts},
-        "matcher": pipe.matcher.to_json() if pipe.matcher and drafts > 1 else None,
+        "sampling": export.sampling.to_json() | {"drafts": choice["drafts"]},
+        "matcher": choice["matcher"],
         "upsampler": public_name(export.upsampler),
         "superresolution_sha256": module_sha256(find_superresolution()) if own else None,
         "captions": len(export.captions),

@@ -114,6 +114,12 @@ class DPWaveletPipeline:
         """How many drafts of the coarsest scale a caption gets: 1 where nothing can choose."""
         return 1 if self.matcher is None else settings.drafts_drawn
 
+    def choice(self, settings: Sampling = DEFAULT_SAMPLING) -> dict[str, Any]:
+        """What a result file says of it: how many `drafts`, and which `matcher`, if any."""
+        drafts = self.drafts(settings)
+        chosen_by = self.matcher.to_json() if self.matcher and drafts > 1 else None
+        return {"drafts": drafts, "matcher": chosen_by}
+
     def __call__(
         self,
         captions: str | Sequence[str],

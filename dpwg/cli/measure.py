@@ -140,9 +140,7 @@ def _colours(
         pipeline = DPWaveletPipeline.from_pretrained(name)
         found = colour_fidelity(pipeline, records, settings, count, upsample)
         row = {"name": name, "epsilon": pipeline.release.card.epsilon}
-        row |= {"drafts": (drafts := pipeline.drafts(settings))}
-        row |= {"matcher": pipeline.matcher.to_json() if pipeline.matcher and drafts > 1 else None}
-        rows.append(row | found.to_json())
+        rows.append(row | pipeline.choice(settings) | found.to_json())
     tokenizer = load_release(names[0]).tokenizer
     sampling = settings.to_json()
     del sampling["drafts"]  # each checkpoint has its own
