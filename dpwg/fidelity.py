@@ -44,8 +44,9 @@ _WHITE_D65 = np.array([0.95047, 1.0, 1.08883])
 class ColourFidelity:
     """Of how many captions the pictures were judged, and which share of named colours they have.
 
-    `parts` holds, by part, how many captions name its colour and the share that is met; `all_parts`
-    is the share of pictures with every colour that their caption names.
+    `parts` holds, by part, of how many captions its colour was judged and the share that is met;
+    `all_parts` is the share of pictures with every judged colour of their caption. A part that
+    hardly shows in the record's own picture (LEAST_PIXELS) is not judged.
     """
 
     captions: int

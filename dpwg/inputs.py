@@ -15,7 +15,8 @@ TOKENIZER_SHA256 = "d61cb8573e75f995901afe72a62bb6ffc3f8eb8a3e8ae620e7c827def589
 FROZEN_PARTS = (
     {
         "name": "wavelet super-resolution",
-        "source": "trained by this project on the public mix; applied after sampling",
+        "source": "trained by this project on the public mix, unless its user puts another in its "
+        "place; applied after sampling",
         "licence": "Apache-2.0",
     },
     {

@@ -31,10 +31,11 @@ DEFAULT_SAMPLING = Sampling()
 class GenerationResult:
     """What a viewer needs. Images are uint8 (B, H, W, 3).
 
-    `partials` holds the image of each scale, coarse to fine, the last being `coarse`. `bands` is
-    the Haar pyramid of `image` as `wavelet.haar_pyramid` orders it, down to the coarsest scale:
-    its first `len(partials)` entries are what the privately trained model decided. The coarsest
-    scale is the best of `drafts`, as the `matcher` sees it; 1 and None where there was no choice.
+    `partials` holds the image of each scale, coarse to fine, the last being `coarse`: what the
+    privately trained model decided. `bands` is the Haar pyramid of `image` as
+    `wavelet.haar_pyramid` orders it, down to the coarsest scale; the upsampler may have changed its
+    first bands, those of `coarse`, a little. The coarsest scale is the best of `drafts`, as the
+    `matcher` sees it; 1 and None where there was no choice.
     `seconds` has the times of `text`, `tokens`, `upsampling` and `total`.
     """
 

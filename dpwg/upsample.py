@@ -38,7 +38,7 @@ from dpwg.superresolution import SuperResolution
 
 DEFAULT_UPSAMPLER = "wavelet-sharp"
 UPSAMPLERS: tuple[tuple[str, str], ...] = (
-    ("wavelet-sharp", "The next Haar band by this project's own model, the last by Real-ESRGAN."),
+    ("wavelet-sharp", "Twice the size by this project's own model, then by Real-ESRGAN: crisp."),
     ("wavelet", "This project's own model, trained on public drawings: calm, and soft at edges."),
     ("bicubic", "Smooth interpolation without any model: invents nothing, stays soft."),
     ("realesrgan-anime", "Real-ESRGAN for drawings: crisp outlines and flat colours."),
@@ -196,8 +196,8 @@ class SharpWaveletUpsampler:
 
     The first calms what codes leave uneven, which Real-ESRGAN alone draws as scratches; the second
     draws the edges that the first leaves soft. What both flatten, such as eyes on dark skin, is
-    given back: the blocks' means are brought to the coarse image wherever they miss it by more than
-    UNEVEN, by soft thresholding (Donoho 1995). Errors are those of both.
+    given back: what the blocks' means miss of the coarse image, beyond UNEVEN (soft thresholding,
+    Donoho 1995), is interpolated and added. Errors are those of both.
     """
 
     name, scale = "wavelet-sharp", 4

@@ -21,7 +21,8 @@ from dpwg.cli.options import Run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0; or 2 after one clear line on bad input, or a report of faults.
 
-    Raises ModuleNotFoundError where a package is missing.
+    Raises ModuleNotFoundError where a package is missing, and SystemExit(2) where no such verb or
+    option can be parsed.
 
     `data check` is the verb `check`.
     """

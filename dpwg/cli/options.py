@@ -133,10 +133,10 @@ def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Rec
 
 
 def is_public_mix(data: str) -> bool:
-    """Whether --data names a rendered set of the public styles, not one that its user declares."""
+    """Whether --data names a rendered set of the mix, not one that its user declares public."""
     from dpwg.data import RENDERED_SETS
 
-    return data in RENDERED_SETS and data.startswith(("public-", "tuning-"))
+    return data in RENDERED_SETS and data.startswith("public-")
 
 
 def read_public_records(options: argparse.Namespace) -> Records:

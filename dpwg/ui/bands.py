@@ -172,7 +172,8 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
     """Add the tab's components; `shown` holds what the Generate tab drew last."""
     gr.Markdown(
         "An image is a coarse one and bands of details, each level twice as fine as the one "
-        "before. The private model decides the first few bands; the rest is the upsampler's."
+        "before. The private model decides the coarse image, the first few bands; the upsampler "
+        "adds the others, and may change those few a little."
     )
     subject, default = gr.State(), gr.State(usual_checkpoint(names))
     with gr.Row(elem_classes=["page", "form"]):

@@ -151,8 +151,8 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
         swipe=swiped(shown, 0),
         authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. "
         f"{_choice(result)}Every finer detail, up to {full}, was invented by the public upsampler "
-        f"{drawing.upsampler} from what was released. What a public model knew before, ε does not "
-        "cover.",
+        f"{drawing.upsampler} from what was released and, if it reads captions, the caption. What "
+        "a public model knew before, ε does not cover.",
         files=_write(folder, drawing.checkpoint, result),
         shown=shown,
     )

@@ -61,9 +61,10 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
         points = tuple(Point(r["name"], r["epsilon"], 100 * r["all_parts"]) for r in rows)
         source = (
             f"Pictures of {rows[0]['captions']:,} captions of `{facts['data']}` that have every "
-            "colour their caption names, higher is better; the records' own codes reach "
+            "judged colour of their caption, higher is better; the records' own codes reach "
             f"{100 * facts['own_codes']['all_parts']:.1f} %: "
-            f"`python -m dpwg evaluate --colours`, in `docs/results/{path.name}`."
+            f"`python -m dpwg evaluate --colours {rows[0]['captions']}`, in "
+            f"`docs/results/{path.name}`."
         )
         found.append(Measure("all colours right", "% of pictures", points, source))
     return found
