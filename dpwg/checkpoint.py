@@ -2,7 +2,7 @@
 
 A release folder holds `config.json`, `privacy_card.json` and safetensors files of at most 9 MB; the
 tokenizer is a folder of its own, which several releases can share. Nothing here reads or writes a
-pickle, and a release whose card does not follow from its ledger is refused.
+pickle, and a release is refused whose card does not follow from its ledger or is another's.
 """
 
 from __future__ import annotations
@@ -238,6 +238,7 @@ def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | Non
         "format": FORMAT,
         "model": release.model.config.to_json(),
         "weights_sha256": weights_sha256(partial),
+        "card_sha256": release.card.sha256,
         "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
         "tokenizer_sha256": module_sha256(tokenizer_folder or partial / "tokenizer"),
         "text_encoder": release.text_encoder.to_json(),
@@ -273,9 +274,16 @@ def check_same_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
 
 
 def load_card(folder: Path) -> PrivacyCard:
-    """A release's card, with its epsilon recomputed from its ledger: a false one is refused."""
+    """A release's card, with its epsilon recomputed from its ledger: a false one, or one of another
+    release, is refused by ValueError.
+    """
     card = PrivacyCard.from_json(read_json(folder / _CARD))
     card.verify()
+    if (named := read_config(folder).get("card_sha256")) != card.sha256:
+        raise ValueError(
+            f"Expected the card {named!s:.12} that the {CONFIG} of {folder.name} names, found "
+            f"{card.sha256:.12}; it is not of these weights, get the release again."
+        )
     return card
 
 

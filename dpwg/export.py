@@ -26,7 +26,7 @@ from dpwg.diffusion import public_name
 from dpwg.hub import CITATION, LICENSE
 from dpwg.parts import FORMATS, Row, appear, encode_png, write_text
 from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
-from dpwg.privacy.accounting import explain
+from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
 from dpwg.saved import module_sha256
@@ -188,6 +188,7 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
         "images": export.images,
         "checkpoint": checkpoint,
         "weights_sha256": pipe.release.weights_sha256,
+        "card_sha256": pipe.release.card.sha256,
         "text_encoder_sha256": pipe.release.text_encoder.digest,
         "software": {"dpwg": dpwg.__version__, "torch": _version("torch")},
     }
@@ -260,7 +261,7 @@ def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> str
     elif card.epsilon == 0:
         promise, trained = "**Epsilon is 0: no sensitive record was seen.**", "on public data"
     else:
-        promise = f"**Epsilon is {card.epsilon:.4g} at delta = {card.delta:g}.**"
+        promise = f"**Epsilon is {epsilon_text(card.epsilon)} at delta = {card.delta:g}.**"
         trained = "privately"
     limits = "\n".join(f"- {limit}" for limit in card.limits)
     upsampler = plan["upsampler"]
@@ -319,7 +320,8 @@ pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
 
 {limits}
 - The coarse image comes from the model that was trained {trained}; finer detail is invented by a
-  public upsampler ({upsampler}), which sees only what that model released.
+  public upsampler ({upsampler}), which sees only what that model released and, if it reads
+  captions, the caption.
 - A model trained on these images inherits the model's errors and biases.
 
 ## Cite

@@ -23,7 +23,7 @@ from dpwg.checkpoint import (
 from dpwg.config import TextEncoderId, read_json
 from dpwg.download import download
 from dpwg.inputs import text_encoder_input
-from dpwg.privacy.accounting import explain
+from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.privacy.card import PrivacyCard
 
 FOLDERS = ("", "tokenizer/")
@@ -181,9 +181,10 @@ pipe("a caption", seed=7).image
 ```
 
 WaveletGPT predicts the codes of a coarse image from the caption; the tokenizer in `tokenizer/`
-decodes them, and a public upsampler, which is not in here and sees only what these release, makes
-them large. Where a public matcher of captions and images lies beside it, it chooses among drafts of
-the coarsest scale. What a public model that others trained knew before, epsilon does not cover.
+decodes them. A public upsampler, which is not in here, makes the image large; it sees only what
+these release and, if it reads captions, the caption. Where a public matcher of captions and images
+lies beside it, it chooses among drafts of the coarsest scale. What a public model that others
+trained knew before, epsilon does not cover.
 
 Loading recomputes epsilon from the ledger in `privacy_card.json`, compares the digests of
 all weights, and refuses what does not agree. There is no pickle and no training state in here.
@@ -204,7 +205,7 @@ def _promise(card: PrivacyCard) -> str:
         return "Trained without privacy (no bound on epsilon)"
     if not card.epsilon:
         return "Trained on public data only (epsilon = 0)"
-    return f"Trained with epsilon = {card.epsilon:.4g} at delta = {card.delta:g}"
+    return f"Trained with epsilon = {epsilon_text(card.epsilon)} at delta = {card.delta:g}"
 
 
 def _could_be_on_the_hub(name: str | Path) -> bool:

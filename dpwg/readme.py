@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpwg.checkpoint import checkpoint_names, describe
+from dpwg.checkpoint import checkpoint_names, describe, find_checkpoint, load_card
+from dpwg.privacy.accounting import Ledger, default_delta, epsilon_text
 
 RESULTS = Path("docs/results")
 
@@ -53,8 +54,9 @@ def _checkpoints(held_out: dict[str, Any], fidelity: dict[str, Any]) -> str:
         rows.append(
             (
                 f"`{name}`",
-                "no bound" if facts["epsilon"] is None else f"{facts['epsilon']:.4g}",
+                epsilon_text(facts["epsilon"]),
                 f"{facts['delta']:g}" if facts["epsilon"] else "",
+                _at_the_usual_delta(name) if facts["epsilon"] else "",
                 _figure(facts["noise_multiplier"]),
                 _figure(facts["sampling_rate"]),
                 str(facts["steps"]),
@@ -65,8 +67,25 @@ def _checkpoints(held_out: dict[str, Any], fidelity: dict[str, Any]) -> str:
                 f"{colours[name]:.0%}" if name in colours else "",
             )
         )
-    heads = ("checkpoint", "epsilon (PLD)", "delta", "noise", "rate", "steps", "private records")
+    heads = (
+        "checkpoint",
+        "epsilon (PLD)",
+        "delta",
+        "at a tenth of 1/N",
+        "noise",
+        "rate",
+        "steps",
+        "private records",
+    )
     return _table((*heads, "size", "held-out nats a code", "gap closed", "all colours right"), rows)
+
+
+def _at_the_usual_delta(name: str) -> str:
+    """What the same steps spend at the delta that `finetune` would take for so many records."""
+    card = load_card(find_checkpoint(name))
+    delta = default_delta(card.records)
+    spent = Ledger.from_json(list(card.ledger)).pld_epsilon(delta)
+    return f"{epsilon_text(spent)}, {delta:g}"
 
 
 def _upsamplers(found: dict[str, Any]) -> str:

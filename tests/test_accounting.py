@@ -18,10 +18,13 @@ from dpwg.privacy.accounting import (
     PrivacyPlan,
     calibrate_noise,
     check_delta,
+    default_delta,
+    epsilon_text,
     epsilons,
     explain,
     max_true_positive_rate,
     pld_epsilon,
+    rounded_up,
 )
 
 DELTA = 1e-5
@@ -427,3 +430,16 @@ def test_explanation_names_the_rate_and_the_two_ends():
 def test_numbers_alone_do_not_load_torch():
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code, accounting.__file__], check=True)
+
+
+def test_what_is_shown_of_a_bound_never_understates_it():
+    for value in (0.0, 1.0, 0.12345, 0.9993401, 1.8980624827, 9.99801, 263.80625482, 1e-7):
+        assert value <= rounded_up(value) <= value * 1.0002 + 1e-12
+        assert value <= float(epsilon_text(value)) <= value * 1.002 + 1e-12
+    assert [*map(epsilon_text, (0.9993401, 9.9991, 3.0, 0))] == ["0.9994", "10", "3", "0"]
+    assert epsilon_text(None) == epsilon_text(math.inf) == "no bound"
+
+
+@pytest.mark.parametrize("records", [1, 9, 10, 50_000, 82_783])
+def test_the_usual_delta_is_at_most_a_tenth_of_one_over_the_records(records):
+    assert 0.01 / records < default_delta(records) <= 0.1 / records * (1 + 1e-9)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dpwg.privacy.accounting import Ledger, LedgerEntry
+from dpwg.privacy.accounting import Ledger, LedgerEntry, epsilon_text
 from dpwg.privacy.card import CardMismatchError, PrivacyCard
 
 RUN = {"sampling_rate": 0.02, "noise_multiplier": 2.0, "steps": 100}
@@ -159,7 +159,7 @@ def test_json_of_another_shape_is_refused(data):
 def test_markdown_shows_promise_figures_inputs_and_limits(card):
     text = card.to_markdown()
     assert "1 % false alarms" in text
-    assert f"| epsilon (PLD) | {card.epsilon:.4g} |" in text
+    assert f"| epsilon (PLD) | {epsilon_text(card.epsilon)} |" in text
     assert "| records | 50,000 |" in text
     assert "- tokenizer: DiceBear public mix (CC0)" in text
     assert all(f"- {limit}" in text for limit in card.limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -140,6 +141,32 @@ def test_a_card_that_its_ledger_does_not_bear_out_is_refused(saved, change) -> N
     for use in (load_release, describe, lambda name: load_card(find_checkpoint(name))):
         with pytest.raises(CardMismatchError):
             use("faces/eps-3")
+
+
+def test_a_true_card_of_another_release_is_refused(saved, root, make_release, card) -> None:
+    release = make_release()
+    longer = Ledger(entries=[LedgerEntry(sampling_rate=0.02, noise_multiplier=9.0, steps=5)])
+    other = PrivacyCard.from_ledger(
+        longer,
+        delta=card.delta,
+        dataset=card.dataset,
+        records=card.records,
+        max_grad_norm=card.max_grad_norm,
+        public_inputs=card.public_inputs,
+    )
+    save_release(root / "faces" / "other", dataclasses.replace(release, card=other))
+    assert load_card(root / "faces" / "other") == other
+    shutil.copy(root / "faces" / "other" / "privacy_card.json", saved)
+    for use in (load_release, describe, lambda name: load_card(find_checkpoint(name))):
+        with pytest.raises(ValueError, match="it is not of these weights"):
+            use("faces/eps-3")
+
+
+def test_a_card_may_be_written_in_another_way(saved) -> None:
+    path = saved / "privacy_card.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(values.items())), indent=7))
+    assert load_card(saved).to_json() == values
 
 
 def test_a_release_with_a_false_card_is_not_written(root, make_release, card) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cards import recarded
 from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
@@ -240,9 +241,8 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
     monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
     shutil.copytree(root, tmp_path / "checkpoints")
     for name in ("eps-1", "eps-inf"):
-        path = tmp_path / "checkpoints" / "faces" / name / "privacy_card.json"
-        facts = json.loads(path.read_text()) | {"dataset": image_folder.name, "records": 12}
-        path.write_text(json.dumps(facts))
+        folder = tmp_path / "checkpoints" / "faces" / name
+        recarded(folder, dataset=image_folder.name, records=12)
     others = tmp_path / "others"
     shutil.copytree(image_folder, others)
     (others / "metadata.jsonl").write_text(
@@ -263,6 +263,7 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
         (("--checkpoint", "faces/public", *where), "nothing to infer"),
         (("--data", str(others), "--others", str(image_folder)), "found 6 of 'others'"),
         (("--data", str(image_folder)), "Expected --others"),
+        (("--data", str(image_folder), "--checkpoint", "faces/eps-1"), "Expected --others"),
         (("--data", str(image_folder), "--others", str(image_folder)), "left out"),
         (("--reference", "faces/eps-1", *where), "to be public, found epsilon="),
         (("--count", "1"), "count=1"),

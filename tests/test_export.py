@@ -39,6 +39,7 @@ from dpwg.export import (
 )
 from dpwg.parts import FORMATS, Row, appear, encode_png
 from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import Sampling
 
 CAPTIONS = ("a face", "red hair", "été, 笑顔", "glasses")
@@ -96,8 +97,10 @@ def test_datasets_opens_it_with_captions_and_seeds(whole, pipe, tmp_path) -> Non
 
 def test_a_card_and_the_plan_lie_beside_it(whole, pipe) -> None:
     export, folder = whole
-    assert load_card(folder) == pipe.release.card
+    card = PrivacyCard.from_json(json.loads((folder / "privacy_card.json").read_text()))
+    assert card == pipe.release.card
     plan = json.loads((folder / "export.json").read_text())
+    assert plan["card_sha256"] == card.sha256
     assert plan["weights_sha256"] == load_release("faces/eps-1").weights_sha256
     assert Sampling.from_json(plan["sampling"]) == dataclasses.replace(export.sampling, drafts=1)
     page = DatasetCard.load(folder / "README.md")

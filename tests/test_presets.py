@@ -166,7 +166,7 @@ def test_a_plan_of_a_preset_needs_no_model_and_no_data(capsys, monkeypatch) -> N
     words = ["finetune", "--plan", "--preset", "coco-256", "--noise-multiplier", "1", "--json"]
     assert main([*words, "--records", "82783", "--steps", "100", "--micro-batch", "1"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["records"], told["steps"]) == (82783, 100)
+    assert (told["records"], told["steps"], told["delta"]) == (82783, 100, 1e-6)
     assert (told["text_encoder"], told["upsampler"]) == (
         PRESETS["coco-256"].text_encoder,
         PRESETS["coco-256"].upsampler,
@@ -184,7 +184,7 @@ def test_a_plan_of_a_preset_needs_no_model_and_no_data(capsys, monkeypatch) -> N
         (("--preset", "coco-256"), "no weights; pretrain a model with it"),
         (("--plan", "--preset", "coco-256", "--records", "-1"), "records=-1"),
         (("--plan", "--preset", "coco", "--records", "90"), "preset='coco' in"),
-        (("--plan", "--records", "900000"), "delta"),
+        (("--plan", "--records", "900000", "--delta", "1e-5"), "delta"),
     ],
 )
 def test_a_preset_changes_nothing_that_is_counted(

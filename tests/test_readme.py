@@ -59,7 +59,9 @@ def test_an_unknown_table_is_refused_by_name(tmp_path):
 
 def test_every_command_is_understood():
     script = README.replace("\\\n", " ").replace("$e", "1")
-    commands = re.findall(r"^\s*python -m dpwg ([^#\n]*)", script, flags=re.MULTILINE)
+    commands = re.findall(
+        r"^\s*(?:python|torchrun \S+) -m dpwg ([^#&;\n]*)", script, flags=re.MULTILINE
+    )
     assert len(commands) > 8
     for command in commands:
         parser().parse_args(shlex.split(command))

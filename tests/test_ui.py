@@ -12,11 +12,12 @@ import gradio as gr
 import numpy as np
 import pytest
 from app_server import serving
+from cards import recarded
 from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.pipeline import MAX_SEED
-from dpwg.privacy.accounting import explain
+from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.demo import build_demo
 from dpwg.ui.generate import generate, opened, surprise, swiped
@@ -48,7 +49,10 @@ def _checkpoints(root, monkeypatch):
 def test_checkpoint_is_described_by_its_own_card():
     card = load_card(find_checkpoint("faces/eps-1"))
     promise, whole = describe_checkpoint("faces/eps-1")
-    assert promise == f"**ε = {card.epsilon:.4g} at δ = 1e-06.** {explain(card.epsilon, 1e-6)}"
+    assert (
+        promise
+        == f"**ε = {epsilon_text(card.epsilon)} at δ = 1e-06.** {explain(card.epsilon, 1e-6)}"
+    )
     assert whole == card.to_markdown()
     assert describe_checkpoint("faces/public")[0].startswith("**Public data only, ε = 0.** This")
     assert describe_checkpoint("faces/eps-inf")[0].startswith("**No privacy.** There is no bound")
@@ -71,7 +75,8 @@ def test_scales_stream_in_order_and_the_picture_follows():
         pictures.append([np.asarray(Image.open(file)) for file, _ in frame.coarse])
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
     assert [frame.coarse_title for frame in frames] == [
-        f"### Coarse {size}×{size}\n*private model, ε = {epsilon:.4g}*" for size in (8, 16, 32, 32)
+        f"### Coarse {size}×{size}\n*private model, ε = {epsilon_text(epsilon)}*"
+        for size in (8, 16, 32, 32)
     ]
     assert [frame.images is None for frame in frames] == [True, True, True, False]
     assert "Drawing 16×16" in frames[0].status
@@ -270,8 +275,7 @@ def server(root, tmp_path):
     """`app.py` on a free port, a checkpoint in it as if trained on faces; gives its address."""
     checkpoints = tmp_path / "checkpoints"
     shutil.copytree(root, checkpoints)
-    path = checkpoints / "faces" / "eps-1" / "privacy_card.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "faces-train"}))
+    recarded(checkpoints / "faces" / "eps-1", dataset="faces-train")
     with serving(checkpoints, tmp_path / "gradio") as (address, _):
         yield address
 

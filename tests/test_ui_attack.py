@@ -9,13 +9,19 @@ import shutil
 import gradio as gr
 import numpy as np
 import pytest
+from cards import recarded
 from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_card, named_weights_sha256
 from dpwg.cli import main
 from dpwg.data.faces import face
 from dpwg.membership import MembershipAttack, membership_attack, result_file
-from dpwg.privacy.accounting import Ledger, LedgerEntry, max_true_positive_rate
+from dpwg.privacy.accounting import (
+    Ledger,
+    LedgerEntry,
+    epsilon_text,
+    max_true_positive_rate,
+)
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui import results
@@ -32,9 +38,7 @@ def faces(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
     shutil.copytree(root, folder, dirs_exist_ok=True)
     for name in ("eps-1", "eps-inf"):
-        path = folder / "faces" / name / "privacy_card.json"
-        facts = json.loads(path.read_text()) | {"dataset": "faces-train", "records": 1000}
-        path.write_text(json.dumps(facts))
+        recarded(folder / "faces" / name, dataset="faces-train", records=1000)
     return folder
 
 
@@ -117,7 +121,7 @@ def test_a_checkpoint_without_a_bound_and_a_public_one_are_handled_in_words(stor
 def test_more_than_epsilon_allows_is_said_aloud_and_chance_is_called_chance(stored):
     write(stored, measured(shift=5.0))
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
-    assert f"more than the ledger of ε = {epsilon:.4g} allows** at 0.1%" in (
+    assert f"more than the ledger of ε = {epsilon_text(epsilon)} allows** at 0.1%" in (
         attack("faces/eps-1").told
     )
     write(stored, measured(shift=0.0))
@@ -236,8 +240,12 @@ def test_a_live_attack_with_absurd_input_is_an_error_in_words(change, message):
         attack_live(**{"name": "faces/eps-1", "count": 50, "seed": 0} | change)
 
 
-def test_records_of_others_are_not_attacked_live(root, monkeypatch):
+def test_records_of_others_are_not_attacked_here(root, monkeypatch, stored):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    write(stored, measured(data="made up"))
+    shown = attack("faces/eps-1")
+    assert "trained on 'made up': those records are private" in shown.told
+    assert shown[1:] == (None, None, [], "")
     with pytest.raises(gr.Error, match="trained on 'made up': those records are private"):
         attack_live("faces/eps-1", 50, 0)
     with pytest.raises(gr.Error, match="those records are private"):

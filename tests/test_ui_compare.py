@@ -9,6 +9,7 @@ from PIL import Image
 
 from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.ui import results
 from dpwg.ui.compare import compare_captions, compare_checkpoints, mark, siblings
 from dpwg.ui.limits import MAX_CAPTIONS
@@ -29,12 +30,12 @@ def test_checkpoints_stream_from_left_to_right_and_end_with_all():
     assert counts == sorted(counts)
     assert counts[:5] == [(0, 0), (1, 0), (1, 0), (1, 0), (1, 1)]
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
-    assert list(last) == ["public, ε = 0", f"ε = {epsilon:.4g}", "no privacy"]
+    assert list(last) == ["public, ε = 0", f"ε = {epsilon_text(epsilon)}", "no privacy"]
     assert rows.status.startswith("seed 7 for all · drawn in ")
     alone = DPWaveletPipeline.from_pretrained("faces/eps-1")(
         "A person", seed=7, upsampler="bicubic"
     )
-    np.testing.assert_array_equal(last[f"ε = {epsilon:.4g}"], alone.image[0])
+    np.testing.assert_array_equal(last[f"ε = {epsilon_text(epsilon)}"], alone.image[0])
 
 
 def test_captions_share_a_seed_and_are_numbered():

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from dpwg.training.ranks import Ranks
 
 BASE = "faces/public"
-DELTA_HELP = "1e-5 by default; must be below one over the records"
+DELTA_HELP = (
+    "must be below one over the records; by default the power of ten at or below a tenth of that"
+)
 
 
 def add_finetune(verb: Verb) -> None:
@@ -44,7 +46,7 @@ def add_finetune(verb: Verb) -> None:
     promise = command.add_mutually_exclusive_group(required=True)
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
     promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
-    command.add_argument("--delta", type=float, default=1e-5, help=DELTA_HELP)
+    command.add_argument("--delta", type=float, help=DELTA_HELP)
     command.add_argument(
         "--batch",
         type=int,
@@ -223,13 +225,13 @@ def _private_set(options: argparse.Namespace, ranks: Ranks) -> tuple[Records, Te
 
 def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, float | None]:
     """The plan for so many units, and the epsilon that it was calibrated to."""
-    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.privacy.accounting import PrivacyPlan, default_delta
 
     sizes = {
         "records": units,
         "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
         "steps": options.steps,
-        "delta": options.delta,
+        "delta": default_delta(units) if options.delta is None else options.delta,
         "max_grad_norm": options.max_grad_norm,
     }
     if options.epsilon == math.inf:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from dpwg.cli.console import kept
+from dpwg.cli.console import kept, warn
 from dpwg.cli.options import (
     SAMPLING,
     Verb,
@@ -159,7 +159,8 @@ def add_audit(verb: Verb) -> None:
         "--checkpoint",
         action="append",
         dest="checkpoints",
-        help="may be repeated; all that saw sensitive records by default",
+        help="may be repeated; by default all that were trained on sensitive records, without "
+        "--others only those of an embedded set",
     )
     command.add_argument(
         "--reference", help="the public model it began from; faces/public by default"
@@ -190,6 +191,7 @@ def add_audit(verb: Verb) -> None:
 
 def _audit(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card, load_public
+    from dpwg.data import RENDERED_SETS
     from dpwg.membership import COUNT, REFERENCE, result_file
 
     count = COUNT if options.count is None else options.count
@@ -204,10 +206,23 @@ def _audit(options: argparse.Namespace) -> Any:
         )
     reference = options.reference or REFERENCE
     public = load_public(reference)
-    trained = [n for n in checkpoint_names() if load_card(find_checkpoint(n)).epsilon != 0]
+    sets = [name for name in RENDERED_SETS if name.endswith("-train")]
+    cards = {name: load_card(find_checkpoint(name)) for name in checkpoint_names()}
+    known = [
+        name
+        for name, card in cards.items()
+        if card.epsilon != 0 and (options.others or card.dataset in sets)
+    ]
+    if not (names := options.checkpoints or known):
+        raise ValueError(
+            "Expected --others, records like those of a checkpoint, left out: no checkpoint here "
+            "was trained on an embedded sensitive set, whose test set is known."
+        )
     rows = []
-    for name in options.checkpoints or trained:
+    for name in names:
         attack = _attack(name, reference, public, count, options)
+        if attack.data not in sets:
+            warn(f"What is found of {name} is as private as {attack.data!r}: keep it with them.")
         if options.results:
             kept(attack.to_json(), options.results / result_file(name))
         row = {"checkpoint": name, "epsilon": attack.epsilon, "members": attack.members}

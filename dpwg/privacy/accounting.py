@@ -285,6 +285,32 @@ def explain(epsilon: float | None, delta: float) -> str:
     )
 
 
+def epsilon_text(epsilon: float | None) -> str:
+    """Epsilon as it is shown, in four digits: rounded up, since a bound may not be understated.
+
+    >>> epsilon_text(0.99934), epsilon_text(3.0), epsilon_text(None)
+    ('0.9994', '3', 'no bound')
+    """
+    if epsilon is None or epsilon == math.inf:
+        return "no bound"
+    return f"{rounded_up(epsilon, 4):.4g}"
+
+
+def rounded_up(value: float, digits: int = 5) -> float:
+    """A finite value >= 0 in so many digits, never less than it but for the error of a float."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / unit - 1e-6) * unit:.{digits}g}")
+
+
+def default_delta(records: int) -> float:
+    """The power of ten at or below a tenth of 1 / records; ValueError where there are none."""
+    if records < 1:
+        raise ValueError(f"Expected records={records} >= 1.")
+    return float(f"1e{math.floor(math.log10(0.1 / records))}")
+
+
 def check_delta(delta: float, *, records: int) -> None:
     """Raise ValueError unless delta is in [MIN_DELTA, 1/records)."""
     _check_delta(delta)

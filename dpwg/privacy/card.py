@@ -2,6 +2,8 @@
 2023, section 5.3.3), and a check that its figures follow from the steps that really ran.
 """
 
+import hashlib
+import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from dpwg.privacy.accounting import Ledger, check_delta, explain
+from dpwg.privacy.accounting import Ledger, check_delta, epsilon_text, explain
 
 _TOLERANCE = 1e-6  # relative: FFTs differ in their last digits between machines
 _PACKAGES = ("dpwg", "torch", "numpy", "opacus", "dp-accounting")
@@ -54,6 +56,8 @@ _TERMS_BY_KIND: dict[str, dict[str, Any]] = {
             "without a bound leaves none.",
             _IMAGE_LIMIT,
             _COUNT_LIMIT,
+            "Is made to each record: of what stands in k of them, such as an image listed k times, "
+            "epsilon is k times as large or more.",
             "Holds as far as the public inputs were made without the sensitive records.",
             "Noise is drawn in floating point by a generator that is not cryptographic (Philox, "
             "keyed by the operating system): attacks on its low-order bits are not excluded.",
@@ -159,6 +163,12 @@ class PrivacyCard:
         Ledger.from_json(list(self.ledger))
 
     @property
+    def sha256(self) -> str:
+        """The digest by which a release names its own card: of its values, however written."""
+        values = json.dumps(self.to_json(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(values.encode()).hexdigest()
+
+    @property
     def of_groups(self) -> bool:
         """Whether a record of this card is a group of images, not one image."""
         return self.unit.startswith(_GROUP_UNIT.partition(":")[0])
@@ -261,11 +271,11 @@ class PrivacyCard:
     def to_markdown(self) -> str:
         """The card for readers: what it promises in one sentence, the figures, then the terms."""
         figures = {
-            "epsilon (PLD)": _figure(self.epsilon, "no bound"),
-            "epsilon (PRV)": _figure(
-                self.epsilon_prv, "no bound" if self.epsilon is None else "not resolved by Opacus"
-            ),
-            "epsilon (RDP)": _figure(self.epsilon_rdp, "no bound"),
+            "epsilon (PLD)": epsilon_text(self.epsilon),
+            "epsilon (PRV)": "not resolved by Opacus"
+            if self.epsilon_prv is None and self.epsilon is not None
+            else epsilon_text(self.epsilon_prv),
+            "epsilon (RDP)": epsilon_text(self.epsilon_rdp),
             "target epsilon": _figure(self.target_epsilon),
             "delta": _figure(self.delta),
             "noise multiplier": _figure(self.noise_multiplier, "see ledger"),

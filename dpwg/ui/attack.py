@@ -23,7 +23,7 @@ from dpwg.membership import (
     result_file,
 )
 from dpwg.pipeline import MAX_SEED
-from dpwg.privacy.accounting import Ledger
+from dpwg.privacy.accounting import Ledger, epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.figures import roc_figure, scores_figure
@@ -74,6 +74,8 @@ def attack(name: str) -> Found:
             f"**{name} saw no sensitive record**, so there is nothing to infer: an attacker can "
             "only guess. Its loss is what the other checkpoints' losses are compared with."
         )
+    if reason := refusal(name, card):
+        return _words(reason)
     file = f"docs/results/{MEMBERSHIP}/{result_file(name)}"
     remedy = f"This command measures it and writes `{file}`:\n```sh\n{_command(name)}\n```"
     try:
@@ -225,14 +227,14 @@ def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
         )
     elif broken:
         bound = (
-            f"**It finds more than the ledger of ε = {found.epsilon:.4g} allows** at "
+            f"**It finds more than the ledger of ε = {epsilon_text(found.epsilon)} allows** at "
             f"{broken[0].false_positive_rate:.1%} false positives. That is rare bad luck, or the "
             "privacy claim is false."
         )
     else:
         bound = (
-            f"It finds nothing that refutes ε = {found.epsilon:.4g}. That is no proof of safety: "
-            "a better attack may find more, up to the curve."
+            f"It finds nothing that refutes ε = {epsilon_text(found.epsilon)}. That is no proof of "
+            "safety: a better attack may find more, up to the curve."
         )
     return (
         f"**{found.checkpoint}: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "

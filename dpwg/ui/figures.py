@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from dpwg.membership import MembershipAttack
-from dpwg.privacy.accounting import LedgerEntry, max_true_positive_rate
+from dpwg.privacy.accounting import LedgerEntry, epsilon_text, max_true_positive_rate
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.results import Measure
 
@@ -47,7 +47,7 @@ def quality_figure(measure: Measure, picked: str | None) -> Figure:
         if p.epsilon == 0
         else "no\nprivacy"
         if p.epsilon is None
-        else f"{p.epsilon:.3g}"
+        else epsilon_text(p.epsilon)
         for p in points
     ]
     axes.set_xscale("log")
@@ -142,7 +142,7 @@ def roc_figure(attack: MembershipAttack, ledger: Sequence[LedgerEntry]) -> Figur
             for rate in rates
         ]
         by_mechanism = [100 * rate for rate in max_true_positive_rates(ledger, rates.tolist())]
-        label = f"most at ε = {attack.epsilon:.4g}, δ = {attack.delta:g}"
+        label = f"most at ε = {epsilon_text(attack.epsilon)}, δ = {attack.delta:g}"
         axes.fill_between(100 * rates, by_mechanism, 200, color="#f1f5f9")
         axes.plot(100 * rates, by_pair, color=TEAL, linestyle="--", linewidth=1.5, label=label)
         axes.plot(

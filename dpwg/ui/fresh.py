@@ -41,7 +41,9 @@ def claim(name: str) -> PrivacyCard:
 
 
 def refusal(name: str, card: PrivacyCard) -> str:
-    """Why there is no live attack on a checkpoint; empty where there is one."""
+    """Why a checkpoint is not attacked here; empty where it is. An attack's scores are as private
+    as the records, so it shows only what was trained on the synthetic faces.
+    """
     if card.epsilon == 0:
         return f"{name} saw no sensitive record: there is nothing to infer."
     if card.of_groups:
@@ -49,7 +51,8 @@ def refusal(name: str, card: PrivacyCard) -> str:
     if card.dataset != DATA or card.records > TRAIN_RECORDS:
         return (
             f"{name} was trained on {card.dataset!r:.80}: those records are private and not here. "
-            f"Only checkpoints of {DATA!r}, whose records can be rendered again, are attacked live."
+            f"Only checkpoints of {DATA!r}, whose records are nobody's, are attacked on this page; "
+            "`python -m dpwg audit` attacks yours, and what it finds is as private as its records."
         )
     return ""
 

@@ -15,6 +15,7 @@ import gradio as gr
 
 from dpwg.checkpoint import load_card
 from dpwg.pipeline import DPWaveletPipeline
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.ui.pipelines import load_pipeline, load_trained
 from dpwg.ui.runs import Run
@@ -55,7 +56,7 @@ def choices(own: Run | None, names: Sequence[str]) -> list[tuple[str, str]]:
     named = [(name, name) for name in names]
     if not is_trained(own):
         return named
-    return [*named, (f"yours, ε = {own_card(own).epsilon:.4g}", YOURS)]
+    return [*named, (f"yours, ε = {epsilon_text(own_card(own).epsilon)}", YOURS)]
 
 
 def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:

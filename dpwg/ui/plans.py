@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
-from dpwg.privacy.accounting import MIN_DELTA, PrivacyPlan, explain, pld_epsilon
+from dpwg.privacy.accounting import (
+    MIN_DELTA,
+    PrivacyPlan,
+    default_delta,
+    epsilon_text,
+    explain,
+    pld_epsilon,
+)
 from dpwg.ui.limits import (
     MAX_TRAIN_BATCH,
     MAX_TRAIN_EPSILON,
@@ -75,11 +82,6 @@ def default_batch(records: int) -> int:
     return min(MAX_TRAIN_BATCH, -(-records // 4))
 
 
-def default_delta(records: int) -> float:
-    """The power of ten at or below a tenth of 1 / records."""
-    return float(f"1e{math.floor(math.log10(0.1 / records))}")
-
-
 def spent_after(plan: PrivacyPlan, steps: int) -> float:
     """Epsilon by PLD after so many steps of the plan."""
     return pld_epsilon(
@@ -101,7 +103,7 @@ def seconds_of(plan: PrivacyPlan, measured: Measured) -> float:
 
 def promise(plan: PrivacyPlan, spent: float) -> str:
     """What the plan spends, and what that means."""
-    return f"**ε = {spent:.4g} at δ = {plan.delta:g}.** {explain(spent, plan.delta)}"
+    return f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}.** {explain(spent, plan.delta)}"
 
 
 def table(plan: PrivacyPlan, spent: float) -> list[list[str]]:
@@ -112,7 +114,7 @@ def table(plan: PrivacyPlan, spent: float) -> list[list[str]]:
         ["sampling rate", f"{plan.sampling_rate:.4g}"],
         ["steps", f"{plan.steps}"],
         ["noise multiplier", f"{plan.noise_multiplier:.4g}"],
-        ["epsilon (PLD)", f"{spent:.4g}"],
+        ["epsilon (PLD)", epsilon_text(spent)],
         ["delta", f"{plan.delta:g}"],
     ]
 

@@ -17,8 +17,10 @@ from dpwg.privacy.accounting import (
     MIN_DELTA,
     LedgerEntry,
     PrivacyPlan,
+    epsilon_text,
     explain,
     max_true_positive_rate,
+    rounded_up,
 )
 from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
 from dpwg.ui.figures import steps_figure, trade_off_figure
@@ -107,12 +109,12 @@ def account(
 def _figure_to_quote(plan: PrivacyPlan) -> Answer:
     spent = spent_after(plan, plan.steps)
     quoted = (
-        f"**ε = {_figure(spent)} at δ = {plan.delta:g}** with noise multiplier "
+        f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}** with noise multiplier "
         f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps."
     )
     return Answer(
-        noise=_rounded_up(plan.noise_multiplier),
-        epsilon=_rounded_up(spent) if math.isfinite(spent) else None,
+        noise=rounded_up(plan.noise_multiplier),
+        epsilon=rounded_up(spent) if math.isfinite(spent) else None,
         told=f"{quoted} {explain(spent, plan.delta)}",
         table=_table(spent),
         growth=None,
@@ -137,7 +139,7 @@ def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
     by_pair = [max_true_positive_rate(spent, delta, f) for f in RATES]
     percent = math.ceil(at_one_percent * 1e4) / 100
     more = f" Against this very mechanism it is at most {percent:g} %."
-    pair = f"(ε, δ) = ({_figure(spent)}, {delta:g})"
+    pair = f"(ε, δ) = ({epsilon_text(spent)}, {delta:g})"
     return answer._replace(
         told=answer.told + (more if math.isfinite(spent) else ""),
         growth=steps_figure(points, growth, delta) if math.isfinite(growth[1]) else None,
@@ -149,25 +151,13 @@ def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> li
     def shown(value: float | None) -> str:
         if value is None:
             return "is computed …"
-        return "cannot resolve it" if math.isnan(value) else _figure(value)
+        return "cannot resolve it" if math.isnan(value) else epsilon_text(value)
 
     return [
         ["PLD, the figure to quote", shown(pld)],
         ["PRV, cross-check", shown(prv)],
         ["RDP, looser", shown(rdp)],
     ]
-
-
-def _rounded_up(value: float) -> float:
-    """Five digits; up, since neither epsilon nor the noise for it may be understated."""
-    if value == 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - 4)
-    return float(f"{math.ceil(value / unit - 1e-6) * unit:.5g}")
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "no bound"
 
 
 def settings_of(name: str) -> tuple[int, int, int, float, str, float]:

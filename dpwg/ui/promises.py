@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from dpwg.checkpoint import find_checkpoint, load_card
-from dpwg.privacy.accounting import explain
+from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.privacy.card import PrivacyCard
 from dpwg.ui.own import YOURS, own_card
 from dpwg.ui.runs import Run
@@ -22,7 +22,7 @@ def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
     elif card.epsilon == 0:
         promise = "Public data only, ε = 0"
     else:
-        promise = f"ε = {card.epsilon:.4g} at δ = {card.delta:.4g}"
+        promise = f"ε = {epsilon_text(card.epsilon)} at δ = {card.delta:.4g}"
     return f"**{promise}.** {explain(card.epsilon, card.delta)}", card.to_markdown()
 
 
@@ -32,11 +32,11 @@ def author(card: PrivacyCard) -> str:
         return "model trained without privacy"
     if card.epsilon == 0:
         return "public model, ε = 0"
-    return f"private model, ε = {card.epsilon:.4g}"
+    return f"private model, ε = {epsilon_text(card.epsilon)}"
 
 
 def label(card: PrivacyCard) -> str:
     """A column's title."""
     if card.epsilon is None:
         return "no privacy"
-    return "public, ε = 0" if card.epsilon == 0 else f"ε = {card.epsilon:.4g}"
+    return "public, ε = 0" if card.epsilon == 0 else f"ε = {epsilon_text(card.epsilon)}"

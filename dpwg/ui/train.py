@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from dpwg.checkpoint import load_card
 from dpwg.pipeline import MAX_SEED
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.limits import (
@@ -206,7 +207,7 @@ def _frame(run: Run, order: Order, told: str) -> Training:
     losses = [math.nan if report["loss"] is None else report["loss"] for report in run.reports]
     spent = [report["epsilon"] for report in run.reports]
     return Training(
-        f"**{last['step']} of {last['steps']} steps**, ε = {last['epsilon']:.4g} of "
+        f"**{last['step']} of {last['steps']} steps**, ε = {epsilon_text(last['epsilon'])} of "
         f"{order.target:g} spent, private loss {losses[-1]:.3f}, {told}",
         loss_figure(steps, losses),
         steps_figure([0, *steps], [0.0, *spent], order.plan.delta),
