@@ -71,7 +71,7 @@ def _checkpoints(held_out: dict[str, Any], fidelity: dict[str, Any]) -> str:
         "checkpoint",
         "epsilon (PLD)",
         "delta",
-        "at a tenth of 1/N",
+        "at the usual delta",
         "noise",
         "rate",
         "steps",
@@ -85,7 +85,7 @@ def _at_the_usual_delta(name: str) -> str:
     card = load_card(find_checkpoint(name))
     delta = default_delta(card.records)
     spent = Ledger.from_json(list(card.ledger)).pld_epsilon(delta)
-    return f"{epsilon_text(spent)}, {delta:g}"
+    return f"{epsilon_text(spent)} ({delta:g})"
 
 
 def _upsamplers(found: dict[str, Any]) -> str:
