@@ -279,7 +279,14 @@ def load_card(folder: Path) -> PrivacyCard:
     """
     card = PrivacyCard.from_json(read_json(folder / _CARD))
     card.verify()
-    if (named := read_config(folder).get("card_sha256")) != card.sha256:
+    named = read_config(folder).get("card_sha256")
+    if named is None:
+        raise ValueError(
+            f"Expected the {CONFIG} of {folder.name} to name its card; it was saved before "
+            f'releases did. If this card is its own, add "card_sha256": "{card.sha256}" to it, or '
+            "get the release again."
+        )
+    if named != card.sha256:
         raise ValueError(
             f"Expected the card {named!s:.12} that the {CONFIG} of {folder.name} names, found "
             f"{card.sha256:.12}; it is not of these weights, get the release again."

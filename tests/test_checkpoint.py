@@ -162,6 +162,16 @@ def test_a_true_card_of_another_release_is_refused(saved, root, make_release, ca
             use("faces/eps-3")
 
 
+def test_a_release_that_names_no_card_says_what_to_add(saved, card) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["card_sha256"]
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f'add "card_sha256": "{card.sha256}" to it'):
+        load_release("faces/eps-3")
+    edit(saved / "config.json", card_sha256=card.sha256)
+    assert load_release("faces/eps-3").card == card
+
+
 def test_a_card_may_be_written_in_another_way(saved) -> None:
     path = saved / "privacy_card.json"
     values = json.loads(path.read_text())

@@ -16,6 +16,7 @@ from PIL import Image
 from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
 from dpwg.cli import main, parser
 from dpwg.cli.console import table
+from dpwg.cli.measure import _to_attack
 from dpwg.membership import MembershipAttack, result_file
 
 
@@ -48,7 +49,19 @@ def test_no_noise_has_no_epsilon(capsys):
     [
         (("account", "--records", "5", "--batch", "9", "--steps", "1", "--epsilon", "1"), "(0, 1]"),
         (
-            ("account", "--records", "200000", "--batch", "9", "--steps", "1", "--epsilon", "1"),
+            (
+                "account",
+                "--records",
+                "200000",
+                "--batch",
+                "9",
+                "--steps",
+                "1",
+                "--epsilon",
+                "1",
+                "--delta",
+                "1e-5",
+            ),
             "1/records",
         ),
         (("sample", "--caption", "x", "--checkpoint", "no/such", "--out", "out"), "no/such"),
@@ -249,7 +262,12 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
         "\n".join((image_folder / "metadata.jsonl").read_text().splitlines()[:6])
     )
     where = ("--data", str(image_folder), "--others", str(others))
-    rows = ask(capsys, "audit", *where, "--count", "9", "--results", str(tmp_path / "found"))
+    asked = ("audit", *where, "--count", "9", "--results", str(tmp_path / "found"), "--json")
+    assert main([*asked]) == 0
+    answer = capsys.readouterr()
+    rows = json.loads(answer.out)
+    warning = f"What is found of faces/eps-1 is as private as '{image_folder.name}'"
+    assert warning in answer.err
     assert [row["checkpoint"] for row in rows] == ["faces/eps-1", "faces/eps-inf"]
     assert [row["allowed_0.01"] for row in rows][1] == 1
     for row in rows:
@@ -262,7 +280,7 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
     for refused, message in (
         (("--checkpoint", "faces/public", *where), "nothing to infer"),
         (("--data", str(others), "--others", str(image_folder)), "found 6 of 'others'"),
-        (("--data", str(image_folder)), "Expected --others"),
+        (("--data", str(image_folder)), "Expected --checkpoint and --others"),
         (("--data", str(image_folder), "--checkpoint", "faces/eps-1"), "Expected --others"),
         (("--data", str(image_folder), "--others", str(image_folder)), "left out"),
         (("--reference", "faces/eps-1", *where), "to be public, found epsilon="),
@@ -273,6 +291,8 @@ def test_audit_attacks_every_checkpoint_that_saw_records(
     ):
         assert main(["audit", *refused]) == 2
         assert message in capsys.readouterr().err
+    recarded(tmp_path / "checkpoints" / "faces" / "eps-inf", dataset="faces-train")
+    assert _to_attack(parser().parse_args(["audit"])) == ["faces/eps-inf"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import tarfile
 import time
 from collections.abc import Callable
@@ -516,3 +517,9 @@ def test_ten_thousand_records_are_indexed_in_under_five_seconds(tmp_path: Path) 
     assert len(records) == 10_000
     assert max(group_numbers(records, "person")) == 9_999
     assert time.process_time() - started < 3
+
+
+def test_a_set_on_disk_has_a_name_of_its_own(tmp_path, image_folder) -> None:
+    shutil.copytree(image_folder, tmp_path / "faces-train")
+    with pytest.raises(ValueError, match="have a name of its own, found 'faces-train'"):
+        open_records(str(tmp_path / "faces-train"))

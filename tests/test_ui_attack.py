@@ -303,7 +303,7 @@ def test_the_engines_audit_is_shown_where_it_was_run(tmp_path):
     (run,) = results.engine_runs(tmp_path)
     assert 1.99 < run.claimed <= 2
     assert run.proven <= run.claimed
-    assert f"| {run.claimed:.4g} | " in engine_told()
+    assert f"| {epsilon_text(run.claimed)} | " in engine_told()
     assert f"{run.correct} of 40 |\n\nNo ledger is refuted. Each" in engine_told()
     assert "20 steps on 400 canaries, at δ = 1e-05" in engine_told()
     facts = json.loads(path.read_text())

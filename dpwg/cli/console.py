@@ -41,6 +41,7 @@ def run_training(
     reports: Iterable[Progress], title: str, ranks: Ranks, *, lines: bool = False
 ) -> None:
     """Run a training to its end, with the leading rank's progress bar on standard error."""
+    from dpwg.privacy.accounting import epsilon_text
     from dpwg.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -55,7 +56,7 @@ def run_training(
             else:
                 shown["private loss"] = f"{report.loss:.4f}"
             if report.epsilon is not None:
-                shown["epsilon"] = f"{report.epsilon:.3f}"
+                shown["epsilon"] = epsilon_text(report.epsilon)
             bar.set_postfix(shown, refresh=False)
             bar.update(report.step - bar.n)
 

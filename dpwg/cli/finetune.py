@@ -14,11 +14,13 @@ from dpwg.cli.options import (
     Verb,
     checkpointing_option,
     data_options,
+    delta_option,
     device_option,
     encode_examples,
     new_or_resumed,
     precision_option,
     preset_option,
+    read_delta,
     read_records,
     read_settings,
     unit_option,
@@ -32,9 +34,6 @@ if TYPE_CHECKING:
     from dpwg.training.ranks import Ranks
 
 BASE = "faces/public"
-DELTA_HELP = (
-    "must be below one over the records; by default the power of ten at or below a tenth of that"
-)
 
 
 def add_finetune(verb: Verb) -> None:
@@ -46,7 +45,7 @@ def add_finetune(verb: Verb) -> None:
     promise = command.add_mutually_exclusive_group(required=True)
     promise.add_argument("--epsilon", type=float, help="inf: without privacy")
     promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
-    command.add_argument("--delta", type=float, help=DELTA_HELP)
+    delta_option(command)
     command.add_argument(
         "--batch",
         type=int,
@@ -225,13 +224,13 @@ def _private_set(options: argparse.Namespace, ranks: Ranks) -> tuple[Records, Te
 
 def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, float | None]:
     """The plan for so many units, and the epsilon that it was calibrated to."""
-    from dpwg.privacy.accounting import PrivacyPlan, default_delta
+    from dpwg.privacy.accounting import PrivacyPlan
 
     sizes = {
         "records": units,
         "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
         "steps": options.steps,
-        "delta": default_delta(units) if options.delta is None else options.delta,
+        "delta": read_delta(options, units),
         "max_grad_norm": options.max_grad_norm,
     }
     if options.epsilon == math.inf:

@@ -159,8 +159,8 @@ def add_audit(verb: Verb) -> None:
         "--checkpoint",
         action="append",
         dest="checkpoints",
-        help="may be repeated; by default all that were trained on sensitive records, without "
-        "--others only those of an embedded set",
+        help="may be repeated; by default all that were trained on sensitive images, without "
+        "--others only those of a set whose test set is known",
     )
     command.add_argument(
         "--reference", help="the public model it began from; faces/public by default"
@@ -190,7 +190,7 @@ def add_audit(verb: Verb) -> None:
 
 
 def _audit(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card, load_public
+    from dpwg.checkpoint import load_public
     from dpwg.data import RENDERED_SETS
     from dpwg.membership import COUNT, REFERENCE, result_file
 
@@ -206,22 +206,10 @@ def _audit(options: argparse.Namespace) -> Any:
         )
     reference = options.reference or REFERENCE
     public = load_public(reference)
-    sets = [name for name in RENDERED_SETS if name.endswith("-train")]
-    cards = {name: load_card(find_checkpoint(name)) for name in checkpoint_names()}
-    known = [
-        name
-        for name, card in cards.items()
-        if card.epsilon != 0 and (options.others or card.dataset in sets)
-    ]
-    if not (names := options.checkpoints or known):
-        raise ValueError(
-            "Expected --others, records like those of a checkpoint, left out: no checkpoint here "
-            "was trained on an embedded sensitive set, whose test set is known."
-        )
     rows = []
-    for name in names:
+    for name in options.checkpoints or _to_attack(options):
         attack = _attack(name, reference, public, count, options)
-        if attack.data not in sets:
+        if attack.data not in RENDERED_SETS:
             warn(f"What is found of {name} is as private as {attack.data!r}: keep it with them.")
         if options.results:
             kept(attack.to_json(), options.results / result_file(name))
@@ -234,6 +222,26 @@ def _audit(options: argparse.Namespace) -> Any:
             row |= {f"high_{at}": found.high, f"allowed_{at}": found.allowed}
         rows.append(row)
     return rows
+
+
+def _to_attack(options: argparse.Namespace) -> list[str]:
+    """The checkpoints that saw sensitive images of which left-out ones are known."""
+    from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
+    from dpwg.data import RENDERED_SETS, fashion
+
+    split = [f"{name.removesuffix('-test')}-train" for name in (*RENDERED_SETS, *fashion.SPLITS)]
+    cards = {name: load_card(find_checkpoint(name)) for name in checkpoint_names()}
+    attacked = [
+        name
+        for name, card in cards.items()
+        if card.epsilon != 0 and not card.of_groups and (options.others or card.dataset in split)
+    ]
+    if not attacked:
+        raise ValueError(
+            "Expected --checkpoint and --others, records like those that it was trained on, left "
+            "out: there is no checkpoint of an embedded sensitive set, whose test set is known."
+        )
+    return attacked
 
 
 def _attack(

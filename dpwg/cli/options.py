@@ -52,6 +52,23 @@ def unit_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def delta_option(command: argparse.ArgumentParser) -> None:
+    """Delta, which `read_delta` fills in."""
+    command.add_argument(
+        "--delta",
+        type=float,
+        help="must be below one over the records; by default the power of ten at or below a tenth "
+        "of that",
+    )
+
+
+def read_delta(options: argparse.Namespace, records: int) -> float:
+    """The delta that was given, or the usual one for so many records."""
+    from dpwg.privacy.accounting import default_delta
+
+    return default_delta(records) if options.delta is None else float(options.delta)
+
+
 def preset_option(command: argparse.ArgumentParser, default: str | None = SHIPPED_PRESET) -> None:
     """Sizes and settings by name, which the other options change."""
     command.add_argument(

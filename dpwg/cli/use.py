@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dpwg.cli.console import progress_bar, run_counted
 from dpwg.cli.options import (
     Verb,
+    delta_option,
     device_option,
+    read_delta,
     read_settings,
     refuse_unused,
     sampling_options,
@@ -208,7 +210,7 @@ def add_account(verb: Verb) -> None:
     command.add_argument("--records", type=int, required=True)
     command.add_argument("--batch", type=int, required=True)
     command.add_argument("--steps", type=int, required=True)
-    command.add_argument("--delta", type=float, default=1e-5)
+    delta_option(command)
     known = command.add_mutually_exclusive_group(required=True)
     known.add_argument("--epsilon", type=float)
     known.add_argument("--noise-multiplier", type=float)
@@ -221,7 +223,7 @@ def _account(options: argparse.Namespace) -> Any:
         "records": options.records,
         "batch_size": options.batch,
         "steps": options.steps,
-        "delta": options.delta,
+        "delta": read_delta(options, options.records),
         "max_grad_norm": 1.0,  # epsilon does not depend on it
     }
     if options.noise_multiplier is None:

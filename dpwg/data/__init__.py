@@ -75,6 +75,11 @@ def open_records(
         records = fashion.read(fashion.FOLDER, fashion.SPLITS[data])
     elif is_on_disk(data):
         records = open_files(data)
+        if records.name in RENDERED_SETS:
+            raise ValueError(
+                f"Expected data={data!r} to have a name of its own, found {records.name!r}, an "
+                "embedded set, whose records are nobody's; rename it."
+            )
     else:
         raise ValueError(
             f"Expected data={data!r} to be a path that is there, or in "

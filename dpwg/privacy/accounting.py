@@ -8,6 +8,7 @@ The figure to show is PLD (dp-accounting); PRV and RDP (Opacus) stand beside it 
 import math
 import warnings
 from dataclasses import dataclass, field, replace
+from decimal import ROUND_CEILING, Context
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Self
@@ -297,11 +298,9 @@ def epsilon_text(epsilon: float | None) -> str:
 
 
 def rounded_up(value: float, digits: int = 5) -> float:
-    """A finite value >= 0 in so many digits, never less than it but for the error of a float."""
-    if value == 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
-    return float(f"{math.ceil(value / unit - 1e-6) * unit:.{digits}g}")
+    """A finite value >= 0 in so many digits, never less than it is."""
+    context = Context(prec=digits, rounding=ROUND_CEILING)
+    return float(context.create_decimal(repr(float(value))))
 
 
 def default_delta(records: int) -> float:

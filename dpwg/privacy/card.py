@@ -164,7 +164,7 @@ class PrivacyCard:
 
     @property
     def sha256(self) -> str:
-        """The digest by which a release names its own card: of its values, however written."""
+        """The digest by which a release names its card: of its values, in any order and layout."""
         values = json.dumps(self.to_json(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(values.encode()).hexdigest()
 
@@ -276,7 +276,9 @@ class PrivacyCard:
             if self.epsilon_prv is None and self.epsilon is not None
             else epsilon_text(self.epsilon_prv),
             "epsilon (RDP)": epsilon_text(self.epsilon_rdp),
-            "target epsilon": _figure(self.target_epsilon),
+            "target epsilon": "none"
+            if self.target_epsilon is None
+            else epsilon_text(self.target_epsilon),
             "delta": _figure(self.delta),
             "noise multiplier": _figure(self.noise_multiplier, "see ledger"),
             "sampling rate": _figure(self.sampling_rate, "see ledger"),

@@ -146,8 +146,8 @@ def engine_told() -> str:
     if not runs:
         return f"No result came with this copy; {command} writes one."
     rows = [
-        f"| {run.claimed:.4g} | {math.floor(1000 * run.proven) / 1000:g} | {run.correct} of "
-        f"{run.guesses} |"
+        f"| {epsilon_text(run.claimed)} | {math.floor(1000 * run.proven) / 1000:g} | "
+        f"{run.correct} of {run.guesses} |"
         for run in runs
     ]
     first, broken = runs[0], any(run.proven > run.claimed for run in runs)
