@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from dpwg.checkpoint import find_checkpoint, load_card
-from dpwg.privacy.accounting import (
-    MAX_EPSILON,
-    epsilon_text,
-    epsilons,
-    explain,
-)
+from dpwg.privacy.accounting import MAX_EPSILON, epsilon_text, epsilons, explain
 from dpwg.ui.about import ROOT, section, story
 from dpwg.ui.limits import MAX_STEPS, described, whole
 from dpwg.ui.privacy import EPSILON, NOISE, _card, account, settings_of

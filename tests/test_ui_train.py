@@ -149,7 +149,7 @@ def test_quality_is_not_promised_where_noise_is_short():
 
 
 @pytest.mark.parametrize("records", [10, 11, 99, 100, 1000, MAX_TRAIN_RECORDS])
-def test_defaults_make_a_plan(records):
+def test_the_default_batch_is_a_part_of_the_records(records):
     assert 1 <= default_batch(records) <= records
 
 

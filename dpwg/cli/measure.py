@@ -229,7 +229,8 @@ def _to_attack(options: argparse.Namespace) -> list[str]:
     from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
     from dpwg.data import RENDERED_SETS, fashion
 
-    split = [f"{name.removesuffix('-test')}-train" for name in (*RENDERED_SETS, *fashion.SPLITS)]
+    tests = [name for name in (*RENDERED_SETS, *fashion.SPLITS) if name.endswith("-test")]
+    split = [f"{name.removesuffix('-test')}-train" for name in tests]
     cards = {name: load_card(find_checkpoint(name)) for name in checkpoint_names()}
     attacked = [
         name
