@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dpwg.membership import MembershipAttack
     from dpwg.sampling import Sampling
 
-AUDITED_PRECISION = "bfloat16"
+AUDITED_PRECISION = "float32"
 """What the released checkpoints were trained in."""
 
 
