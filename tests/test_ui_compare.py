@@ -80,10 +80,10 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     facts = {"data": "some", "records": 1234, "nats_per_code": rows}
     (tmp_path / "held-out.json").write_text(json.dumps(facts))
     rows = [
-        {"name": n, "epsilon": e, "captions": 40, "all_parts": 0.25}
-        for n, e in (
-            ("faces/public", 0.0),
-            ("faces/eps-1", 1.0),
+        {"name": n, "epsilon": e, "captions": 40, "all_parts": 0.25, "drafts": drafts}
+        for n, e, drafts in (
+            ("faces/public", 0.0, 1),
+            ("faces/eps-1", 1.0, 6),
         )
     ]
     colours = {"data": "some", "own_codes": {"all_parts": 0.975}, "checkpoints": rows}
@@ -101,7 +101,7 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     assert mark("faces/eps-2")[1].startswith("faces/eps-2 was not measured")
     figure, told = mark("faces/eps-1", second.title)
     assert told.startswith("**faces/eps-1**: 25.000 % of pictures. Pictures of 40 captions")
-    assert "own codes reach 97.5 %" in told
+    assert "own codes reach 97.5 %; each picture the matcher's choice of 6 drafts" in told
     assert figure.axes[0].get_ylabel() == "all colours right, % of pictures"
     monkeypatch.setattr("dpwg.ui.compare.measures", list)
     assert mark("faces/eps-1")[0] is None

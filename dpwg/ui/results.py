@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpwg.membership import MembershipAttack, result_file
 
@@ -62,12 +62,20 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
         source = (
             f"Pictures of {rows[0]['captions']:,} captions of `{facts['data']}` that have every "
             "judged colour of their caption, higher is better; the records' own codes reach "
-            f"{100 * facts['own_codes']['all_parts']:.1f} %: "
+            f"{100 * facts['own_codes']['all_parts']:.1f} %{_chosen(rows)}: "
             f"`python -m dpwg evaluate --colours {rows[0]['captions']}`, in "
             f"`docs/results/{path.name}`."
         )
         found.append(Measure("all colours right", "% of pictures", points, source))
     return found
+
+
+def _chosen(rows: list[dict[str, Any]]) -> str:
+    """That the measured pictures were chosen among drafts, where they were: Compare draws once."""
+    drafts = max(row["drafts"] for row in rows)
+    if drafts == 1:
+        return ""
+    return f"; each picture the matcher's choice of {drafts} drafts, where this tab draws once"
 
 
 def membership_result(name: str, folder: Path = FOLDER) -> MembershipAttack | None:
