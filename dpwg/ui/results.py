@@ -72,10 +72,11 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
 
 def _chosen(rows: list[dict[str, Any]]) -> str:
     """That the measured pictures were chosen among drafts, where they were: Compare draws once."""
-    drafts = max(row["drafts"] for row in rows)
-    if drafts == 1:
+    drafts = sorted({row["drafts"] for row in rows})
+    if drafts == [1]:
         return ""
-    return f"; each picture the matcher's choice of {drafts} drafts, where this tab draws once"
+    several = " or ".join(map(str, drafts))
+    return f"; each picture the matcher's choice of {several} drafts, where this tab draws once"
 
 
 def membership_result(name: str, folder: Path = FOLDER) -> MembershipAttack | None:
