@@ -1,8 +1,10 @@
 """Releases on disk: weights, configuration and privacy card. Training state is elsewhere.
 
-A release folder holds `config.json`, `privacy_card.json` and safetensors files of at most 9 MB; the
-tokenizer is a folder of its own, which several releases can share. Nothing here reads or writes a
-pickle, and a release is refused whose card does not follow from its ledger or is another's.
+A release folder holds `config.json`, `privacy_card.json` and safetensors files of at most 9 MB,
+either of the whole model or of an adapter (`dpwg.adapters`) to the public release that its `base`
+names; the tokenizer is a folder of its own, which several releases can share. Nothing here reads or
+writes a pickle, and a release is refused whose card does not follow from its ledger or is
+another's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dpwg.adapters import merge_adapter, save_adapter
 from dpwg.config import (
     MatcherConfig,
     ModelConfig,
@@ -28,6 +32,7 @@ from dpwg.config import (
 )
 from dpwg.matcher import Matcher
 from dpwg.model import WaveletGPT
+from dpwg.predictive import new_tokenizer
 from dpwg.privacy.card import PrivacyCard
 from dpwg.saved import (
     CONFIG,
@@ -36,6 +41,7 @@ from dpwg.saved import (
     PUBLIC_INPUT,
     as_saved,
     load_module,
+    load_tensors,
     module_sha256,
     read_config,
     save_module,
@@ -55,19 +61,25 @@ _CARD = "privacy_card.json"
 _RELEASE = (*FILES, _CARD, "tokenizer")
 """What a release's folder may hold."""
 _TOKENIZER_FLOAT32 = ("codebooks.", "spread_S")
+_MODEL_FLOAT32 = ("codebook_",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
     """A trained WaveletGPT with what it needs to be used and to be judged.
 
-    `weights_sha256` is the digest of the files that it was read from; None where it was not.
+    `adapter` is what made the model of its public base, see `dpwg.adapters`; None where every
+    parameter was trained, or where it was saved whole. `upsampler` names the one that suits its
+    pictures; None is the default one. `weights_sha256` is the digest of the model's files as they
+    are when it is saved whole; None where it was not read from disk.
     """
 
     model: WaveletGPT
     tokenizer: SpectralTokenizer
     card: PrivacyCard
     text_encoder: TextEncoderId
+    adapter: dict[str, Tensor] | None = None
+    upsampler: str | None = None
     weights_sha256: str | None = None
 
 
@@ -110,7 +122,7 @@ def load_tokenizer(folder: Path) -> SpectralTokenizer:
     """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
     config = TokenizerConfig.from_json(read_config(folder))
     blocks = config.encoder_blocks + config.decoder_blocks
-    return load_module(lambda: SpectralTokenizer(config), folder, blocks)
+    return load_module(lambda: new_tokenizer(config), folder, blocks)
 
 
 def save_superresolution(folder: Path, model: SuperResolution) -> None:
@@ -133,10 +145,13 @@ def load_superresolution(folder: Path | None = None) -> SuperResolution:
     return load_module(lambda: SuperResolution(config), folder, config.blocks + config.residuals)
 
 
-def find_superresolution() -> Path:
-    """The folder of the model among the checkpoints in use, or else of the shipped one."""
-    named = checkpoint_root() / UPSAMPLER
-    return named if named.exists() else SHIPPED / UPSAMPLER
+def find_superresolution(name: str = "wavelet") -> Path:
+    """The folder of the "wavelet" or the "photo" upsampler's model among the checkpoints in use, or
+    else of the shipped one.
+    """
+    folder = {"wavelet": Path(UPSAMPLER), "photo": Path("celeba", UPSAMPLER)}[name]
+    named = checkpoint_root() / folder
+    return named if named.exists() else SHIPPED / folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,35 +233,72 @@ def matcher_reads(tokenizer: SpectralTokenizer, encoder_sha256: str, tokens: int
     }
 
 
-def save_release(folder: Path, release: Release, *, tokenizer_folder: Path | None = None) -> None:
+def save_release(
+    folder: Path,
+    release: Release,
+    *,
+    tokenizer_folder: Path | None = None,
+    base_folder: Path | None = None,
+) -> None:
     """Write a release after checking its card; the tokenizer goes inside, or is referred to.
 
-    The folder appears under its name only when whole, and replaces an earlier release at once.
-    Raises ValueError as `check_release_folder` does, and for another tokenizer than the release's.
+    With a `base_folder`, that of the public release that it was trained from, its adapter is
+    written alone, which needs the base where it is loaded; without, the whole model. The folder
+    appears under its name only when complete, and replaces an earlier release at once. Raises
+    ValueError as `check_release_folder` does, and for another tokenizer or base than the release's.
     """
     folder = folder.resolve()
     check_release_folder(folder)
     if tokenizer_folder is not None:
         check_same_tokenizer(tokenizer_folder, release.tokenizer)
     release.card.verify()
+    adapter = None if base_folder is None else _adapter_to(base_folder, release)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    save_weights(partial, release.model, keep=("codebook_",))
+    save_weights(partial, release.model, keep=_MODEL_FLOAT32)
+    # The same model has the same digest, however it is kept: what was measured stays its own.
+    digest, parts = weights_sha256(partial), {}
+    if base_folder is not None and adapter is not None:
+        shutil.rmtree(partial)
+        save_adapter(partial, adapter)
+        parts = {
+            "base": Path(os.path.relpath(base_folder.resolve(), folder)).as_posix(),
+            "base_sha256": weights_sha256(base_folder),
+            "adapter_sha256": weights_sha256(partial),
+        }
+    if release.upsampler is not None:
+        parts["upsampler"] = release.upsampler
     if tokenizer_folder is None:
         save_tokenizer(partial / "tokenizer", release.tokenizer)
     config = {
         "format": FORMAT,
         "model": release.model.config.to_json(),
-        "weights_sha256": weights_sha256(partial),
+        "weights_sha256": digest,
         "card_sha256": release.card.sha256,
         "tokenizer": os.path.relpath(tokenizer_folder, folder) if tokenizer_folder else "tokenizer",
         "tokenizer_sha256": module_sha256(tokenizer_folder or partial / "tokenizer"),
         "text_encoder": release.text_encoder.to_json(),
+        **parts,
     }
     write_json(partial / CONFIG, config)
     write_json(partial / _CARD, release.card.to_json())
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _adapter_to(base_folder: Path, release: Release) -> dict[str, Tensor]:
+    """A release's adapter; ValueError unless it makes the release's model of that public base."""
+    if (adapter := release.adapter) is not None:
+        made = load_public(base_folder).model
+        merge_adapter(made, adapter)
+        own, found = (as_saved(model, _MODEL_FLOAT32) for model in (release.model, made))
+        if all(torch.equal(tensor, own[name]) for name, tensor in found.items()):
+            return adapter
+    raise ValueError(
+        f"Expected base={base_folder} and an adapter that makes the release's model of it, found "
+        f"{'no adapter' if adapter is None else 'another model'}; name the base that it was "
+        "trained from, or leave it out to write the whole model."
+    )
 
 
 def check_release_folder(folder: Path) -> None:
@@ -295,7 +347,10 @@ def load_card(folder: Path) -> PrivacyCard:
 
 
 def named_weights_sha256(folder: Path) -> str:
-    """SHA-256 of the weights that a release names as its own; `load_release` refuses others."""
+    """SHA-256 of the weights that a release names as its own, of the whole model: results that were
+    measured name it. `load_release` refuses other files than a whole release names, and of an
+    adapter those of another base or adapter than make this model.
+    """
     return str(read_config(folder)["weights_sha256"])
 
 
@@ -308,10 +363,12 @@ def load_release(name_or_path: str | Path, *, called: str | None = None) -> Rele
     folder = find_checkpoint(name_or_path)
     with _refused(called or f"checkpoint={str(name_or_path)!r}"):
         card, config = load_card(folder), read_config(folder)
-        if (found := weights_sha256(folder)) != config["weights_sha256"]:
+        named, based = config["weights_sha256"], "base" in config
+        held = config["adapter_sha256"] if based else named
+        if (found := weights_sha256(folder)) != held:
             raise ValueError(
-                f"Expected the weights {config['weights_sha256'][:12]}... in {folder.name}, found "
-                f"{found[:12]}...; the card is not theirs, get the release again."
+                f"Expected the weights {held[:12]}... in {folder.name}, found {found[:12]}...; "
+                "the card is not theirs, get the release again."
             )
         tokenizer_folder = (folder / config["tokenizer"]).resolve()
         if (found := module_sha256(tokenizer_folder)) != config["tokenizer_sha256"]:
@@ -320,14 +377,51 @@ def load_release(name_or_path: str | Path, *, called: str | None = None) -> Rele
                 f"found {found[:12]}... in {tokenizer_folder.name}; restore the one it was trained "
                 "with."
             )
+        if not isinstance(upsampler := config.get("upsampler"), str | None):
+            raise TypeError(f"upsampler={upsampler!r}, which is no name")
         sizes = ModelConfig.from_json(config["model"])
+        held_in = _find_base(folder, config) if based else folder
+        model = load_module(lambda: WaveletGPT(sizes), held_in, sizes.blocks)
+        adapter = load_tensors(folder) if based else None
+        if adapter is not None:
+            merge_adapter(model, adapter)
         return Release(
-            model=load_module(lambda: WaveletGPT(sizes), folder, sizes.blocks),
+            model=model,
             tokenizer=load_tokenizer(tokenizer_folder),
             card=card,
             text_encoder=TextEncoderId.from_json(config["text_encoder"]),
-            weights_sha256=config["weights_sha256"],
+            adapter=adapter,
+            upsampler=upsampler,
+            weights_sha256=named,
         )
+
+
+def base_folder(folder: Path) -> Path | None:
+    """The folder of the release that an adapter is merged into; None of a whole release."""
+    base = read_config(folder).get("base")
+    return None if base is None else (folder / base).resolve()
+
+
+def _find_base(folder: Path, config: dict[str, Any]) -> Path:
+    """The folder of an adapter's base, which must be the one that it names, public and whole."""
+    base = (folder / config["base"]).resolve()
+    if not (base / _CARD).exists():
+        raise FileNotFoundError(
+            f"Expected the base of {folder.name}, which is an adapter, in {base}, found none; put "
+            "it there, or get the whole model."
+        )
+    expected, found = config["base_sha256"], weights_sha256(base)
+    if not expected == found == named_weights_sha256(base):
+        raise ValueError(
+            f"Expected the base {expected[:12]}... of {folder.name} in {base}, found weights "
+            f"{found[:12]}...; restore the one it was trained from, or get the whole model."
+        )
+    if (epsilon := load_card(base).epsilon) != 0:
+        raise ValueError(
+            f"Expected the base of {folder.name} to be public, found epsilon={epsilon}, which its "
+            "card would be missing; it is refused."
+        )
+    return base
 
 
 @contextmanager

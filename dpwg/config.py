@@ -69,6 +69,10 @@ class TokenizerConfig(Config):
     Scale 0 is the LL band of `coarse_size / 2**levels` pixels a side, scale s the three details
     that lead from there to the next size. Every scale is cut into `grid` x `grid` positions, a
     position into `split` x `split` patches, and each patch is a code from the scale's codebook.
+
+    With `channels`, convolutions of that width and `residuals` pairs foresee each scale's details
+    from the coarser image, and the codes hold the rest (`dpwg.predictive`); with 0 the transformers
+    of `width`, `heads` and `..._blocks` do the work.
     """
 
     coarse_size: int = 32
@@ -80,6 +84,8 @@ class TokenizerConfig(Config):
     heads: int = 4
     encoder_blocks: int = 2
     decoder_blocks: int = 4
+    channels: int = 0
+    residuals: int = 3
 
     def __post_init__(self) -> None:
         if len(self.codebook_sizes) != self.levels + 1:

@@ -176,13 +176,15 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
     values = export.to_json()
     captions = json.dumps(values.pop("captions"))
     choice = pipe.choice(export.sampling)
-    own = export.upsampler.startswith("wavelet")
+    own = {"wavelet-sharp": "wavelet"}.get(export.upsampler, export.upsampler)
     return {
         **values,
         "sampling": export.sampling.to_json() | {"drafts": choice["drafts"]},
         "matcher": choice["matcher"],
         "upsampler": public_name(export.upsampler),
-        "superresolution_sha256": module_sha256(find_superresolution()) if own else None,
+        "superresolution_sha256": module_sha256(find_superresolution(own))
+        if own in ("wavelet", "photo")
+        else None,
         "captions": len(export.captions),
         "captions_sha256": hashlib.sha256(captions.encode()).hexdigest(),
         "images": export.images,

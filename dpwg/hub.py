@@ -233,6 +233,9 @@ def _check_whole(folder: Path, at: str) -> None:
                 f"Expected {part}model.safetensors in {at}, found none; pickles (.bin, .pt, .ckpt) "
                 "are never read."
             )
-    inside = read_json(folder / "config.json").get("tokenizer")
+    config = read_json(folder / "config.json")
+    if "base" in config:
+        raise ValueError(f"Expected the whole model in {at}, found an adapter; push it with dpwg.")
+    inside = config.get("tokenizer")
     if inside != "tokenizer":
         raise ValueError(f"Expected the tokenizer of {at} inside of it, found {inside!r}.")

@@ -57,6 +57,45 @@ def public_inputs(
     return (mix, tokenizer, text_encoder_input(encoder), *FROZEN_PARTS, trained)
 
 
+PUBLIC_PHOTOS = (
+    {
+        "name": "Tiny-ImageNet",
+        "source": "32,000 training images of 200 classes, with captions made from the class names",
+        "licence": "ImageNet's terms: non-commercial research and education",
+    },
+    {
+        "name": "UTKFace",
+        "source": "faces with age and gender, before other photographs (dpwg.data.public_photos); "
+        "those that resemble an image of CelebA were left out",
+        "licence": "UTKFace's terms: non-commercial research",
+    },
+)
+
+
+def photo_inputs(records: int, encoder: TextEncoderId) -> tuple[dict[str, str], ...]:
+    """The inputs of a family that was trained on `records` public photographs."""
+    trained = f"trained with dpwg on {records:,} public photographs"
+    terms = "research and education, not commercial, as its photographs"
+    return (
+        *PUBLIC_PHOTOS,
+        {"name": "spectral tokenizer and codebooks", "source": trained, "licence": terms},
+        text_encoder_input(encoder),
+        {
+            "name": "wavelet super-resolution for photographs",
+            "source": "trained with dpwg on public photographs, unless its user puts another in "
+            "its place; applied after sampling",
+            "licence": terms,
+        },
+        *FROZEN_PARTS[1:2],
+        {
+            "name": "caption wording",
+            "source": "grammar in dpwg.data.grammar",
+            "licence": "Apache-2.0",
+        },
+        {"name": "WaveletGPT before fine-tuning", "source": trained, "licence": terms},
+    )
+
+
 def tokenizer_input(sha256: str) -> dict[str, str]:
     """Which tokenizer made the codes: this project's, or one whose data only its user knows."""
     source, licence = "trained by this project on the public mix", "Apache-2.0"

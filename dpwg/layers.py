@@ -1,6 +1,7 @@
-"""The transformer block that the tokenizer and WaveletGPT share.
+"""What several models share: the transformer block, the pair of convolutions, the loss.
 
-Only layers whose per-record gradients the privacy engine knows: Linear, LayerNorm, Embedding.
+The block has only layers whose per-record gradients the privacy engine knows: Linear, LayerNorm,
+Embedding. Convolutions are for the public parts.
 """
 
 from __future__ import annotations
@@ -101,6 +102,20 @@ class Block(nn.Module):
     def _heads(self, x_BTC: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, T, parts * C) -> `parts` tensors (B, H, T, C / H)."""
         return x_BTC.unflatten(2, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions that add to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        hidden = F.gelu(self.conv_in(x_BChw), approximate="tanh")
+        out: Tensor = x_BChw + self.conv_out(hidden)
+        return out
 
 
 def cross_entropy(logits_NV: Tensor, index_N: Tensor) -> Tensor:

@@ -128,13 +128,14 @@ class DPWaveletPipeline:
         seed: int | Sequence[int] = 0,
         guidance: float | None = None,
         settings: Sampling = DEFAULT_SAMPLING,
-        upsampler: str | Upsampler = DEFAULT_UPSAMPLER,
+        upsampler: str | Upsampler | None = None,
         on_scale: Callable[[np.ndarray], None] | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> GenerationResult:
         """One image a caption. Image i of an integer seed has seed + i; or give a seed for each.
 
-        `guidance` replaces that of `settings`, which has the temperature and the cuts too.
+        `guidance` replaces that of `settings`, which has the temperature and the cuts too. The
+        `upsampler` is by default the one that suits the release.
 
         `on_scale` is called with the partial images, uint8 (B, h, w, 3), as each scale is finished.
         An upsampler that draws is given captions and seeds, and calls `on_step` with how many of
@@ -144,6 +145,7 @@ class DPWaveletPipeline:
         seeds = _seeds(seed, len(captions))
         if guidance is not None:
             settings = dataclasses.replace(settings, guidance=guidance)
+        upsampler = upsampler or self.release.upsampler or DEFAULT_UPSAMPLER
         upsample = get_upsampler(upsampler) if isinstance(upsampler, str) else upsampler
         drafts = self.drafts(settings) if any(map(str.strip, captions)) else 1
         clock = [time.perf_counter()]

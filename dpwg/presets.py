@@ -1,10 +1,10 @@
 """Presets: the sizes and the settings of a whole family of models, by name.
 
-`faces-128` is what ships. The 256-pixel ones are sized after the paper's family: 256 codes a scale
-and about 350 M parameters, captions read by CLIP or T5, and the last doublings by a public
-super-resolution model that diffusers runs. They were never trained at full size here, and nothing
-in them was tuned. What protects the records (noise, clip norm, batch, steps, delta) is in no
-preset: that is each run's own plan.
+`faces-128` is what ships of drawn faces, `photos-128` of photographs. The 256-pixel ones are sized
+after the paper's family: 256 codes a scale and about 350 M parameters, captions read by CLIP or T5,
+and the last doublings by a public super-resolution model that diffusers runs. They were never
+trained at full size here, and nothing in them was tuned. What protects the records (noise, clip
+norm, batch, steps, delta) is in no preset: that is each run's own plan.
 """
 
 from __future__ import annotations
@@ -166,6 +166,7 @@ def _of_256_pixels(
 
 
 _FACES = TokenizerConfig()
+_PHOTOS = TokenizerConfig(channels=64)
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -179,6 +180,20 @@ PRESETS = {
             tokenizer_training=TokenizerTraining(),
             superresolution_training=SuperResolutionTraining(),
             pretraining=Pretraining(),
+            finetuning=Finetuning(),
+        ),
+        Preset(
+            name="photos-128",
+            tokenizer=_PHOTOS,
+            model=ModelConfig.for_tokenizer(_PHOTOS),
+            superresolution=SuperResolutionConfig(),
+            text_encoder=MINILM,
+            upsampler="photo",
+            tokenizer_training=TokenizerTraining(
+                batch=128, learning_rate=1e-3, ema_decay=0.995, foresee_steps=400
+            ),
+            superresolution_training=SuperResolutionTraining(images=20_000),
+            pretraining=Pretraining(batch=128),
             finetuning=Finetuning(),
         ),
         _of_256_pixels(

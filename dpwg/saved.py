@@ -104,7 +104,7 @@ def load_module(make: Callable[[], M], folder: Path, blocks: int) -> M:
     It is made only after the weights are seen to be of its sizes: a configuration from elsewhere
     could ask for more memory than there is. Raises ValueError where they are not.
     """
-    tensors = _load_weights(folder)
+    tensors = {name: tensor.float() for name, tensor in load_tensors(folder).items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     expected: dict[str, torch.Size] = {}
     if blocks <= len(tensors):
@@ -153,7 +153,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _load_weights(folder: Path) -> dict[str, Tensor]:
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors files by name, as they are."""
     tensors: dict[str, Tensor] = {}
     for file in _shards(folder):
         try:
@@ -162,7 +163,7 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"Expected {file.name} to be safetensors ({error}); anything else is never read."
             ) from error
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return tensors
 
 
 def _shards(folder: Path) -> Iterator[Path]:

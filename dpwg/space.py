@@ -10,7 +10,9 @@ from pathlib import Path
 from dpwg.checkpoint import (
     MATCHER,
     UPSAMPLER,
+    base_folder,
     checkpoint_names,
+    checkpoint_root,
     find_checkpoint,
     load_card,
     load_release,
@@ -42,6 +44,8 @@ def write_space(
 ) -> dict[str, int]:
     """Write the app with the named checkpoints, all by default; returns bytes by file name.
 
+    An adapter takes its base with it, named or not: several are far smaller so than whole models.
+
     Checkpoints are loaded, which checks them, and written anew, so that nothing that lies beside
     them travels; those with the same tokenizer share it. One without a bound on epsilon is left
     out, or refused if named, unless `without_bound` says that nothing in its records is sensitive.
@@ -49,7 +53,8 @@ def write_space(
     """
     if missing := [name for name in FILES if not (ROOT / name).is_file()]:
         raise FileNotFoundError(f"Expected {missing} beside the package; run this in a checkout.")
-    paths = (*map(ROOT.joinpath, FILES), *sorted((ROOT / "dpwg").rglob("*.py")))
+    package = [path for kind in ("py", "json") for path in (ROOT / "dpwg").rglob(f"*.{kind}")]
+    paths = (*map(ROOT.joinpath, FILES), *sorted(package))
     if links := [path.relative_to(ROOT).as_posix() for path in paths if path.resolve() != path]:
         raise ValueError(f"Expected files of this checkout, found links {links}; remove them.")
     if folder.exists():
@@ -68,6 +73,7 @@ def write_space(
         chosen = [name for name in chosen if name not in unbound]
     if not chosen:
         raise ValueError("Expected at least one checkpoint; make one, see `python -m dpwg list`.")
+    chosen = list(dict.fromkeys([*filter(None, map(_base, chosen)), *chosen]))
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -96,4 +102,20 @@ def _write_checkpoints(root: Path, names: Sequence[str]) -> None:
             shared = used
             save_tokenizer(root / "tokenizer", release.tokenizer)
         tokenizer = root / "tokenizer" if used == shared else None
-        save_release(root / name, release, tokenizer_folder=tokenizer)
+        base = _base(name)
+        save_release(
+            root / name,
+            release,
+            tokenizer_folder=tokenizer,
+            base_folder=None if base is None else root / base,
+        )
+
+
+def _base(name: str) -> str | None:
+    """The checkpoint that another one, an adapter, is merged into; None where it is not among
+    them, or the other is whole.
+    """
+    base, top = base_folder(find_checkpoint(name)), checkpoint_root().resolve()
+    if base is None or not base.is_relative_to(top):
+        return None
+    return base.relative_to(top).as_posix()

@@ -13,22 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpwg.config import SuperResolutionConfig
-from dpwg.layers import Block
+from dpwg.layers import Block, Residual
 from dpwg.wavelet import haar_pyramid, inverse_haar_pyramid
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions that add to their input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        hidden = F.gelu(self.conv_in(x_BChw), approximate="tanh")
-        out: Tensor = x_BChw + self.conv_out(hidden)
-        return out
 
 
 class SuperResolution(nn.Module):

@@ -6,10 +6,14 @@ not cover.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
+import io
 import json
 import re
+import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +148,22 @@ class TextEncoder:
             model=model.eval().requires_grad_(False),
         )
 
+    def packed(self) -> bytes:
+        """A tar of the encoder in half precision, for `from_packed`."""
+        file = io.BytesIO()
+        with tempfile.TemporaryDirectory() as name, tarfile.open(fileobj=file, mode="w") as tar:
+            copy.deepcopy(self._model).half().save_pretrained(name)
+            self._tokenizer.save_pretrained(name)
+            for path in sorted(Path(name).iterdir()):
+                tar.add(path, path.name)
+        return file.getvalue()
+
+    @classmethod
+    def from_packed(cls, folder: Path, wanted: TextEncoderId) -> Self:
+        """The encoder of an unpacked tar, taken for the `wanted` one: its weights are rounded."""
+        rounded = cls.from_folder(folder, max_tokens=wanted.max_tokens)
+        return cls(id=wanted, tokenizer=rounded._tokenizer, model=rounded._model)
+
     @property
     def name(self) -> str:
         """For cards and messages."""
@@ -170,12 +190,21 @@ class TextEncoder:
         self._model.to(device)
         return self
 
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has, marks included, at most `max_tokens`."""
+        with self._tokenizer_lock:
+            tokens = self._tokenizer(
+                _checked(captions), padding=False, truncation=True, max_length=self.max_tokens
+            )
+        return [len(ids) for ids in tokens["input_ids"]]
+
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> EncodedText:
+    def encode(self, captions: Sequence[str], *, length: int | None = None) -> EncodedText:
         """The last layer's token states, marks included, each caption free of its batch (to 1e-5).
 
-        The empty caption is the unconditional one. Raises TypeError for anything but a sequence of
-        strings, ValueError for none or for one past MAX_CAPTION_CHARACTERS.
+        They are padded and cut to `length` tokens, by default to `max_tokens`. The empty caption is
+        the unconditional one. Raises TypeError for anything but a sequence of strings, ValueError
+        for none or for one past MAX_CAPTION_CHARACTERS.
         """
         texts = _checked(captions)
         with self._tokenizer_lock:  # setting its padding and truncation is not thread-safe
@@ -183,7 +212,7 @@ class TextEncoder:
                 texts,
                 padding="max_length",
                 truncation=True,
-                max_length=self.max_tokens,
+                max_length=length or self.max_tokens,
                 padding_side="right",
                 return_tensors="pt",
             ).to(self.device)

@@ -10,7 +10,7 @@ codebooks of the plain wavelet coefficients, and learn corrections. Trained on p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +29,28 @@ def scale_causal_bias(scales: int, positions: int) -> Tensor:
     )
 
 
+def new_codebooks(config: TokenizerConfig) -> nn.ModuleList:
+    """A codebook a scale, of random vectors."""
+    return nn.ModuleList(
+        Codebook(size, code_width)
+        for size, code_width in zip(config.codebook_sizes, config.code_widths, strict=True)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """A training pass: decoded coefficients, what was quantized, its quantization and indices.
 
     One tensor a scale, (B, positions, codes, code width) and (B, positions, codes) for indices, in
-    the units of `SpectralTokenizer.patches`.
+    the units of `SpectralTokenizer.patches`. `foreseen` are guesses of the last scales' patches
+    from the coarser ones, where a tokenizer makes them.
     """
 
     decoded: list[Tensor]
     latents: list[Tensor]
     quantized: list[Tensor]
     indices: list[Tensor]
+    foreseen: list[Tensor] = field(default_factory=list)
 
 
 class SpectralTokenizer(nn.Module):
@@ -56,6 +66,11 @@ class SpectralTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self._build()
+        self.register_buffer("spread_S", torch.ones(config.scales))
+
+    def _build(self) -> None:
+        config = self.config
         width, scales, positions = config.width, config.scales, config.positions
         patches = [config.codes * code_width for code_width in config.code_widths]
         # 1. coefficients -> latents: the coefficients plus what the blocks add
@@ -67,10 +82,7 @@ class SpectralTokenizer(nn.Module):
         self.encoder_norm = nn.LayerNorm(width)
         self.to_latents = nn.ModuleList(nn.Linear(width, patch) for patch in patches)
         # 2. latents -> codes
-        self.codebooks = nn.ModuleList(
-            Codebook(size, code_width)
-            for size, code_width in zip(config.codebook_sizes, config.code_widths, strict=True)
-        )
+        self.codebooks = new_codebooks(config)
         # 3. codes -> coefficients: the codebook's vectors plus what the blocks add
         self.unembed = nn.ModuleList(nn.Linear(patch, width) for patch in patches)
         self.decoder_places = nn.Parameter(torch.randn(scales * positions, width) * 0.02)
@@ -83,7 +95,6 @@ class SpectralTokenizer(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
         self.register_buffer("bias", scale_causal_bias(scales, positions), persistent=False)
-        self.register_buffer("spread_S", torch.ones(scales))
 
     @torch.no_grad()
     def initialise_from(self, image_BCHW: Tensor, *, seed: int = 0, rounds: int = 12) -> None:
@@ -106,28 +117,34 @@ class SpectralTokenizer(nn.Module):
 
         One tensor a scale, (B, positions, codes, code width).
         """
-        grid, split = self.config.grid, self.config.split
-        out = []
         bands = haar_pyramid(image_BCHW - 0.5, self.config.levels)
-        for band, spread in zip(bands, self.spread_S, strict=True):
-            cells = band.flatten(1, -3).unflatten(3, (grid, split, -1))
-            cells = cells.unflatten(2, (grid, split, -1))  # B C gy sy y gx sx x
-            out.append(cells.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5).flatten(3, 4) / spread)
-        return [patch.flatten(1, 2) for patch in out]
+        return [self.cut(band) / spread for band, spread in zip(bands, self.spread_S, strict=True)]
+
+    def cut(self, band: Tensor) -> Tensor:
+        """A scale's band or bands (B, ..., h, w) by position and patch, the inverse of `paste`."""
+        grid, split = self.config.grid, self.config.split
+        cells = band.flatten(1, -3).unflatten(3, (grid, split, -1))
+        cells = cells.unflatten(2, (grid, split, -1))  # B C gy sy y gx sx x
+        cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)
+        return cells.flatten(5).flatten(3, 4).flatten(1, 2)
+
+    def paste(self, patch: Tensor, scale: int) -> Tensor:
+        """Patches of a scale as its band (B, 3, h, w), or its three bands (B, 9, h, w)."""
+        grid, split = self.config.grid, self.config.split
+        side = self.config.band_size(scale) // (grid * split)
+        cells = patch.unflatten(3, (-1, side, side))
+        cells = cells.unflatten(2, (split, split)).unflatten(1, (grid, grid))
+        # B gy gx sy sx C y x -> B C (gy sy y) (gx sx x)
+        return cells.permute(0, 5, 1, 3, 6, 2, 4, 7).flatten(5).flatten(2, 4)
 
     def image(self, patches: Sequence[Tensor]) -> Tensor:
         """The image of the first len(patches) scales, the inverse of `patches`, in its own size.
 
         A coarser size is scaled to the image's range, so that it can be looked at.
         """
-        grid, split = self.config.grid, self.config.split
         bands = []
         for scale, patch in enumerate(patches):
-            side = self.config.band_size(scale) // (grid * split)
-            cells = (patch * self.spread_S[scale]).unflatten(3, (-1, side, side))
-            cells = cells.unflatten(2, (split, split)).unflatten(1, (grid, grid))
-            # B gy gx sy sx C y x -> B C (gy sy y) (gx sx x)
-            band = cells.permute(0, 5, 1, 3, 6, 2, 4, 7).flatten(5).flatten(2, 4)
+            band = self.paste(patch * self.spread_S[scale], scale)
             bands.append(band.unflatten(1, (3, 3)) if scale else band)
         return inverse_haar_pyramid(bands) / 2 ** (self.config.scales - len(patches)) + 0.5
 

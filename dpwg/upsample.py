@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpwg.checkpoint import load_superresolution
+from dpwg.checkpoint import find_superresolution, load_superresolution
 from dpwg.diffusion import (
     KINDS,
     NAMES,
@@ -40,6 +40,7 @@ DEFAULT_UPSAMPLER = "wavelet-sharp"
 UPSAMPLERS: tuple[tuple[str, str], ...] = (
     ("wavelet-sharp", "Twice the size by this project's own model, then by Real-ESRGAN: crisp."),
     ("wavelet", "This project's own model, trained on public drawings: calm, and soft at edges."),
+    ("photo", "This project's own model, trained on public photographs, faces among them."),
     ("bicubic", "Smooth interpolation without any model: invents nothing, stays soft."),
     ("realesrgan-anime", "Real-ESRGAN for drawings: crisp outlines and flat colours."),
     ("realesrgan-photo", "Real-ESRGAN for photographs: invents the most texture, and is slowest."),
@@ -103,16 +104,14 @@ class BicubicUpsampler:
 
 
 class WaveletUpsampler:
-    """`SuperResolution` of the checkpoints, or from a folder; loaded by the first call.
+    """`SuperResolution` from a folder, by default that of its name; loaded by the first call.
 
     It takes images of the one coarse size that it was trained for. The same image gives the same
     picture in any batch: each is computed alone. Raises FileNotFoundError where it is missing.
     """
 
-    name = "wavelet"
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, *, name: str = "wavelet") -> None:
+        self.name, self._folder = name, folder
         self._loading = Lock()
 
     @property
@@ -135,7 +134,7 @@ class WaveletUpsampler:
 
     @cached_property
     def _model(self) -> SuperResolution:
-        return load_superresolution(self._folder)
+        return load_superresolution(self._folder or find_superresolution(self.name))
 
 
 class RealESRGANUpsampler:
@@ -274,8 +273,8 @@ def get_upsampler(name: str) -> Upsampler:
         )
     if name == "bicubic":
         return BicubicUpsampler()
-    if name == "wavelet":
-        return WaveletUpsampler()
+    if name in ("wavelet", "photo"):
+        return WaveletUpsampler(name=name)
     if name == "wavelet-sharp":
         return SharpWaveletUpsampler()
     return RealESRGANUpsampler(name.removeprefix("realesrgan-"))

@@ -127,9 +127,10 @@ def make_inputs() -> Callable[..., Inputs]:
         generator = torch.Generator().manual_seed(seed)
         tokens_B = torch.randint(1, config.text_tokens + 1, (records,), generator=generator)
         shape = (records, config.text_tokens, config.text_width)
+        mask_BL = torch.arange(config.text_tokens) < tokens_B[:, None]
         return Inputs(
-            states_BLD=torch.randn(shape, generator=generator),
-            mask_BL=torch.arange(config.text_tokens) < tokens_B[:, None],
+            states_BLD=torch.randn(shape, generator=generator) * mask_BL[..., None],
+            mask_BL=mask_BL,
             codes=[
                 torch.randint(size, (records, config.positions, config.codes), generator=generator)
                 for size in config.codebook_sizes

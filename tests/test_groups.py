@@ -198,8 +198,9 @@ def test_the_first_groups_are_kept_whole(make_groups) -> None:
 def test_groups_that_do_not_fit_the_images_are_refused(make_groups, group_I, message) -> None:
     whole = make_groups()
     captions = {
-        "states": whole._states_CLD,
-        "mask": whole._mask_CL,
+        "tokens": whole._tokens_TD,
+        "length": whole._length_R,
+        "row": whole._row_C,
         "count": whole._count_I,
         "empty_states": whole._empty_states_LD,
         "empty_mask": whole._empty_mask_L,

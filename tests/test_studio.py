@@ -165,7 +165,7 @@ def bands(page: Page, folder: Path) -> None:
     upload.set_input_files(folder / "noise.png")
     page.get_by_text("your picture").first.wait_for()
     press(page, "Take the generated image")
-    page.get_by_text("faces/eps-3, seed 0").locator("visible=true").wait_for()
+    page.get_by_text("faces/eps-10, seed 0").locator("visible=true").wait_for()
     await_fresh(page, "#bands img")
     await_fresh(page, "#rebuilt img")
 

@@ -20,12 +20,13 @@ from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.text import MAX_CAPTION_CHARACTERS
 from dpwg.ui.demo import build_demo
+from dpwg.ui.families import example_captions
 from dpwg.ui.generate import generate, opened, surprise, swiped
 from dpwg.ui.own import YOURS
 from dpwg.ui.pipelines import stream
 from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.sharing import Drawing, from_query, to_query
-from dpwg.ui.shown import example_captions, random_seed
+from dpwg.ui.shown import random_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -183,12 +184,11 @@ def test_closing_the_stream_stops_the_work_at_its_next_scale():
 
 def test_seeds_and_examples_are_usable():
     assert all(0 <= random_seed() < 1_000_000 for _ in range(100))
-    assert 8 <= len(example_captions()) <= 10
-    assert all(0 < len(caption) <= MAX_CAPTION_CHARACTERS for caption in example_captions())
+    assert 8 <= len(example_captions("faces")) <= 10
 
 
 def test_a_surprise_is_a_caption_that_can_be_drawn():
-    captions = {surprise()[0] for _ in range(5)}
+    captions = {surprise("faces")[0] for _ in range(5)}
     assert len(captions) == 5
     assert all(0 < len(caption) <= MAX_CAPTION_CHARACTERS for caption in captions)
 

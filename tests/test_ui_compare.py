@@ -11,7 +11,8 @@ from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.ui import results
-from dpwg.ui.compare import compare_captions, compare_checkpoints, mark, siblings
+from dpwg.ui.compare import compare_captions, compare_checkpoints, mark
+from dpwg.ui.families import siblings
 from dpwg.ui.limits import MAX_CAPTIONS
 
 NAMES = ["faces/public", "faces/eps-1", "faces/eps-inf"]

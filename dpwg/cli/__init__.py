@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
-from dpwg.cli import data, finetune, measure, train, use
+from dpwg.cli import data, family, finetune, measure, train, use
 from dpwg.cli.console import plain, table
 from dpwg.cli.options import Run
 
@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
     data.add_data(verb)
     data.add_check(verb)
+    family.add_train(verb)
     train.add_tokenizer(verb)
     train.add_upsampler(verb)
     train.add_pretrain(verb)

@@ -62,6 +62,12 @@ def add_finetune(verb: Verb) -> None:
     precision_option(command)
     checkpointing_option(command)
     command.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
+    command.add_argument(
+        "--whole",
+        action="store_true",
+        help="write the whole model; with --tokenizer, and --out beside the base among the "
+        "checkpoints, it is what was added to the base, which is needed to load it",
+    )
     command.add_argument("--run-folder", type=Path, help="private training state")
     command.add_argument("--resume", action="store_true", help="go on with the run folder")
     command.add_argument("--save-every", type=int, help="steps from one saved state to the next")
@@ -81,7 +87,13 @@ def add_finetune(verb: Verb) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import Release, check_same_tokenizer, load_public, save_release
+    from dpwg.checkpoint import (
+        Release,
+        check_same_tokenizer,
+        find_checkpoint,
+        load_public,
+        save_release,
+    )
     from dpwg.data.cache import cache_root
     from dpwg.encoders import open_encoder
     from dpwg.presets import get_preset
@@ -148,9 +160,22 @@ def _finetune(options: argparse.Namespace) -> Any:
         left_out=options.skip_broken,
     )
     release = Release(
-        model=base.model.cpu(), tokenizer=base.tokenizer, card=card, text_encoder=base.text_encoder
+        model=base.model.cpu(),
+        tokenizer=base.tokenizer,
+        card=card,
+        text_encoder=base.text_encoder,
+        adapter=training.adapter,
+        upsampler=base.upsampler,
     )
-    save_release(options.out, release, tokenizer_folder=options.tokenizer)
+    base_folder = find_checkpoint(options.base or BASE)
+    apart = training.adapter is not None and options.tokenizer is not None and not options.whole
+    beside = apart and _among_checkpoints(base_folder) and _among_checkpoints(options.out)
+    save_release(
+        options.out,
+        release,
+        tokenizer_folder=options.tokenizer,
+        base_folder=base_folder if beside else None,
+    )
     answer = {
         "folder": str(options.out),
         "epsilon": card.epsilon,
@@ -244,6 +269,12 @@ def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, floa
         f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to train "
         "without privacy."
     )
+
+
+def _among_checkpoints(folder: Path) -> bool:
+    from dpwg.checkpoint import checkpoint_root
+
+    return folder.resolve().is_relative_to(checkpoint_root().resolve())
 
 
 def _run_folder(options: argparse.Namespace) -> Path:

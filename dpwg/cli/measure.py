@@ -56,7 +56,7 @@ def _bench(options: argparse.Namespace) -> Any:
 
 def add_evaluate(verb: Verb) -> None:
     command = verb("evaluate", _evaluate, "measure checkpoints on held-out records")
-    command.add_argument("checkpoints", nargs="*", help="all by default")
+    command.add_argument("checkpoints", nargs="*", help="all of the data's family by default")
     data_options(command, "faces-test")
     command.add_argument("--results", type=Path, help="write the measurement to this file")
     command.add_argument(
@@ -76,13 +76,15 @@ def _evaluate(options: argparse.Namespace) -> Any:
     from dpwg.checkpoint import checkpoint_names
     from dpwg.sampling import Sampling
 
-    names = options.checkpoints or checkpoint_names()
+    known = checkpoint_names()
+    family = [name for name in known if name.startswith(f"{options.data.partition('-')[0]}/")]
+    names = options.checkpoints or family or known
     settings = read_settings(Sampling, options)
     if options.sheet:
         from dpwg.sheet import sheet
 
         refuse_all_but(
-            options, "sheet", "checkpoints", "captions", "seed", *SAMPLING, beside="--sheet"
+            options, "sheet", "checkpoints", "captions", "data", "seed", *SAMPLING, beside="--sheet"
         )
         captions = options.captions.read_text().splitlines()
         sheet(names, captions, seed=options.seed, settings=settings).save(options.sheet)

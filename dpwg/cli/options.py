@@ -158,10 +158,11 @@ def is_public_mix(data: str) -> bool:
 
 def read_public_records(options: argparse.Namespace) -> Records:
     """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
-    from dpwg.data import RENDERED_SETS
+    from dpwg.data import PHOTO_SETS, RENDERED_SETS, is_public
 
-    declared = options.public and options.data not in RENDERED_SETS
-    if not (is_public_mix(options.data) or declared):
+    known = {*RENDERED_SETS, *PHOTO_SETS}
+    declared = options.public and options.data not in known
+    if not (is_public_mix(options.data) or is_public(options.data) or declared):
         raise ValueError(
             f"Expected data={options.data!r} to be public: public parts are trained without noise. "
             "Pass a public set, or --public for a folder in which nothing is sensitive."

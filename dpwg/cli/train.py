@@ -73,9 +73,9 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     from dpwg.data import open_records
     from dpwg.data.tensors import coarse_batches
     from dpwg.evaluate import tokenizer_quality
+    from dpwg.predictive import new_tokenizer
     from dpwg.presets import get_preset
     from dpwg.saved import check_module_folder
-    from dpwg.tokenizer import SpectralTokenizer
     from dpwg.training.ranks import Ranks
     from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
@@ -92,7 +92,7 @@ def _tokenizer(options: argparse.Namespace) -> Any:
     check_module_folder(folder, TokenizerConfig)
     records = read_public_records(options)
     torch.manual_seed(options.seed)
-    tokenizer = SpectralTokenizer(replace(preset.tokenizer, codebook_sizes=sizes))
+    tokenizer = new_tokenizer(replace(preset.tokenizer, codebook_sizes=sizes))
     size = tokenizer.config.coarse_size
     images_NCHW = torch.cat(list(tqdm(coarse_batches(records, size), desc="coarse images")))
     run_training(train_tokenizer(tokenizer, images_NCHW, settings, ranks), "tokenizer", ranks)

@@ -74,7 +74,8 @@ def _sample(options: argparse.Namespace) -> Any:
     if count < 1:
         raise ValueError(f"Expected n={count} >= 1.")
     pipeline = _pipeline(options)
-    upsampler = get_upsampler(options.upsampler or DEFAULT_UPSAMPLER)
+    suited = pipeline.release.upsampler or DEFAULT_UPSAMPLER
+    upsampler = get_upsampler(options.upsampler or suited)
     in_steps = isinstance(upsampler, PromptedUpsampler)
     with progress_bar("upsampling") if in_steps else nullcontext() as on_step:
         result = pipeline(
@@ -124,6 +125,7 @@ def _export(options: argparse.Namespace) -> Any:
         options.captions, private_set=pipeline.release.card.dataset, public=public
     )
     told = captions_told(options.captions, captions, public=public)
+    options.upsampler = options.upsampler or pipeline.release.upsampler
     export = read_settings(
         Export,
         options,

@@ -10,6 +10,7 @@ from dpwg.data import fashion
 from dpwg.data.cache import RenderedRecords, render_set, set_folder
 from dpwg.data.faces import TEST_RECORDS, TRAIN_RECORDS, face
 from dpwg.data.formats import FORMATS, is_on_disk, open_files
+from dpwg.data.photos import PHOTO_SETS, is_public, open_photos
 from dpwg.data.public import (
     PUBLIC_MORE_RECORDS,
     PUBLIC_RECORDS,
@@ -19,9 +20,18 @@ from dpwg.data.public import (
     public_image,
     tuning_image,
 )
+from dpwg.data.public_photos import PUBLIC_PHOTOS, open_public_photos
 from dpwg.data.records import Record, Records
 
-__all__ = ["RENDERED_SETS", "Record", "Records", "open_records", "render"]
+__all__ = [
+    "PHOTO_SETS",
+    "RENDERED_SETS",
+    "Record",
+    "Records",
+    "is_public",
+    "open_records",
+    "render",
+]
 
 _MAKERS: dict[str, tuple[int, Callable[[int], Record]]] = {
     "faces-train": (TRAIN_RECORDS, functools.partial(face, "train")),
@@ -50,7 +60,10 @@ def open_records(
     skip_broken: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Records:
-    """A rendered set by name, checked by digest; `fashion-train` or `-test`; PATH or FORMAT:PATH.
+    """A set by its name, or PATH or FORMAT:PATH; rendered sets are checked by digest.
+
+    The names are those of `RENDERED_SETS`, `PHOTO_SETS` and `PUBLIC_PHOTOS`, which can be cut to
+    the first `count` records, `fashion-train` and `fashion-test`.
 
     A data set on disk with records that lack an image or a caption is refused, naming the first;
     with `skip_broken` these are left out, and those whose image does not decode: all of them are
@@ -66,25 +79,29 @@ def open_records(
                 f"{folder} is not there; run `python -m dpwg data {data}{part}` first."
             )
         return RenderedRecords(folder)
-    if count is not None:
+    if count is not None and data not in (*PHOTO_SETS, *PUBLIC_PHOTOS):
         raise ValueError(
             f"Expected no count={count} with data={data!r}: all of a data set on disk is taken. "
             "Make a smaller one, or leave the option out."
         )
-    if data in fashion.SPLITS:
+    if data in PUBLIC_PHOTOS:
+        records = open_public_photos(data, count)
+    elif data in PHOTO_SETS:
+        records = open_photos(data, count)
+    elif data in fashion.SPLITS:
         records = fashion.read(fashion.FOLDER, fashion.SPLITS[data])
     elif is_on_disk(data):
         records = open_files(data)
-        if records.name in RENDERED_SETS:
+        if records.name in (*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS):
             raise ValueError(
-                f"Expected data={data!r} to have a name of its own, found {records.name!r}, an "
-                "embedded set, whose records are nobody's; rename it."
+                f"Expected data={data!r} to have a name of its own, found {records.name!r}, which "
+                "names a set that this program knows, and whether it is public; rename it."
             )
     else:
         raise ValueError(
             f"Expected data={data!r} to be a path that is there, or in "
-            f"{sorted([*RENDERED_SETS, *fashion.SPLITS])}; a path may have its format before it, "
-            f"one of {', '.join(FORMATS)}, as in coco:PATH."
+            f"{sorted([*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS, *fashion.SPLITS])}; a path may "
+            f"have its format before it, one of {', '.join(FORMATS)}, as in coco:PATH."
         )
     return records.without_broken(progress) if skip_broken else records.complete()
 

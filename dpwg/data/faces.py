@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dpwg.data import palette
 from dpwg.data.avatars import render
 from dpwg.data.captions import article, compose
+from dpwg.data.grammar import faces_captions
 from dpwg.data.records import Record
 
 STYLE = "avataaars"
@@ -89,7 +90,10 @@ BEARDS = {
 
 
 def face(split: str, index: int) -> Record:
-    """Record number `index` of `split` ("train" or "test"), always the same."""
+    """Record number `index` of `split` ("train" or "test"), always the same.
+
+    Of its ten captions the first tells all parts, in one of `compose`'s wordings.
+    """
     rng = random.Random(f"dpwg/faces/{split}/{index}")
     skin, skin_hex = palette.pick(rng, palette.SKIN)
     hair, hair_hex = palette.pick(rng, palette.HAIR)
@@ -149,7 +153,8 @@ def face(split: str, index: int) -> Record:
         background=background,
     )
     png = render(STYLE, options, background=background_hex)
-    return Record(image_bytes=png, captions=(caption,), attributes=attributes)
+    captions = (caption, *faces_captions(f"{split}/{index}", attributes))
+    return Record(image_bytes=png, captions=captions, attributes=attributes)
 
 
 def named_colours(attributes: Mapping[str, str]) -> dict[str, tuple[Mapping[str, str], str]]:

@@ -68,11 +68,39 @@ def add_lora(model: nn.Module, rank: int, names: tuple[str, ...]) -> None:
 
 
 @torch.no_grad()
+def round_lora(model: nn.Module) -> dict[str, Tensor]:
+    """Round every pair to float16, as adapters are kept, and return them on the CPU.
+
+    They go by their layer's name: "NAME.down" (rank, in) and "NAME.up" (out, rank).
+    """
+    pairs = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            for part, layer in (("down", module.down), ("up", module.up)):
+                rounded = layer.weight.to(torch.float16)
+                layer.weight.copy_(rounded)
+                pairs[f"{name}.{part}"] = rounded.cpu()
+    return pairs
+
+
+@torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Fold every pair into its base layer: the model is of plain layers again, trainable."""
     for module in list(model.modules()):
         for own, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
-                child.base.weight += child.up.weight @ child.down.weight
+                weight = child.base.weight
+                weight.copy_(fold(weight, child.down.weight, child.up.weight))
+                child.base.weight = weight  # where it is computed from others, these take it in
                 setattr(module, own, child.base)
     model.requires_grad_(True)
+
+
+def fold(weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor) -> Tensor:
+    """weight + up down, float64 (out, in) on the CPU.
+
+    Products of float16 are exact in float64, and their sums but for its last bits: training and
+    loading, on whatever device, fold the same weights.
+    """
+    weight_OI, down_RI, up_OR = (part.cpu().double() for part in (weight_OI, down_RI, up_OR))
+    return torch.addmm(weight_OI, up_OR, down_RI)

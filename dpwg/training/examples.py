@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +18,13 @@ from dpwg.data.tensors import coarse_batches
 from dpwg.device import fast_autocast
 from dpwg.text import TextEncoder
 from dpwg.tokenizer import SpectralTokenizer
-from dpwg.training.mapped import filling
+from dpwg.training.mapped import Shapes, filling
 from dpwg.training.state import fingerprint, keep_private
 
 CHUNK = 50
-FORMAT = 2
+PADDED = 8
+"""Captions are padded to a multiple of so many tokens while they are encoded."""
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,10 @@ class Examples:
     of each image from 0. However many images and captions a record has, each visit draws one image
     and one of its captions, so that a record is one loss and one gradient. `digest` says which
     records these are.
+
+    `captions` hold each different caption once, and of it the tokens that it has: `tokens` (T, D)
+    one caption behind the other, their `length` (R,), and `row` (C,), the caption behind each of
+    the records' `count` (I,) captions; or, of a small set, padded `states` (C, L, D) and `mask`.
     """
 
     def __init__(
@@ -70,8 +75,11 @@ class Examples:
         group_I: Tensor | None = None,
     ) -> None:
         self.digest = digest
-        self._states_CLD, self._mask_CL = captions["states"], captions["mask"]
-        self._count_I = captions["count"]
+        if "states" in captions:
+            captions = unpadded(captions)
+        self._tokens_TD, self._length_R = captions["tokens"], captions["length"]
+        self._token_R = self._length_R.cumsum(0) - self._length_R
+        self._row_C, self._count_I = captions["row"], captions["count"]
         self._first_I = self._count_I.cumsum(0) - self._count_I
         self._empty_states_LD, self._empty_mask_L = captions["empty_states"], captions["empty_mask"]
         self._codes = [codes[name] for name in sorted(codes)]
@@ -100,6 +108,11 @@ class Examples:
         return len(self._images_N)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the captions' states."""
+        return self._tokens_TD.dtype
+
+    @property
     def images(self) -> int:
         """How many images there are in all records."""
         return int(self._images_N.sum())
@@ -119,6 +132,11 @@ class Examples:
         pairs = np.unique(np.stack((image_I.ravel(), record_I), axis=1), axis=0)
         held_I = np.bincount(pairs[:, 0])[pairs[:, 0]]
         return len(np.unique(pairs[held_I > 1, 1]))
+
+    @property
+    def codes(self) -> list[Tensor]:
+        """The codes of every image, one tensor (I, positions, codes) a scale."""
+        return self._codes
 
     def first(self, count: int) -> Examples:
         """The first `count` examples, without copying."""
@@ -143,8 +161,12 @@ class Examples:
             draw_B = torch.zeros(len(indices_B), dtype=torch.float64)
         scaled_B = draw_B * self._images_N[indices_B]
         image_B = self._image_I[self._place_N[indices_B] + scaled_B.long()]
-        row_B = self._first_I[image_B] + (scaled_B.frac() * self._count_I[image_B]).long()
-        states_BLD, mask_BL = self._states_CLD[row_B], self._mask_CL[row_B]
+        caption_B = self._first_I[image_B] + (scaled_B.frac() * self._count_I[image_B]).long()
+        row_B = self._row_C[caption_B]
+        place_L = torch.arange(len(self._empty_mask_L))
+        mask_BL = place_L < self._length_R[row_B, None]
+        states_BLD = torch.zeros(*mask_BL.shape, self._tokens_TD.shape[1], dtype=self.dtype)
+        states_BLD[mask_BL] = self._tokens_TD[(self._token_R[row_B, None] + place_L)[mask_BL]]
         if dropped_B is not None:
             states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
         codes = [scale_IPK[image_B].long() for scale_IPK in self._codes]
@@ -158,13 +180,15 @@ def prepare_examples(
     cache: Path,
     *,
     group_I: Tensor | None = None,
+    coarse_NCHW: Tensor | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Examples:
     """Encode a set's captions and images, or open what an earlier call left in `cache`.
 
     Files are named by the digests of the set, the encoder and the tokenizer. Those of a private set
     are private. `group_I` joins images to records, see `Examples`; their digest says so. `progress`
-    is called with the stage, and the records done and in all.
+    is called with the stage, and the records done and in all. `coarse_NCHW` are the coarse images,
+    uint8, where they have been made already.
     """
     keep_private(cache)
     stem = f"{records.name}-{records.digest[:12]}"
@@ -175,65 +199,144 @@ def prepare_examples(
         for done in encode_captions(records, encoder, captions):
             progress("captions", done, len(records))
     if not codes.exists():
-        for done in encode_images(records, tokenizer, codes):
+        for done in encode_images(records, tokenizer, codes, coarse_NCHW):
             progress("images", done, len(records))
-    digest = records.digest
-    if group_I is not None:
-        joined = digest.encode() + group_I.numpy().tobytes()
-        digest = f"groups-{hashlib.sha256(joined).hexdigest()}"
+    digest = joined_digest(records.digest, group_I)
     return Examples(load_file(captions), load_file(codes), digest=digest, group_I=group_I)
+
+
+def joined_digest(digest: str, group_I: Tensor | None) -> str:
+    """What tells a set from others whose images are joined in another way, or not at all."""
+    if group_I is None:
+        return digest
+    joined = digest.encode() + group_I.long().numpy().tobytes()
+    return f"groups-{hashlib.sha256(joined).hexdigest()}"
 
 
 def encode_captions(records: Records, encoder: TextEncoder, path: Path) -> Iterator[int]:
     """Write the caption tensors of a set to `path`, bfloat16; yields how many records are done.
 
-    They are never in memory as a whole: those of a large set, five captions an image, do not fit.
-    Every pass has the same shape and padding, so that no caption's states depend on the others'.
+    They are never in memory as a whole: those of a large set, ten captions an image, do not fit.
     """
-    counts: list[int] = []
-    ends: list[int] = []
-    captions: list[str] = []
-    for index in range(len(records)):
-        own = records[index].captions
-        captions += own
-        counts.append(len(own))
-        ends.append(len(captions))
-    shape, width = (len(captions), encoder.max_tokens), encoder.width
-    shapes = {
-        "states": (torch.bfloat16, (*shape, width)),
-        "mask": (torch.bool, shape),
-        "count": (torch.int64, (len(counts),)),
-        "empty_states": (torch.bfloat16, (encoder.max_tokens, width)),
-        "empty_mask": (torch.bool, (encoder.max_tokens,)),
+    own = [captions_of(records, index) for index in range(len(records))]
+    texts = _Texts([caption for one in own for caption in one], encoder)
+    with filling(path, texts.shapes(len(own))) as tensors:
+        tensors["count"].copy_(torch.tensor([len(one) for one in own]))
+        for done in texts.encode(tensors):
+            yield done * len(records) // len(texts.captions)
+
+
+def encode_texts(
+    captions: Sequence[str],
+    counts: Sequence[int],
+    encoder: TextEncoder,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """The same tensors in memory, of captions one behind the other, `counts` of each record."""
+    texts = _Texts(captions, encoder)
+    tensors = {
+        name: torch.zeros(shape, dtype=dtype)
+        for name, (dtype, shape) in texts.shapes(len(counts)).items()
     }
-    with filling(path, shapes) as tensors:
+    tensors["count"].copy_(torch.tensor(counts))
+    for done in texts.encode(tensors):
+        progress(done, len(texts.captions))
+    return tensors
+
+
+class _Texts:
+    """Captions, each of those that differ once, on their way through an encoder.
+
+    A caption is encoded in a pass of fixed size, padded to a length that follows from its own, so
+    that no caption's states depend on the others'.
+    """
+
+    def __init__(self, captions: Sequence[str], encoder: TextEncoder) -> None:
+        number: dict[str, int] = {}
+        self._encoder = encoder
+        self._row_C = torch.tensor([number.setdefault(c, len(number)) for c in captions])
+        self.captions = list(number)
+        lengths = [
+            length
+            for start in range(0, len(number), 10_000)
+            for length in encoder.lengths(self.captions[start : start + 10_000])
+        ]
+        self._length_R = torch.tensor(lengths, dtype=torch.int64)
+
+    def shapes(self, records: int) -> Shapes:
+        """The tensors that `encode` fills, and `count`."""
+        encoder = self._encoder
+        return {
+            "tokens": (torch.bfloat16, (int(self._length_R.sum()), encoder.width)),
+            "length": (torch.int64, (len(self.captions),)),
+            "row": (torch.int64, (len(self._row_C),)),
+            "count": (torch.int64, (records,)),
+            "empty_states": (torch.bfloat16, (encoder.max_tokens, encoder.width)),
+            "empty_mask": (torch.bool, (encoder.max_tokens,)),
+        }
+
+    def encode(self, tensors: dict[str, Tensor]) -> Iterator[int]:
+        """Fill them; yields how many captions are done."""
+        encoder, length_R = self._encoder, self._length_R
+        tensors["length"].copy_(length_R)
+        tensors["row"].copy_(self._row_C)
         empty = encoder.encode([""])
         tensors["empty_states"].copy_(empty.states_BLD[0])
         tensors["empty_mask"].copy_(empty.mask_BL[0])
-        tensors["count"].copy_(torch.tensor(counts))
-        for start in range(0, len(captions), CHUNK):
-            chunk = captions[start : start + CHUNK]
-            rows = slice(start, start + len(chunk))
-            with fast_autocast(encoder.device):
-                encoded = encoder.encode([*chunk, *[""] * (CHUNK - len(chunk))])
-            tensors["states"][rows] = encoded.states_BLD[: len(chunk)].bfloat16()
-            tensors["mask"][rows] = encoded.mask_BL[: len(chunk)]
-            yield bisect.bisect_right(ends, start + len(chunk))
+        first_R, done = length_R.cumsum(0) - length_R, 0
+        padded_R = (-(-length_R // PADDED) * PADDED).clamp(max=encoder.max_tokens)
+        for length in padded_R.unique().tolist():
+            for chunk_B in (padded_R == length).nonzero().flatten().split(CHUNK):
+                texts = [self.captions[index] for index in chunk_B.tolist()]
+                with fast_autocast(encoder.device):
+                    encoded = encoder.encode([*texts, *[""] * (CHUNK - len(texts))], length=length)
+                mask_BL = torch.arange(length) < length_R[chunk_B, None]
+                place_BL = first_R[chunk_B, None] + torch.arange(length)
+                states_BLD = encoded.states_BLD[: len(texts)].bfloat16()
+                tensors["tokens"][place_BL[mask_BL]] = states_BLD[mask_BL]
+                done += len(texts)
+                yield done
 
 
-def encode_images(records: Records, tokenizer: SpectralTokenizer, path: Path) -> Iterator[int]:
+def captions_of(records: Records, index: int) -> tuple[str, ...]:
+    """A record's captions, without reading its image where the set allows it."""
+    entries = getattr(records, "entries", None)
+    return records[index].captions if entries is None else entries[index].captions
+
+
+def unpadded(captions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of padded captions as `Examples` holds them."""
+    mask_CL = captions["mask"]
+    kept = {name: captions[name] for name in ("count", "empty_states", "empty_mask")}
+    return {
+        **kept,
+        "tokens": captions["states"][mask_CL],
+        "length": mask_CL.sum(1),
+        "row": torch.arange(len(mask_CL)),
+    }
+
+
+def encode_images(
+    records: Records, tokenizer: SpectralTokenizer, path: Path, coarse_NCHW: Tensor | None = None
+) -> Iterator[int]:
     """Write the codes of a set's images to `path`, int16; yields how many records are done."""
     config = tokenizer.config
     shape = (len(records), config.positions, config.codes)
     shapes = {f"codes_{scale}": (torch.int16, shape) for scale in range(config.scales)}
+    parts = (
+        coarse_batches(records, config.coarse_size, CHUNK)
+        if coarse_NCHW is None
+        else iter(coarse_NCHW.split(CHUNK))
+    )
     done = 0
     with filling(path, shapes) as tensors:
-        for image_BCHW in coarse_batches(records, config.coarse_size, CHUNK):
+        for image_BCHW in parts:
             count = len(image_BCHW)
             padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
             with fast_autocast(torch.device("cpu")):
                 indices = tokenizer.encode(padded_BCHW.float() / 255)
-            for codes_NPK, index_BPK in zip(tensors.values(), indices, strict=True):
-                codes_NPK[done : done + count] = index_BPK[:count].to(torch.int16)
+            for scale, index_BPK in enumerate(indices):
+                codes = tensors[f"codes_{scale}"]
+                codes[done : done + count] = index_BPK[:count].to(torch.int16)
             done += count
             yield done

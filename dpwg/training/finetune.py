@@ -47,7 +47,7 @@ from torch import Tensor
 from dpwg.model import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
-from dpwg.privacy.lora import add_lora, merge_lora
+from dpwg.privacy.lora import add_lora, merge_lora, round_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.training.examples import Examples
 from dpwg.training.progress import Progress, warmup_cosine
@@ -84,6 +84,9 @@ class PrivateTraining:
     `plan.records` must be the number of examples. A plan without noise trains without clipping
     too, and has no guarantee. With a `folder`, state is saved there and an earlier run of the same
     plan and settings goes on; the folder is private. Tests alone pass a `generator`.
+
+    After the last step `adapter` holds the averaged LoRA pairs, float16, as `merge_adapter` takes
+    them, and the model is what they make of its base; None where every parameter was trained.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class PrivateTraining:
         self._plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
         self._generator = generator or system_generator()
+        self.adapter: dict[str, Tensor] | None = None
         self._run = {
             "plan": dataclasses.asdict(plan),
             "settings": settings.to_json(),
@@ -180,6 +184,7 @@ class PrivateTraining:
             )
         self._weights.finish()
         if self.settings.lora_rank:
+            self.adapter = round_lora(self._model)
             merge_lora(self._model)
 
     def _sum_clipped(self) -> Tensor:

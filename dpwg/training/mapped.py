@@ -12,7 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.int64: "I64", torch.bfloat16: "BF16", torch.int16: "I16", torch.bool: "BOOL"}
+_DTYPES = {
+    torch.int64: "I64",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 

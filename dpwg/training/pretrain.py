@@ -39,12 +39,12 @@ def pretrain(
     model: WaveletGPT,
     examples: Examples,
     settings: Pretraining,
-    folder: Path,
+    folder: Path | None,
     ranks: Ranks | None = None,
     *,
     compiled: bool = False,
 ) -> Iterator[Progress]:
-    """Train in place; the model ends with averaged weights. Resumes from `folder` if it can.
+    """Train in place; the model ends with averaged weights. Resumes from `folder`, if there is one.
 
     With several `ranks` each takes its share of every batch; the result is that of one process.
     What is `compiled` by torch.compile is the loss; a private run never is, whose engine has to see
@@ -54,7 +54,7 @@ def pretrain(
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
-    if saved := load_state(folder):
+    if folder and (saved := load_state(folder)):
         check_same_run(folder, saved[1], run)
         weights.load(saved[0])
     generator = torch.Generator().manual_seed(settings.seed + weights.steps)
@@ -74,7 +74,7 @@ def pretrain(
 
     def save() -> None:
         due = weights.steps % settings.save_every == 0 or weights.steps == settings.steps
-        if ranks.leads and due:
+        if folder and ranks.leads and due:
             save_state(folder, weights.steps, weights.state(), run)
 
     yield from descend(weights, settings, ranks, loss_of_step, after_step=save)

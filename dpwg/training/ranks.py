@@ -66,6 +66,12 @@ class Ranks:
         self.sum_([finest])
         return "float32" if finest else "bfloat16"
 
+    def agree(self, value: float) -> float:
+        """The leading process's number, for all."""
+        held = torch.tensor(value, dtype=torch.float64, device=self.device)
+        self.broadcast_([held])
+        return float(held)
+
     def wait(self) -> None:
         """Go on when all processes are here."""
         if self.world > 1:

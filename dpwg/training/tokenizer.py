@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dpwg.codebook import Codebook
 from dpwg.config import Config, check_run
 from dpwg.device import fast_autocast
+from dpwg.predictive import PredictiveTokenizer
 from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.progress import Progress, warmup_cosine
 from dpwg.training.ranks import Ranks
@@ -19,7 +21,11 @@ from dpwg.training.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTraining(Config):
-    """Settings. Codes that nothing used for `revive_every` steps are revived, in the first half."""
+    """Settings. Codes that nothing used for `revive_every` steps are revived, in the first half.
+
+    A predictive tokenizer first learns for `foresee_steps` what is likely, then gets its codebooks
+    from what that leaves.
+    """
 
     steps: int = 1500
     batch: int = 64
@@ -28,6 +34,8 @@ class TokenizerTraining(Config):
     weight_decay: float = 0.01
     max_grad_norm: float = 0.2
     commitment: float = 0.25
+    codebook_decay: float = 0.99
+    foresee_steps: int = 400
     revive_every: int = 500
     ema_decay: float = 0.99
     report_every: int = 50
@@ -46,50 +54,55 @@ def train_tokenizer(
     """Train in place on uint8 images (N, 3, S, S); the tokenizer ends with averaged weights.
 
     The loss is the squared error of the wavelet coefficients, which by Parseval is that of the
-    pixels, for every partial decode at once.
+    pixels, for every partial decode at once. Each batch is mirrored half of the time.
     """
     ranks = ranks or Ranks()
     generator = torch.Generator().manual_seed(settings.seed)
-    tokenizer.initialise_from(images_NCHW[:8000].float() / 255, seed=settings.seed)
-    ranks.broadcast_(tokenizer.to(ranks.device).parameters())
+    tokenizer.to(ranks.device)
+    if isinstance(tokenizer, PredictiveTokenizer):
+        _learn_to_foresee(tokenizer, images_NCHW, settings, ranks, generator)
+    start = torch.randperm(len(images_NCHW), generator=generator)[:8000]
+    tokenizer.initialise_from(images_NCHW[start].to(ranks.device).float() / 255, seed=settings.seed)
+    ranks.broadcast_(tokenizer.parameters())
+    books = [_Means(book, settings.codebook_decay) for book in tokenizer.books()]
+    trained = [p for name, p in tokenizer.named_parameters() if not name.startswith("codebooks")]
     optimizer = torch.optim.AdamW(
-        tokenizer.parameters(),
+        trained,
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=settings.weight_decay,
         fused=True,
     )
     average = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    used = [torch.zeros(size, device=ranks.device) for size in tokenizer.config.codebook_sizes]
     losses: list[float] = []
     started = time.monotonic()
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             factor = warmup_cosine(step, settings.steps, settings.warmup)
             group["lr"] = settings.learning_rate * factor
-        chosen = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
-        image_BCHW = images_NCHW[ranks.share(chosen)].to(ranks.device).float() / 255
-        patches = tokenizer.patches(image_BCHW)
-        with fast_autocast(image_BCHW.device):
+        patches = tokenizer.patches(_batch(images_NCHW, settings.batch, ranks, generator))
+        with fast_autocast(ranks.device):
             result = tokenizer(patches)
         error = _pixel_error(tokenizer, result.decoded, patches)
-        commitment = _pixel_error(tokenizer, result.latents, [q.detach() for q in result.quantized])
+        if result.foreseen:
+            other = _pixel_error(tokenizer, result.foreseen, patches[1:], first=1)
+        else:
+            quantized = [q.detach() for q in result.quantized]
+            other = settings.commitment * _pixel_error(tokenizer, result.latents, quantized)
         optimizer.zero_grad(set_to_none=True)
-        share = len(image_BCHW) / settings.batch
-        (share * (error + settings.commitment * commitment)).backward()
+        share = len(patches[0]) / settings.batch
+        (share * (error + other)).backward()
         total = share * error.detach()
-        ranks.sum_([total, *(p.grad for p in tokenizer.parameters() if p.grad is not None)])
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), settings.max_grad_norm)
+        ranks.sum_([total, *(p.grad for p in trained if p.grad is not None)])
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         optimizer.step()
+        for book, z, index in zip(books, result.latents, result.indices, strict=True):
+            book.update(z.detach().flatten(0, 2), index.flatten(), ranks)
         average.update_parameters(tokenizer)
         losses.append(total.item())
-        for seen, indices in zip(used, result.indices, strict=True):
-            seen[indices.flatten()] = 1
         if (step + 1) % settings.revive_every == 0 and step < settings.steps // 2:
-            ranks.sum_(used)
-            for codebook, z, seen in zip(tokenizer.books(), result.latents, used, strict=True):
-                codebook.revive(seen == 0, z.detach().flatten(0, 2), generator)
-                seen.zero_()
+            for book, z in zip(books, result.latents, strict=True):
+                book.revive(z.detach().flatten(0, 2), generator)
             ranks.broadcast_(book.vectors_KD for book in tokenizer.books())
         if (step + 1) % settings.report_every == 0 or step + 1 == settings.steps:
             yield Progress(
@@ -103,10 +116,80 @@ def train_tokenizer(
     tokenizer.load_state_dict(average.module.state_dict())
 
 
-def _pixel_error(tokenizer: SpectralTokenizer, a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """Mean squared error a pixel and channel between two sets of patches (Parseval)."""
-    squares = (
-        torch.stack([(x - y).square().sum() for x, y in zip(a, b, strict=True)])
-        * tokenizer.spread_S.square()
-    )
-    return squares.sum() / (len(a[0]) * 3 * tokenizer.config.coarse_size**2)
+class _Means:
+    """A codebook whose vectors follow the mean of what they stand for (arXiv 1711.00937, A.1)."""
+
+    def __init__(self, book: Codebook, decay: float) -> None:
+        self._vectors_KD, self._book, self._decay = (
+            book.vectors_KD.requires_grad_(False),
+            book,
+            decay,
+        )
+        self._count_K: Tensor | None = None
+        self._used_K = torch.zeros(len(self._vectors_KD), device=self._vectors_KD.device)
+
+    @torch.no_grad()
+    def update(self, latents_ND: Tensor, index_N: Tensor, ranks: Ranks) -> None:
+        """Move every vector towards the mean of the latents that it was nearest to."""
+        count_K = torch.bincount(index_N, minlength=len(self._vectors_KD)).float()
+        sums_KD = torch.zeros_like(self._vectors_KD).index_add_(0, index_N, latents_ND.float())
+        ranks.sum_([count_K, sums_KD])
+        if self._count_K is None:
+            self._count_K = torch.full_like(count_K, float(count_K.mean()))
+            self._sums_KD = self._vectors_KD * self._count_K[:, None]
+        self._count_K.lerp_(count_K, 1 - self._decay)
+        self._sums_KD.lerp_(sums_KD, 1 - self._decay)
+        self._vectors_KD.copy_(self._sums_KD / self._count_K.clamp(min=1e-6)[:, None])
+        self._used_K += count_K
+
+    @torch.no_grad()
+    def revive(self, latents_ND: Tensor, generator: torch.Generator) -> None:
+        """Move what nothing used since the last time to latents of the batch."""
+        dead_K = self._used_K == 0
+        self._book.revive(dead_K, latents_ND, generator)
+        assert self._count_K is not None
+        self._count_K[dead_K] = self._count_K.mean()
+        self._sums_KD[dead_K] = self._vectors_KD[dead_K] * self._count_K[dead_K, None]
+        self._used_K.zero_()
+
+
+def _learn_to_foresee(
+    tokenizer: PredictiveTokenizer,
+    images_NCHW: Tensor,
+    settings: TokenizerTraining,
+    ranks: Ranks,
+    generator: torch.Generator,
+) -> None:
+    """Train what foresees details, from images with about the noise that codes will leave."""
+    optimizer = torch.optim.AdamW(tokenizer.foresee.parameters(), lr=2 * settings.learning_rate)
+    for step in range(settings.foresee_steps):
+        for group in optimizer.param_groups:
+            factor = warmup_cosine(step, settings.foresee_steps, settings.warmup)
+            group["lr"] = 2 * settings.learning_rate * factor
+        image_BCHW = _batch(images_NCHW, settings.batch, ranks, generator)
+        with fast_autocast(ranks.device):
+            error = tokenizer.foresight_error(image_BCHW)
+        optimizer.zero_grad(set_to_none=True)
+        (error * len(image_BCHW) / settings.batch).backward()
+        ranks.sum_([p.grad for p in tokenizer.foresee.parameters() if p.grad is not None])
+        optimizer.step()
+
+
+def _batch(images_NCHW: Tensor, count: int, ranks: Ranks, generator: torch.Generator) -> Tensor:
+    """This rank's share of `count` random images in [0, 1], half of them mirrored."""
+    chosen_B = torch.randint(len(images_NCHW), (count,), generator=generator)
+    mirrored_B = torch.rand(count, generator=generator) < 0.5
+    image_BCHW = images_NCHW[ranks.share(chosen_B)].to(ranks.device).float() / 255
+    turned_B = ranks.share(mirrored_B).to(ranks.device)
+    return torch.where(turned_B[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
+
+
+def _pixel_error(
+    tokenizer: SpectralTokenizer, a: list[Tensor], b: list[Tensor], *, first: int = 0
+) -> Tensor:
+    """Mean squared error a pixel and channel between two sets of patches (Parseval), those of the
+    scales from `first` on.
+    """
+    squares = torch.stack([(x - y).square().sum() for x, y in zip(a, b, strict=True)])
+    total = (squares * tokenizer.spread_S[first:].square()).sum()
+    return total / (len(a[0]) * 3 * tokenizer.config.coarse_size**2)

@@ -18,11 +18,11 @@ from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.data.faces import face
 from dpwg.pipeline import to_uint8
 from dpwg.spectra import bands_figure, decompose, energy_shares
+from dpwg.ui.families import FACES, siblings, usual_checkpoint
 from dpwg.ui.figures import clipping_figure
 from dpwg.ui.limits import described
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
-from dpwg.ui.sharing import usual_checkpoint
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
 from dpwg.wavelet import coarse_image
 
@@ -142,7 +142,8 @@ def build_about(names: Sequence[str], tab: gr.Tab) -> None:
                         elem_classes=["told", "framed"],
                     )
                 )
-    name = gr.State(usual_checkpoint(names))
+    # The record is a drawn face: a model of faces tells its story best.
+    name = gr.State(usual_checkpoint(siblings(FACES, names) or names))
     tab.select(
         story,
         name,

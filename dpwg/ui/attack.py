@@ -26,13 +26,13 @@ from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import Ledger, epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
+from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import roc_figure, scores_figure
 from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, WORK, claim, encoded_faces, refusal
 from dpwg.ui.limits import MAX_ATTACKED, MIN_ATTACKED, whole
 from dpwg.ui.nearest import build_nearest
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
-from dpwg.ui.sharing import usual_checkpoint
 from dpwg.ui.shown import random_seed
 
 INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was

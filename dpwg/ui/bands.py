@@ -25,10 +25,10 @@ from dpwg.spectra import (
     reconstruct,
     spectra_figure,
 )
+from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
-from dpwg.ui.sharing import usual_checkpoint
 from dpwg.ui.shown import Shown, shown_or_example
 from dpwg.ui.uploads import SUFFIXES, read_upload
 from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler

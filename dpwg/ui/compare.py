@@ -5,36 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.components import Component
 from matplotlib.figure import Figure
 
-from dpwg.checkpoint import checkpoint_names
 from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.families import (
+    carried,
+    families_of,
+    family_choices,
+    family_of,
+    first_caption,
+    siblings,
+    suited_upsampler,
+    usual_checkpoint,
+    variations,
+)
 from dpwg.ui.figures import quality_figure
 from dpwg.ui.limits import MAX_CAPTIONS, whole
-from dpwg.ui.own import YOURS, is_trained, loader
+from dpwg.ui.own import YOURS, Chooser, choices, is_trained, loader, refitted
 from dpwg.ui.pictures import Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw
 from dpwg.ui.promises import label
 from dpwg.ui.results import measures
 from dpwg.ui.rows import ONE_DRAFT, Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import usual_checkpoint
-from dpwg.ui.shown import example_captions, random_seed
-from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
-
-
-def family_of(name: str) -> str:
-    """The data set in a checkpoint's name."""
-    return name.rpartition("/")[0]
-
-
-def siblings(family: str) -> list[str]:
-    """The checkpoints of one data set: public first, then by epsilon."""
-    return [name for name in checkpoint_names() if family_of(name) == family]
+from dpwg.ui.shown import random_seed
+from dpwg.upsample import all_upsamplers
 
 
 def compare_checkpoints(
@@ -90,44 +90,102 @@ def compare_captions(
 
 
 def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, str]:
-    """A measured curve with one checkpoint marked, and its value in words with the source.
-
-    `title` is that of a measure, the first by default.
+    """A measured curve of a checkpoint's family with it marked, and its value in words with the
+    source. `title` is that of a measure, the first by default.
     """
     found = {measure.title: measure for measure in measures()}
     if not found:
         return None, "No result file came with this copy; `python -m dpwg evaluate` writes one."
     measure = found.get(title or "") or next(iter(found.values()))
-    values = {point.name: point for point in measure.points}
+    points = [point for point in measure.points if family_of(point.name) == family_of(picked or "")]
+    if not points:
+        return None, f"{picked} was not measured."
+    measure = measure._replace(points=tuple(points))
+    values = {point.name: point for point in points}
     if picked not in values:
         return quality_figure(measure, None), f"{picked} was not measured. {measure.source}"
     told = f"**{picked}**: {values[picked].value:.3f} {measure.unit}."
     return quality_figure(measure, picked), f"{told} {measure.source}"
 
 
-def build_compare(names: Sequence[str], own: gr.State) -> tuple[list[gr.Radio], list[gr.Gallery]]:
+class Switched(NamedTuple):
+    """What follows the choice of a family, in the order of its components."""
+
+    caption: str
+    upsampler: str
+    picked: gr.Radio
+    coarse: gr.Gallery
+    images: gr.Gallery
+    captions: str
+    checkpoint: gr.Radio
+    upsampler_of_captions: str
+
+
+def switched(family: str, caption: str, captions: str, own: Run | None = None) -> Switched:
+    """The checkpoints of a family, and captions and an upsampler that suit; what somebody typed
+    stays.
+    """
+    names = siblings(family)
+    usual = usual_checkpoint(names)
+    upsampler, columns = suited_upsampler(usual), len(names) + is_trained(own)
+    return Switched(
+        carried(caption, family, first_caption),
+        upsampler,
+        gr.Radio(choices=names, value=usual),
+        gr.Gallery(columns=columns),
+        gr.Gallery(columns=columns),
+        carried(captions, family, variations),
+        gr.Radio(choices=choices(own, names), value=usual),
+        upsampler,
+    )
+
+
+def build_compare(
+    demo: gr.Blocks, names: Sequence[str], own: gr.State
+) -> tuple[Chooser, list[gr.Gallery]]:
     """Add the tab's components. Loads no model. `own` holds the visitor's run.
 
-    Returns the choices of a checkpoint to draw with, and the rows of one picture a checkpoint.
+    Returns the choice of a checkpoint to draw with, and the rows of one picture a checkpoint.
     """
     gr.Markdown(
         "What does a promise of privacy cost, and what does a caption change? One seed draws all "
         "pictures, each of them once, so that what differs comes from the checkpoints, or from the "
         "captions."
     )
+    families = families_of(names)
+    family = gr.Radio(
+        family_choices(names),
+        value=families[0],
+        label="Data set",
+        visible=len(families) > 1,
+        elem_id="compared-family",
+    )
     with gr.Tabs():
         with gr.Tab("Checkpoints"):
-            rows = _build_checkpoints(names, own)
+            of_checkpoints = _build_checkpoints(names, family, own)
         with gr.Tab("Captions"):
-            checkpoint = _build_captions(names, own)
-    return [checkpoint], rows
+            of_captions = _build_captions(names, own)
+    caption, _, _, *rows = of_checkpoints
+    captions, checkpoint, _ = of_captions
+    # Programs may name any checkpoint; a page has those of the family that is chosen.
+    gr.on(
+        [demo.load, family.input],
+        switched,
+        [family, caption, captions, own],
+        [*of_checkpoints, *of_captions],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    return Chooser(family, checkpoint), rows
 
 
-def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
-    lines = example_captions()
+def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) -> list[Any]:
+    """The first components that follow the family, in the order of `Switched`."""
+    usual = usual_checkpoint(names)
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
-            lines[0] if lines else "",
+            first_caption(family_of(usual)),
             label="Caption",
             info="Empty means unconditional.",
             max_lines=4,
@@ -137,10 +195,8 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
             elem_id="compared-caption",
         )
         button = gr.Button("Compare", variant="primary", size="lg", min_width=140)
-    families = sorted({family_of(name) for name in names})
-    family = gr.Radio(families, value=families[0], label="Data set", visible=len(families) > 1)
-    seed, upsampler = _build_settings()
-    rows = build_rows("checkpoints", max(len(siblings(name)) for name in families))
+    seed, upsampler = _build_settings(suited_upsampler(usual))
+    rows = build_rows("checkpoints", len(siblings(family_of(usual), names)))
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("### What was measured", elem_classes="title")
@@ -151,7 +207,7 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
                 label="Measure",
                 visible=len(titles) > 1,
             )
-            picked = gr.Radio(names, value=usual_checkpoint(names), label="Mark a checkpoint")
+            picked = gr.Radio(names, value=usual, label="Mark a checkpoint")
             told = gr.Markdown(elem_classes="status")
         with gr.Column(scale=2, min_width=300):
             curve = gr.Plot(label="Quality against epsilon", format="png", elem_classes="framed")
@@ -168,13 +224,15 @@ def _build_checkpoints(names: Sequence[str], own: gr.State) -> list[gr.Gallery]:
     gr.on(fn=mark, inputs=[picked, title], outputs=[curve, told], api_name="mark")
     for row in rows[:2]:
         row.select(_chosen, [family, picked], picked, api_visibility="private")
-    return rows[:2]
+    return [caption, upsampler, picked, *rows[:2]]
 
 
-def _build_captions(names: Sequence[str], own: gr.State) -> gr.Radio:
+def _build_captions(names: Sequence[str], own: gr.State) -> list[Any]:
+    """The last components that follow the family, in the order of `Switched`."""
+    usual = usual_checkpoint(names)
     with gr.Row(elem_classes="prompt"):
         text = gr.Textbox(
-            "\n".join(_variations()),
+            variations(family_of(usual)),
             label="Captions",
             info=f"One a line, at most {MAX_CAPTIONS}.",
             lines=4,
@@ -185,8 +243,11 @@ def _build_captions(names: Sequence[str], own: gr.State) -> gr.Radio:
             elem_id="captions",
         )
         button = gr.Button("Draw all", variant="primary", size="lg", min_width=140)
-    checkpoint = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint")
-    seed, upsampler = _build_settings()
+    checkpoint = gr.Radio(names, value=usual, label="Checkpoint")
+    seed, upsampler = _build_settings(suited_upsampler(usual))
+    checkpoint.input(
+        refitted, [upsampler, checkpoint, own], upsampler, queue=False, api_visibility="private"
+    )
     rows = build_rows("captions", MAX_CAPTIONS)
     button.click(
         compare_captions,
@@ -197,33 +258,17 @@ def _build_captions(names: Sequence[str], own: gr.State) -> gr.Radio:
         concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
     )
-    return checkpoint
+    return [text, checkpoint, upsampler]
 
 
-def _variations() -> list[str]:
-    """One caption in which one thing changes at a time."""
-    caption = "A person smiling, with {} and {} skin, wearing a {} hoodie, {} background"
-    return [
-        caption.format(*parts)
-        for parts in (
-            ("long curly red hair", "pale", "green", "sky blue"),
-            ("a black afro", "pale", "green", "sky blue"),
-            ("long curly red hair", "dark brown", "green", "sky blue"),
-            ("long curly red hair", "pale", "purple", "sky blue"),
-            ("long curly red hair", "pale", "green", "orange"),
-        )
-    ]
-
-
-def _build_settings() -> tuple[Component, Component]:
+def _build_settings(usual: str) -> tuple[Component, Component]:
+    """A seed and an upsampler, `usual` at first."""
     with gr.Row():
         with gr.Column(min_width=160), gr.Group():
             seed = gr.Number(0, step=1, label="Seed")
             dice = gr.Button("⚄ Random seed", size="sm")
         with gr.Column(min_width=160):
-            upsampler = gr.Dropdown(
-                list(all_upsamplers()), value=DEFAULT_UPSAMPLER, label="Upsampler"
-            )
+            upsampler = gr.Dropdown(list(all_upsamplers()), value=usual, label="Upsampler")
     dice.click(random_seed, outputs=seed, api_visibility="private")
     return seed, upsampler
 

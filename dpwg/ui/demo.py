@@ -15,6 +15,7 @@ from dpwg.ui.about import build_about
 from dpwg.ui.attack import build_attack
 from dpwg.ui.bands import build_bands
 from dpwg.ui.compare import build_compare
+from dpwg.ui.families import ordered
 from dpwg.ui.generate import build_generate
 from dpwg.ui.limits import (
     KEPT_SECONDS,
@@ -50,16 +51,16 @@ def build_demo() -> gr.Blocks:
         delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
     ) as demo:
         gr.Markdown(HEADING, elem_classes="heading")
-        names = checkpoint_names()
+        names = ordered(checkpoint_names())
         if not names:
             gr.Markdown(NO_CHECKPOINT.format(root=checkpoint_root()))
             return demo
         own = gr.State(time_to_live=KEPT_SECONDS, delete_callback=_forget)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate", id="generate"):
-                shown, checkpoint = build_generate(demo, names, own)
+                shown, generating = build_generate(demo, names, own)
             with gr.Tab("Compare", id="compare"):
-                radios, rows = build_compare(names, own)
+                comparing, rows = build_compare(demo, names, own)
             with gr.Tab("Bands", id="bands"):
                 build_bands(names, shown)
             with gr.Tab("Privacy", id="privacy"):
@@ -69,7 +70,7 @@ def build_demo() -> gr.Blocks:
             if train_tab_is_on():
                 with gr.Tab("Train", id="train"):
                     events = build_train(names, own)
-                offer_after(events, own, names, [checkpoint, *radios], rows)
+                offer_after(events, own, [generating, comparing], rows)
             with gr.Tab("About", id="about") as about:
                 build_about(names, about)
     return demo

@@ -13,6 +13,7 @@ from matplotlib.patches import Circle
 from dpwg.membership import MembershipAttack
 from dpwg.privacy.accounting import LedgerEntry, epsilon_text, max_true_positive_rate
 from dpwg.privacy.curves import max_true_positive_rates
+from dpwg.ui.families import unit_of
 from dpwg.ui.results import Measure
 
 TEAL, ORANGE, GREY = "#0f766e", "#c2410c", "#64748b"
@@ -20,21 +21,29 @@ WIDTH, HEIGHT = 6.4, 4.2  # inches
 
 
 def quality_figure(measure: Measure, picked: str | None) -> Figure:
-    """A measure against epsilon, on a log axis with 0 and infinity set apart at its ends."""
+    """A measure against epsilon, on a log axis with 0 and infinity set apart at its ends.
+
+    An epsilon for something else than an image, as for a person, is not on the others' line.
+    """
     points = sorted(measure.points, key=lambda p: math.inf if p.epsilon is None else p.epsilon)
     finite = [p.epsilon for p in points if p.epsilon]
     low, high = (min(finite), max(finite)) if finite else (1.0, 1.0)
     places = {0.0: low / 4, None: high * 4}
     figure, axes = _axes()
-    x = [places[p.epsilon] if not p.epsilon else p.epsilon for p in points]
-    axes.plot(x, [p.value for p in points], color=GREY, linestyle=":", linewidth=1.5)
-    axes.plot(finite, [p.value for p in points if p.epsilon], color=TEAL, linewidth=2)
-    for place, point in zip(x, points, strict=True):
-        chosen = point.name == picked
+    x = {p: p.epsilon or places[p.epsilon] for p in points}
+    line = [p for p in points if not unit_of(p.name)]
+    bounded = [p for p in line if p.epsilon]
+    for part, style in (
+        (line, {"color": GREY, "linestyle": ":", "linewidth": 1.5}),
+        (bounded, {"color": TEAL, "linewidth": 2}),
+    ):
+        axes.plot([x[p] for p in part], [p.value for p in part], **style)
+    for point, place in x.items():
+        chosen, unit = point.name == picked, unit_of(point.name)
         colour, size = (ORANGE, 13) if chosen else (TEAL, 7)
-        axes.plot(place, point.value, "o", color=colour, markersize=size)
+        axes.plot(place, point.value, "s" if unit else "o", color=colour, markersize=size)
         axes.annotate(
-            f"{point.value:.3f}",
+            f"{point.value:.3f}" + (f" per {unit}" if unit else ""),
             (place, point.value),
             xytext=(8, 7),
             textcoords="offset points",
@@ -42,16 +51,16 @@ def quality_figure(measure: Measure, picked: str | None) -> Figure:
             color=colour,
             weight="bold" if chosen else "normal",
         )
-    labels = [
+    ticks = {
         "public\nε = 0"
         if p.epsilon == 0
         else "no\nprivacy"
         if p.epsilon is None
-        else epsilon_text(p.epsilon)
-        for p in points
-    ]
+        else epsilon_text(p.epsilon): place
+        for p, place in x.items()
+    }
     axes.set_xscale("log")
-    axes.set_xticks(x, labels)
+    axes.set_xticks(list(ticks.values()), list(ticks))
     axes.minorticks_off()
     axes.margins(0.12, 0.15)
     axes.set(xlabel="epsilon (PLD)", ylabel=f"{measure.title}, {measure.unit}")

@@ -18,6 +18,7 @@ from dpwg.data.tensors import coarse_batches
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
 from dpwg.training.examples import Examples, prepare_examples
+from dpwg.ui.families import family_of, known
 
 DATA, OTHERS = "faces-train", "faces-test"
 PROGRESS = gr.Progress()
@@ -40,12 +41,15 @@ def claim(name: str) -> PrivacyCard:
         raise gr.Error(str(error)) from error
 
 
-def refusal(name: str, card: PrivacyCard) -> str:
-    """Why a checkpoint is not attacked here; empty where it is. An attack's scores are as private
-    as the records, so it shows only what was trained on the synthetic faces.
+def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
+    """Why a checkpoint of a family, by default that in its name, is not attacked here; empty where
+    it is. An attack's scores are as private as the records, so it shows only what was trained
+    on the synthetic faces.
     """
     if card.epsilon == 0:
         return f"{name} saw no sensitive record: there is nothing to infer."
+    if reason := known(family_of(name) if family is None else family).hidden:
+        return f"{reason} What an attack finds about them is as private as they are."
     if card.of_groups:
         return f"{name} protects groups of images; single ones are not what its promise is about."
     if card.dataset != DATA or card.records > TRAIN_RECORDS:

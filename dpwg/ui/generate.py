@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, fields, replace
 from pathlib import Path
@@ -15,21 +14,31 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import find_matchers
-from dpwg.data.faces import face
+from dpwg.checkpoint import checkpoint_names, find_matchers
 from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import MAX_DRAFTS, Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.families import (
+    example_captions,
+    families_of,
+    family_choices,
+    family_of,
+    known,
+    placeholder,
+    siblings,
+    suited_upsampler,
+    usual_checkpoint,
+)
 from dpwg.ui.limits import MAX_IMAGES, whole
-from dpwg.ui.own import YOURS, loader
+from dpwg.ui.own import YOURS, Chooser, choices, loader, refitted
 from dpwg.ui.pictures import SHOWN_PIXELS, Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE, draw
 from dpwg.ui.promises import author, describe_checkpoint
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import Drawing, from_query, to_query, usual_checkpoint
-from dpwg.ui.shown import Shown, example_captions, random_seed
-from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
+from dpwg.ui.sharing import Drawing, from_query, to_query
+from dpwg.ui.shown import Shown, random_seed
+from dpwg.upsample import all_upsamplers
 
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
 
@@ -53,9 +62,30 @@ def describe_upsampler(name: str) -> str:
     return all_upsamplers().get(name, "It is not here any more.")
 
 
-def surprise() -> tuple[str, int]:
-    """A caption worded as the training captions are, of no record of any set, and a seed."""
-    return face("surprise", random.getrandbits(31)).captions[0], random_seed()
+def surprise(family: str) -> tuple[str, int]:
+    """A caption worded as a family's training captions are, of no record of any set, and a seed."""
+    return known(family).draw(), random_seed()
+
+
+class Switched(NamedTuple):
+    """What follows the choice of a family, in the order of its components."""
+
+    checkpoint: gr.Radio
+    examples: gr.Dataset
+    caption: gr.Textbox
+    upsampler: str
+
+
+def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> Switched:
+    """The checkpoints of a family with one chosen, by default the usual one, and all that suits."""
+    names, lines = siblings(family), example_captions(family)
+    chosen = checkpoint or usual_checkpoint(names)
+    return Switched(
+        gr.Radio(choices=choices(own, names), value=chosen),
+        gr.Dataset(samples=[[line] for line in lines], visible=bool(lines)),
+        gr.Textbox(placeholder=placeholder(family)),
+        suited_upsampler(chosen),
+    )
 
 
 def generate(
@@ -201,17 +231,17 @@ def _coarse_title(size: int, card: PrivacyCard) -> str:
 
 def build_generate(
     demo: gr.Blocks, names: Sequence[str], own: gr.State
-) -> tuple[gr.State, gr.Radio]:
+) -> tuple[gr.State, Chooser]:
     """Add the tab's components. Loads no model. `own` holds the visitor's run.
 
     Returns what will hold the images shown last, and the choice of the checkpoint.
     """
-    shown = gr.State()
+    shown, usual = gr.State(), families_of(names)[0]
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
             label="Caption",
             info="Empty means unconditional: the model draws whatever it likes.",
-            placeholder="A person smiling, with long curly red hair and pale skin, wearing …",
+            placeholder=placeholder(usual),
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
             scale=6,
@@ -220,17 +250,11 @@ def build_generate(
         )
         button = gr.Button("Generate", variant="primary", size="lg", min_width=140)
         lucky = gr.Button("Surprise me", size="lg", min_width=140)
-    if lines := example_captions():
-        gr.Examples(
-            [[line] for line in lines],
-            inputs=caption,
-            examples_per_page=len(lines),
-            elem_id="examples",
-            api_visibility="private",
-        )
+    examples = _build_examples(usual, caption)
     with gr.Row(elem_classes="page"):
         with gr.Column(elem_classes="settings"):
-            checkpoint, promise, settings = _build_settings(names)
+            chooser, promise, settings = _build_settings(names, own)
+            family, checkpoint = chooser
         with gr.Column(elem_classes="results"):
             pictures = _build_pictures()
             stop = gr.Button("Stop drawing", size="sm", visible=False)
@@ -259,12 +283,16 @@ def build_generate(
     # Before what it stops: the page sends off a trigger's handlers in their order here.
     gr.on([button.click, caption.submit, lucky.click], _stop_button, **quietly)
     drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
-    surprised = lucky.click(surprise, outputs=[caption, settings[0]], api_name="surprise").success(
-        generate, api_visibility="private", **run
-    )
+    surprised = lucky.click(
+        surprise, family, outputs=[caption, settings[0]], api_name="surprise"
+    ).success(generate, api_visibility="private", **run)
+    follow = [checkpoint, examples, caption, settings[4]]
+    family.input(switched, [family, own], follow, queue=False, api_visibility="private")
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
-    loaded = demo.load(_on_load, outputs=[asked, *inputs], api_visibility="private")
+    loaded = demo.load(
+        _on_load, outputs=[asked, family, examples, *inputs], api_visibility="private"
+    )
     loaded.success(_stop_button, asked, **quietly)
     linked = loaded.success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
@@ -279,34 +307,83 @@ def build_generate(
         queue=False,
         api_visibility="private",
     )
-    return shown, checkpoint
+    return shown, chooser
 
 
 def _stop_button(visible: bool = True) -> gr.Button:
     return gr.Button(visible=visible)
 
 
-def _on_load(request: gr.Request) -> list[Any]:
-    """Whether the page's address asks for images, and the settings that it asks for."""
-    drawing = opened(dict(request.query_params))
+def on_load(query: Mapping[str, str]) -> list[Any]:
+    """Whether the page's address asks for images, the family, its examples, and the settings.
+
+    Programs may name any checkpoint; a page has those of the family that is chosen.
+    """
+    try:
+        drawing = opened(query)
+    except gr.Error as error:
+        gr.Warning(str(error.message))
+        drawing = None
+    family = family_of(drawing.checkpoint) if drawing else families_of(checkpoint_names())[0]
+    fitting = switched(family, checkpoint=drawing.checkpoint if drawing else None)
+    follow = [family, fitting.examples, fitting.checkpoint]
     if drawing is None:
-        return [False, *[gr.skip()] * len(fields(Drawing))]
-    return [True, *astuple(drawing)]
+        return [False, *follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
+    caption = gr.Textbox(value=drawing.caption, placeholder=placeholder(family))
+    return [True, *follow, caption, *astuple(drawing)[2:]]
 
 
-def _generate_if_asked(asked: bool, *inputs: Any) -> Iterator[Frame]:
+def _on_load(request: gr.Request) -> list[Any]:
+    return on_load(dict(request.query_params))
+
+
+def _generate_if_asked(asked: bool, *inputs: Any) -> Iterator[Sequence[Any]]:
     if asked:
         yield from generate(*inputs)
+    else:  # to yield nothing would empty the page
+        yield [gr.skip()] * len(Frame._fields)
 
 
 def _picked(shown: Shown | None, event: gr.SelectData) -> tuple[np.ndarray, np.ndarray] | None:
     return swiped(shown, int(event.index))
 
 
-def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Component]]:
+def _build_examples(family: str, caption: gr.Textbox) -> gr.Dataset:
+    lines = example_captions(family)
+    examples = gr.Dataset(
+        components=[caption],
+        samples=[[line] for line in lines],
+        samples_per_page=100,  # all of them: they are one row, which scrolls
+        label="Examples",
+        elem_id="examples",
+        visible=bool(lines),
+    )
+    examples.click(
+        lambda line: line[0],
+        examples,
+        caption,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    return examples
+
+
+def _build_settings(
+    names: Sequence[str], own: gr.State
+) -> tuple[Chooser, Component, list[Component]]:
     """The checkpoint, what it promises, and the rest of `generate`'s inputs after the caption."""
+    usual = usual_checkpoint(names)
     with gr.Group():
-        checkpoint = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint")
+        families = families_of(names)
+        family = gr.Radio(
+            family_choices(names),
+            value=families[0],
+            label="Data set",
+            visible=len(families) > 1,
+            elem_id="family",
+        )
+        checkpoint = gr.Radio(names, value=usual, label="Checkpoint")
         promise = gr.Markdown(elem_classes="promise")
     with gr.Group():
         count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images")
@@ -331,9 +408,9 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
         )
         upsampler = gr.Dropdown(
             list(all_upsamplers()),
-            value=DEFAULT_UPSAMPLER,
+            value=suited_upsampler(usual),
             label="Upsampler",
-            info=describe_upsampler(DEFAULT_UPSAMPLER),
+            info=describe_upsampler(suited_upsampler(usual)),
         )
         drafts = gr.Slider(
             1,
@@ -352,7 +429,18 @@ def _build_settings(names: Sequence[str]) -> tuple[gr.Radio, Component, list[Com
         upsampler,
         api_visibility="private",
     )
-    return checkpoint, promise, [seed, count, guidance, temperature, upsampler, drafts]
+    checkpoint.input(
+        refitted,
+        [upsampler, checkpoint, own],
+        upsampler,
+        queue=False,
+        api_visibility="private",
+    )
+    return (
+        Chooser(family, checkpoint),
+        promise,
+        [seed, count, guidance, temperature, upsampler, drafts],
+    )
 
 
 def _build_pictures() -> list[Any]:

@@ -14,9 +14,10 @@ import torch
 from dpwg.data.faces import TRAIN_RECORDS
 from dpwg.membership import nearest_records
 from dpwg.pipeline import to_uint8
+from dpwg.ui.families import FACES, family_of, known
 from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
 from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole
-from dpwg.ui.own import YOURS, loader, own_card
+from dpwg.ui.own import YOURS, family_with, loader, own_card
 from dpwg.ui.pictures import Pictures, enlarged, saved
 from dpwg.ui.pipelines import MODEL_QUEUE
 from dpwg.ui.runs import Run
@@ -27,8 +28,8 @@ LEVELS = 255
 INTRODUCTION = """### Does it draw its training records again?
 
 The nearest training records of a picture beside the nearest records that no model was trained on. A
-model that repeats its records draws nearer to the former. **Training records may be shown
-here because nobody is in them**: faces are synthetic (DiceBear `avataaars`). With pictures of
+model that repeats its records draws nearer to the former. **Only the records of `faces` are shown
+here, because nobody is in them**: they are synthetic (DiceBear `avataaars`). With photographs of
 people this display alone would give them away, whatever epsilon says."""
 
 
@@ -56,15 +57,19 @@ def nearest(
         card = own_card(own) if name == YOURS else claim(name)
     except ValueError as error:
         raise gr.Error(str(error)) from error
+    # The name says nothing of a visitor's own model: its card alone decides.
+    family = FACES if name == YOURS else family_of(name)
+    if reason := known(family).hidden:
+        raise gr.Error(reason)
     if card.epsilon != 0 and (card.of_groups or card.dataset != DATA):
-        raise gr.Error(refusal(name, card))
-    known = card.records if card.dataset == DATA else TRAIN_RECORDS
+        raise gr.Error(refusal(name, card, family))
+    records = card.records if card.dataset == DATA else TRAIN_RECORDS
     try:
-        count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, known))
+        count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, records))
         progress(0, desc="loading the model")
         load = loader(name, own)
         tokenizer = load().release.tokenizer
-        shown = shown_or_example(shown, name, load)
+        shown = shown_or_example(shown, name, load, family_with(name, own))
         size = shown.coarse.shape[1]
         found = []
         for split, before in (("train", 0), ("test", count)):
@@ -85,7 +90,7 @@ def nearest(
         raise gr.Error(str(error)) from error
     near, far = float(near_BK[0, 0]), float(far_BK[0, 0])
     told = (
-        f"**{shown.title}.** Nearest of the first {count:,} training records (of {known:,}): "
+        f"**{shown.title}.** Nearest of the first {count:,} training records (of {records:,}): "
         f"**{_levels(near)}** away. Nearest of {count:,} held-out records: **{_levels(far)}**. "
         f"{_comparison(near_BK[:, 0] < far_BK[:, 0])} For scale: a held-out record itself is "
         f"typically {_levels(between)} from its nearest training record, and one that was drawn "

@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dpwg.checkpoint import load_card
+from dpwg.checkpoint import checkpoint_names, load_card
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.ui.families import family_of, siblings, suited_upsampler, usual_checkpoint
 from dpwg.ui.pipelines import load_pipeline, load_trained
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import usual_checkpoint
 
 YOURS = "your model"
 
@@ -46,6 +46,26 @@ def loader(name: str, own: Run | None) -> Callable[[], DPWaveletPipeline]:
     return functools.partial(load_pipeline, name)
 
 
+def family_with(name: str, own: Run | None) -> str:
+    """The family of a named checkpoint, or of what the visitor's own model began from."""
+    if name == YOURS and own is not None and own.order is not None:
+        return family_of(own.order.base)
+    return family_of(name)
+
+
+def upsampler_with(name: str, own: Run | None) -> str:
+    """The upsampler that suits a named checkpoint, or the visitor's own model."""
+    return suited_upsampler(release_of(own) if name == YOURS else name)
+
+
+def refitted(upsampler: str, checkpoint: str, own: Run | None = None) -> str:
+    """The upsampler after another checkpoint was chosen: that which suits it, unless the one in use
+    suits none and so was chosen by hand.
+    """
+    usual = {suited_upsampler(name) for name in checkpoint_names()}
+    return upsampler_with(checkpoint, own) if upsampler in usual else upsampler
+
+
 def own_card(own: Run | None) -> PrivacyCard:
     """The card of the visitor's own model; raises ValueError where there is none."""
     return load_card(release_of(own))
@@ -67,25 +87,38 @@ def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
     return gr.Radio(choices=found, value=usual_checkpoint(names))
 
 
+class Chooser(NamedTuple):
+    """A field for the family and one for its checkpoints."""
+
+    family: gr.Radio
+    checkpoint: gr.Radio
+
+
 def offer_after(
     events: Sequence[Any],
     own: gr.State,
-    names: Sequence[str],
-    radios: Sequence[gr.Radio],
+    choosers: Sequence[Chooser],
     rows: Sequence[gr.Gallery],
 ) -> None:
-    """After events that make or remove a model, offer it in `radios` and make room in `rows`."""
-    columns = [row.columns or 1 for row in rows]
+    """After events that make or remove a model, offer it in `choosers`, and make room in `rows`,
+    which have a picture of each checkpoint of the last chooser's family.
+    """
+    radios = [chooser.checkpoint for chooser in choosers]
 
-    def update(own: Run | None, *chosen: str) -> list[Any]:
-        wider = [gr.Gallery(columns=count + is_trained(own)) for count in columns]
-        return [*(offered(own, names, value) for value in chosen), *wider]
+    def update(own: Run | None, *values: str) -> list[Any]:
+        families, chosen = values[: len(radios)], values[len(radios) :]
+        updates = zip(families, chosen, strict=True)
+        wide = len(siblings(families[-1])) + is_trained(own)
+        return [
+            *(offered(own, siblings(family), value) for family, value in updates),
+            *(gr.Gallery(columns=wide) for _ in rows),
+        ]
 
     for event in events:
         for then in (event.success, event.failure):  # `event.then` is not called after a failure
             then(
                 update,
-                [own, *radios],
+                [own, *(chooser.family for chooser in choosers), *radios],
                 [*radios, *rows],
                 api_visibility="private",
                 show_progress="hidden",

@@ -23,11 +23,11 @@ from dpwg.privacy.accounting import (
     rounded_up,
 )
 from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
+from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
 from dpwg.ui.plans import spent_after
 from dpwg.ui.promises import describe_checkpoint
-from dpwg.ui.sharing import usual_checkpoint
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
 CURVE_POINTS = 10

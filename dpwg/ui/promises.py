@@ -32,11 +32,20 @@ def author(card: PrivacyCard) -> str:
         return "model trained without privacy"
     if card.epsilon == 0:
         return "public model, ε = 0"
-    return f"private model, ε = {epsilon_text(card.epsilon)}"
+    return f"private model, ε = {epsilon_text(card.epsilon)}{_unit(card)}"
 
 
 def label(card: PrivacyCard) -> str:
     """A column's title."""
     if card.epsilon is None:
         return "no privacy"
-    return "public, ε = 0" if card.epsilon == 0 else f"ε = {epsilon_text(card.epsilon)}"
+    if card.epsilon == 0:
+        return "public, ε = 0"
+    return f"ε = {epsilon_text(card.epsilon)}{_unit(card)}"
+
+
+def _unit(card: PrivacyCard) -> str:
+    """What a promise is made to, where it is more than an image: it tells two of one ε apart."""
+    if not card.of_groups:
+        return ""
+    return " per person" if "same 'person'" in card.unit else " per group"

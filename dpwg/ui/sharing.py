@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlencode
 
@@ -10,6 +10,7 @@ from dpwg.checkpoint import checkpoint_names
 from dpwg.pipeline import MAX_SEED
 from dpwg.sampling import MAX_DRAFTS, Sampling
 from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.families import suited_upsampler, usual_checkpoint
 from dpwg.ui.limits import MAX_IMAGES, whole
 from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
 
@@ -34,16 +35,14 @@ class Drawing:
 
 
 def to_query(drawing: Drawing) -> str:
-    """`?caption=…&seed=…&checkpoint=…`, and whatever else differs from its default."""
+    """`?caption=…&seed=…&checkpoint=…`, and whatever else differs from its default, which of the
+    upsampler is that of the checkpoint.
+    """
     always = {name: getattr(drawing, name) for name in ("caption", "seed", "checkpoint")}
     usual = {field.name: field.default for field in fields(Drawing)}
+    usual["upsampler"] = suited_upsampler(drawing.checkpoint)
     changed = {name: value for name, value in asdict(drawing).items() if value != usual[name]}
     return "?" + urlencode(always | changed, errors="replace")
-
-
-def usual_checkpoint(names: Sequence[str]) -> str:
-    """What a tab begins with, and a link means that names none: the middle one of all."""
-    return names[len(names) // 2]
 
 
 def from_query(query: Mapping[str, str]) -> Drawing | None:
@@ -53,31 +52,33 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
     """
     if not {"caption", "seed"} & set(query):
         return None
-    names, upsamplers = checkpoint_names(), list(all_upsamplers())
-    caption = query.get("caption", "")
+    names, caption = checkpoint_names(), query.get("caption", "")
     if len(caption) > MAX_CAPTION_CHARACTERS:
         raise ValueError(
             f"Expected a caption of at most {MAX_CAPTION_CHARACTERS} characters in the link, found "
             f"{len(caption)}; shorten it."
         )
+    checkpoint = query.get("checkpoint", usual_checkpoint(names) if names else "")
+    _check("checkpoint", checkpoint, names)
+    upsampler = query.get("upsampler", suited_upsampler(checkpoint))
+    _check("upsampler", upsampler, list(all_upsamplers()))
     drawing = Drawing(
-        checkpoint=query.get("checkpoint", usual_checkpoint(names) if names else ""),
+        checkpoint=checkpoint,
         caption=caption,
         seed=whole("seed", _number(query, "seed", 0), 0, MAX_SEED),
         count=whole("count", _number(query, "count", 1), 1, MAX_IMAGES),
         guidance=_number(query, "guidance", Sampling.guidance),
         temperature=_number(query, "temperature", Sampling.temperature),
-        upsampler=query.get("upsampler", DEFAULT_UPSAMPLER),
+        upsampler=upsampler,
         drafts=whole("drafts", _number(query, "drafts", Sampling.drafts), 1, MAX_DRAFTS),
     )
     _ = drawing.sampling  # refuses what is absurd
-    for name, value, known in (
-        ("checkpoint", drawing.checkpoint, names),
-        ("upsampler", drawing.upsampler, upsamplers),
-    ):
-        if value not in known:
-            raise ValueError(f"Expected {name}={value!r:.80} in the link to be in {known}.")
     return drawing
+
+
+def _check(name: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        raise ValueError(f"Expected {name}={value!r:.80} in the link to be in {known}.")
 
 
 def _number(query: Mapping[str, str], name: str, default: float) -> float:

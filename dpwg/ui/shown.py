@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dpwg.pipeline import DPWaveletPipeline
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "captions.txt"
+from dpwg.ui.families import family_of, first_caption, known_upsampler
 
 
 class Shown(NamedTuple):
@@ -28,17 +26,21 @@ def random_seed() -> int:
     return random.randrange(1_000_000)
 
 
-def example_captions() -> list[str]:
-    """The lines of examples/captions.txt; none where the package is used without it."""
-    return EXAMPLES.read_text().splitlines() if EXAMPLES.exists() else []
-
-
 def shown_or_example(
-    shown: Shown | None, name: str, load: Callable[[], DPWaveletPipeline]
+    shown: Shown | None,
+    name: str,
+    load: Callable[[], DPWaveletPipeline],
+    family: str | None = None,
 ) -> Shown:
-    """The last generation; without one, an example under the checkpoint that `load` loads."""
+    """The last generation; without one, an example under the checkpoint that `load` loads, which is
+    one of `family`, by default of that in its name.
+    """
     if shown is not None:
         return shown
-    lines = example_captions()
-    result = load()(lines[0] if lines else "", seed=0)
+    pipe = load()
+    result = pipe(
+        first_caption(family_of(name) if family is None else family),
+        seed=0,
+        upsampler=known_upsampler(getattr(pipe.release, "upsampler", None)),
+    )
     return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")

@@ -16,6 +16,7 @@ from dpwg.checkpoint import load_card
 from dpwg.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.ui.families import carried, family_of, first_caption, suited_upsampler, usual_checkpoint
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.limits import (
     MAX_TRAIN_MINUTES,
@@ -39,8 +40,6 @@ from dpwg.ui.plans import (
 )
 from dpwg.ui.rows import Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Order, Run
-from dpwg.ui.shown import example_captions
-from dpwg.upsample import DEFAULT_UPSAMPLER
 
 FACES, UPLOAD = "a part of faces", "my own pictures"
 INTRODUCTION = """Fine-tune the public model on pictures of your own, or on a small part of
@@ -193,7 +192,7 @@ def draw(run: Run | None, caption: str, seed: int) -> Iterator[Rows]:
     try:
         seed = whole("seed", seed, 0, MAX_SEED)
         pipes = [(title, loader(title, run)) for title in (run.order.base, YOURS)]
-        yield from compare_pipelines(pipes, caption, seed, DEFAULT_UPSAMPLER)
+        yield from compare_pipelines(pipes, caption, seed, suited_upsampler(run.order.base))
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
 
@@ -244,7 +243,7 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
                 end = gr.Button("Stop", min_width=140)
             shown = _build_progress()
         with gr.Column(elem_classes="extras"):
-            _build_drawing(run)
+            _build_drawing(run, settings[0])
             with gr.Accordion("What a run may take here", open=False):
                 gr.Markdown(described_training())
     made = button.click(
@@ -271,7 +270,9 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
 
 def _build_settings(bases: Sequence[str]) -> list[Any]:
     """The inputs of `plan` after the run."""
-    base = gr.Radio(bases, value=bases[0], label="Begin from", visible=len(bases) > 1)
+    base = gr.Radio(
+        bases, value=usual_checkpoint(bases), label="Begin from", visible=len(bases) > 1
+    )
     with gr.Group():
         source = gr.Radio([FACES, UPLOAD], value=FACES, label="Records")
         count = gr.Slider(
@@ -329,12 +330,11 @@ def _build_progress() -> list[Any]:
     return [status, loss, spent, files, card]
 
 
-def _build_drawing(run: gr.State) -> None:
-    lines = example_captions()
+def _build_drawing(run: gr.State, base: gr.Radio) -> None:
     gr.Markdown("### Draw with your model\nBeside the public one that it began from.")
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
-            lines[0] if lines else "",
+            first_caption(family_of(base.value)),
             label="Caption",
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
@@ -344,6 +344,13 @@ def _build_drawing(run: gr.State) -> None:
         )
         seed = gr.Number(0, step=1, label="Seed", min_width=100)
         button = gr.Button("Draw", variant="primary", size="lg", min_width=100)
+    base.input(
+        lambda caption, base: carried(caption, family_of(base), first_caption),
+        [caption, base],
+        caption,
+        api_visibility="private",
+        queue=False,
+    )
     rows = build_rows("trained", 2)
     gr.on(
         [button.click, caption.submit],

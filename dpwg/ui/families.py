@@ -1,0 +1,219 @@
+"""Families of checkpoints: what a page shows by the data set that they were trained on.
+
+A family is the part of a checkpoint's name before the last slash. One that is not known here, such
+as a visitor's own, has its name as title and no examples, and its records are never shown.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpwg.checkpoint import checkpoint_names, find_checkpoint
+from dpwg.data.faces import face
+from dpwg.data.grammar import celeba_captions
+from dpwg.saved import read_config
+from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
+
+FACES, CELEBA = "faces", "celeba"
+DEFAULT_FAMILY = FACES
+"""What the page opens with, where it is there."""
+USUAL_EPSILON = 10
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PLACEHOLDER_CHARACTERS = 70
+REAL_PEOPLE = "The training pictures of this checkpoint show real people, so they are never shown."
+UNKNOWN_PEOPLE = (
+    "The training pictures of this checkpoint may show real people, so they are never shown."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What is known of a data set. `variations` is one caption in which one thing changes at a
+    time, `draw` makes a caption in the wording of its records.
+    """
+
+    title: str
+    captions: str = ""
+    variations: tuple[str, ...] = ()
+    draw: Callable[[], str] = str
+    hidden: str = UNKNOWN_PEOPLE
+    """Why its records are not shown; empty where they may be."""
+
+
+def _faces_caption() -> str:
+    return face("surprise", random.getrandbits(31)).captions[0]
+
+
+def _celeba_caption() -> str:
+    return random.choice(celeba_captions(random.getrandbits(31), plausible_attributes()))
+
+
+FAMILIES = {
+    FACES: Family(
+        title="Faces: drawn avatars",
+        captions="captions.txt",
+        variations=tuple(
+            f"A person smiling, with {hair} and {skin} skin, wearing a {hoodie} hoodie, "
+            f"{background} background"
+            for hair, skin, hoodie, background in (
+                ("long curly red hair", "pale", "green", "sky blue"),
+                ("a black afro", "pale", "green", "sky blue"),
+                ("long curly red hair", "dark brown", "green", "sky blue"),
+                ("long curly red hair", "pale", "purple", "sky blue"),
+                ("long curly red hair", "pale", "green", "orange"),
+            )
+        ),
+        draw=_faces_caption,
+        hidden="",
+    ),
+    CELEBA: Family(
+        title="CelebA: photographs of people",
+        captions="captions-celeba.txt",
+        variations=(
+            "a smiling woman with blond hair",
+            "a smiling woman with black hair",
+            "a smiling woman with blond hair and glasses",
+            "a serious woman with blond hair",
+            "a smiling man with blond hair",
+        ),
+        draw=_celeba_caption,
+        hidden=REAL_PEOPLE,
+    ),
+}
+
+
+def known(family: str) -> Family:
+    """What is known of a family."""
+    return FAMILIES.get(family) or Family(title=family or "Others")
+
+
+def family_of(checkpoint: str) -> str:
+    """The data set in a checkpoint's name."""
+    return checkpoint.rpartition("/")[0]
+
+
+def ordered(names: Sequence[str]) -> list[str]:
+    """Names as pages list them: the default family first, and in each what is for images first."""
+
+    def place(name: str) -> tuple[bool, str, bool]:
+        family = family_of(name)
+        return family != DEFAULT_FAMILY, family, bool(unit_of(name))
+
+    return sorted(names, key=place)
+
+
+def families_of(names: Sequence[str]) -> list[str]:
+    """The families of all names, the one that the page opens with first."""
+    return list(dict.fromkeys(map(family_of, ordered(names))))
+
+
+def family_choices(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Labels and values of the families of all names."""
+    return [(known(family).title, family) for family in families_of(names)]
+
+
+def siblings(family: str, names: Sequence[str] | None = None) -> list[str]:
+    """The checkpoints of one family: public first, then by epsilon."""
+    names = checkpoint_names() if names is None else names
+    return [name for name in ordered(names) if family_of(name) == family]
+
+
+def usual_checkpoint(names: Sequence[str]) -> str:
+    """What a page begins with, of the names of one family, or else of the default one.
+
+    It is the largest epsilon for an image up to USUAL_EPSILON. What saw no sensitive record comes
+    behind all that have a bound, what has none comes last. Only names are read.
+    """
+    return min(siblings(families_of(names)[0], names), key=_rank)
+
+
+def unit_of(checkpoint: str) -> str:
+    """What its epsilon is for, by its name: "person" of "person-eps-10", nothing for an image."""
+    found = re.fullmatch(r"(.+)-eps-.+", checkpoint.rpartition("/")[2])
+    return found[1] if found else ""
+
+
+def _rank(checkpoint: str) -> tuple[int, bool, float]:
+    last = checkpoint.rpartition("/")[2]
+    if last == "public" or last.endswith("eps-inf"):
+        return 3 + (last != "public"), False, 0.0
+    found = re.search(r"(?<![^-])eps-(\d+(?:\.\d+)?)$", last)
+    if found is None:
+        return 2, False, 0.0
+    epsilon = float(found[1])
+    return int(unit_of(checkpoint) != ""), epsilon > USUAL_EPSILON, abs(USUAL_EPSILON - epsilon)
+
+
+def example_captions(family: str) -> list[str]:
+    """A family's lines of examples/; none where the package is used without them."""
+    file = EXAMPLES / (known(family).captions or "nowhere")
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def first_caption(family: str) -> str:
+    """A family's first example, or no caption."""
+    return next(iter(example_captions(family)), "")
+
+
+def placeholder(family: str) -> str:
+    """The beginning of an example, to show where nothing was typed yet."""
+    return textwrap.shorten(first_caption(family), PLACEHOLDER_CHARACTERS, placeholder=" …")
+
+
+def variations(family: str) -> str:
+    """A family's captions in which one thing changes at a time, one a line."""
+    return "\n".join(known(family).variations)
+
+
+def carried(text: str, family: str, suggest: Callable[[str], str]) -> str:
+    """What a field has after a change to a family: what somebody typed stays, a suggestion is
+    replaced by that of the family.
+    """
+    suggested = {suggest(name) for name in FAMILIES} | {""}
+    return suggest(family) if text in suggested else text
+
+
+def known_upsampler(asked: object) -> str:
+    """The upsampler that a release asks for, or the usual one."""
+    return asked if isinstance(asked, str) and asked in all_upsamplers() else DEFAULT_UPSAMPLER
+
+
+def suited_upsampler(checkpoint: str | Path) -> str:
+    """The upsampler that suits a checkpoint, by its configuration."""
+    try:
+        return known_upsampler(read_config(find_checkpoint(checkpoint)).get("upsampler"))
+    except (OSError, ValueError):  # who draws with it is told
+        return DEFAULT_UPSAMPLER
+
+
+def plausible_attributes() -> dict[str, bool]:
+    """CelebA's attributes of somebody who does not exist; those left out are false.
+
+    The odds are made up: counted in the records, they would be something that no noise covers.
+    """
+
+    def chance(odds: float) -> bool:
+        return random.random() < odds
+
+    man, young = chance(0.5), chance(0.7)
+    hair = ["Black_Hair", "Blond_Hair", "Brown_Hair"]
+    if not young:
+        hair += ["Gray_Hair", "Gray_Hair", *(["Bald"] if man else [])]
+    odds = {random.choice(hair): 0.95, "Smiling": 0.5, "Eyeglasses": 0.2, "Wearing_Hat": 0.1}
+    odds |= {random.choice(["Straight_Hair", "Wavy_Hair"]): 0.5, "Bangs": 0.15}
+    odds |= {"Mouth_Slightly_Open": 0.4, "Oval_Face": 0.2, "Pale_Skin": 0.05}
+    if man:
+        odds |= {random.choice(["Goatee", "Mustache", "5_o_Clock_Shadow", "No_Beard"]): 0.8}
+        odds |= {"Wearing_Necktie": 0.2}
+    else:
+        odds |= {"No_Beard": 1, "Heavy_Makeup": 0.3, "Wearing_Lipstick": 0.4}
+        odds |= {"Wearing_Earrings": 0.3, "Wearing_Necklace": 0.2}
+    found = {name for name, odd in odds.items() if chance(odd)}
+    if found & {"Bald", "Wearing_Hat"}:
+        found -= {"Straight_Hair", "Wavy_Hair", "Bangs"}
+    return {"Male": man, "Young": young} | dict.fromkeys(found, True)
