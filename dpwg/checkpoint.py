@@ -55,6 +55,8 @@ from dpwg.tokenizer import SpectralTokenizer
 
 UPSAMPLER = "upsampler"
 """The folder of the super-resolution model among the checkpoints, which share it."""
+SUPERRESOLUTIONS = {"wavelet": UPSAMPLER, "photo": f"celeba/{UPSAMPLER}"}
+"""Where those of the upsamplers "wavelet" and "photo" are."""
 MATCHER = "matcher"
 """The folder of the matcher, likewise."""
 _CARD = "privacy_card.json"
@@ -149,9 +151,8 @@ def find_superresolution(name: str = "wavelet") -> Path:
     """The folder of the "wavelet" or the "photo" upsampler's model among the checkpoints in use, or
     else of the shipped one.
     """
-    folder = {"wavelet": Path(UPSAMPLER), "photo": Path("celeba", UPSAMPLER)}[name]
-    named = checkpoint_root() / folder
-    return named if named.exists() else SHIPPED / folder
+    named = checkpoint_root() / SUPERRESOLUTIONS[name]
+    return named if named.exists() else SHIPPED / SUPERRESOLUTIONS[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def push(
     *,
     revision: str | None = None,
     private: bool = False,
-    license: str = LICENSE,
+    license: str | None = None,
     without_bound: bool = False,
     token: str | None = None,
 ) -> str:
@@ -150,13 +150,21 @@ def release_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+def usual_license(card: PrivacyCard) -> str:
+    """That of what is made with a release, unless its owner names another: "other" where a public
+    input is not for commercial use.
+    """
+    limited = any("commercial" in item["licence"].lower() for item in card.public_inputs)
+    return "other" if limited else LICENSE
+
+
 def model_card(
-    card: PrivacyCard, name: str, encoder: TextEncoderId, *, license: str = LICENSE
+    card: PrivacyCard, name: str, encoder: TextEncoderId, *, license: str | None = None
 ) -> str:
     """The README.md of a release on the hub, made from its privacy card."""
     named = re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", card.dataset)
     front = ModelCardData(
-        license=license,
+        license=license or usual_license(card),
         library_name="dpwg",
         pipeline_tag="text-to-image",
         tags=["differential-privacy", "dp-sgd", "dp-wavelet", "wavelet", "autoregressive"],

@@ -77,7 +77,7 @@ class PredictiveTokenizer(SpectralTokenizer):
                 for part_BCHW in image_BCHW.split(500)
             ]
             left_ND = torch.cat(parts).flatten(0, 2)
-            self.spread_S[scale] = left_ND.std()
+            self.spread_S[scale] = left_ND.std().clamp(min=1e-6)
             chosen = torch.randperm(len(left_ND), generator=generator)[:120_000]
             book.fit(left_ND[chosen] / self.spread_S[scale], rounds=rounds, generator=generator)
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from dpwg.checkpoint import (
     MATCHER,
+    SUPERRESOLUTIONS,
     UPSAMPLER,
     base_folder,
     checkpoint_names,
     checkpoint_root,
     find_checkpoint,
+    find_superresolution,
     load_card,
     load_release,
     load_superresolution,
@@ -27,7 +29,8 @@ from dpwg.config import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
-    *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE", "examples/captions.txt"),
+    *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE"),
+    *("examples/captions.txt", "examples/captions-celeba.txt"),
     *("docs/sheet.png", "docs/results/held-out.json", "docs/results/colours.json"),
     "docs/results/audit-engine.json",
     *(f"docs/results/membership/faces-eps-{name}.json" for name in ("1", "3", "10", "inf")),
@@ -92,21 +95,26 @@ def write_space(
 
 def _write_checkpoints(root: Path, names: Sequence[str]) -> None:
     save_superresolution(root / UPSAMPLER, load_superresolution())
-    shared: str | None = None
+    shared: dict[str, Path] = {}  # where the tokenizer of each digest is
     for name in names:
         release = load_release(name)
+        if release.upsampler == "photo" and not (root / SUPERRESOLUTIONS["photo"]).exists():
+            save_superresolution(
+                root / SUPERRESOLUTIONS["photo"],
+                load_superresolution(find_superresolution("photo")),
+            )
         if not (root / MATCHER).exists() and (matcher := matcher_for(release)) is not None:
             save_matcher(root / MATCHER, matcher.model, matcher.public_input)
         used = read_json(find_checkpoint(name) / "config.json")["tokenizer_sha256"]
-        if shared is None:
-            shared = used
-            save_tokenizer(root / "tokenizer", release.tokenizer)
-        tokenizer = root / "tokenizer" if used == shared else None
+        if used not in shared:
+            family = root / name.rpartition("/")[0]
+            shared[used] = (family if (root / "tokenizer").exists() else root) / "tokenizer"
+            save_tokenizer(shared[used], release.tokenizer)
         base = _base(name)
         save_release(
             root / name,
             release,
-            tokenizer_folder=tokenizer,
+            tokenizer_folder=shared[used],
             base_folder=None if base is None else root / base,
         )
 

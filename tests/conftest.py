@@ -64,6 +64,7 @@ STEPS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--studio-results", type=Path, help="write the studio's response times here")
+    parser.addoption("--cuda-results", type=Path, help="write what passed on a GPU here")
     parser.addoption("--screenshots", type=Path, help="keep screenshots of the studio here")
 
 

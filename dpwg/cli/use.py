@@ -46,7 +46,7 @@ def add_sample(verb: Verb) -> None:
     command.add_argument("--shard", metavar="i/n", help="draw the i-th of n shares, from 0")
     command.add_argument("--batch", type=int, help="images at a time")
     command.add_argument("--part", type=int, help="images in a folder, tar or Parquet file")
-    command.add_argument("--license", help="of the data set, for its card; apache-2.0 by default")
+    command.add_argument("--license", help="of the data set, for its card; that of the checkpoint")
     command.add_argument(
         "--captions-are-public",
         action="store_true",
@@ -114,6 +114,7 @@ def _pipeline(options: argparse.Namespace) -> DPWaveletPipeline:
 def _export(options: argparse.Namespace) -> Any:
     from dpwg.data.prompts import read_captions
     from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
+    from dpwg.hub import usual_license
     from dpwg.sampling import Sampling
 
     if options.n is not None:
@@ -126,6 +127,7 @@ def _export(options: argparse.Namespace) -> Any:
     )
     told = captions_told(options.captions, captions, public=public)
     options.upsampler = options.upsampler or pipeline.release.upsampler
+    options.license = options.license or usual_license(pipeline.release.card)
     export = read_settings(
         Export,
         options,
@@ -163,7 +165,8 @@ def add_push(verb: Verb) -> None:
     command.add_argument("--revision", help="branch; main by default")
     command.add_argument("--private", action="store_true", help="hide the repository from others")
     command.add_argument(
-        "--license", default="apache-2.0", help="of the weights, for the model card"
+        "--license",
+        help="of the weights, for the model card; apache-2.0, or other for research-only inputs",
     )
     command.add_argument("--without-bound", action="store_true", help=UNBOUND_HELP)
 

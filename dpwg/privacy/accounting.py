@@ -5,6 +5,7 @@ over a Poisson sample plus Gaussian noise of standard deviation `noise_multiplie
 The figure to show is PLD (dp-accounting); PRV and RDP (Opacus) stand beside it as a cross-check.
 """
 
+import importlib.util
 import math
 import warnings
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ _Run = tuple[float, float, int]  # sampling rate, noise multiplier, steps
 class Epsilons:
     """Epsilon of one run by three accountants, each an upper bound; `math.inf` is no bound.
 
-    `prv` is `math.nan` where Opacus cannot resolve it to 5 % (very small noise, very many steps).
+    `prv` is `math.nan` where Opacus cannot resolve it to 5 % (very small noise, very many steps);
+    both cross-checks are where Opacus is not installed, as on a machine that only trains.
     """
 
     pld: float
@@ -93,6 +95,8 @@ class Ledger:
         pld, runs = self.pld_epsilon(delta), self._runs()
         if not runs or pld == math.inf:
             return Epsilons(pld=pld, prv=pld, rdp=pld)
+        if importlib.util.find_spec("opacus") is None:
+            return Epsilons(pld=pld, prv=math.nan, rdp=math.nan)
         rdp = _rdp(runs, delta)
         return Epsilons(pld=pld, prv=_prv(runs, delta, scale=rdp), rdp=rdp)
 

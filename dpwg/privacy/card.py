@@ -275,7 +275,9 @@ class PrivacyCard:
             "epsilon (PRV)": "not resolved by Opacus"
             if self.epsilon_prv is None and self.epsilon is not None
             else epsilon_text(self.epsilon_prv),
-            "epsilon (RDP)": epsilon_text(self.epsilon_rdp),
+            "epsilon (RDP)": "not computed"
+            if self.epsilon_rdp is None and self.epsilon is not None
+            else epsilon_text(self.epsilon_rdp),
             "target epsilon": "none"
             if self.target_epsilon is None
             else epsilon_text(self.target_epsilon),

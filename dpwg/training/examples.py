@@ -22,6 +22,8 @@ from dpwg.training.mapped import Shapes, filling
 from dpwg.training.state import fingerprint, keep_private
 
 CHUNK = 50
+TEXTS = 256
+"""Captions that are encoded at once."""
 PADDED = 8
 """Captions are padded to a multiple of so many tokens while they are encoded."""
 FORMAT = 3
@@ -286,10 +288,10 @@ class _Texts:
         first_R, done = length_R.cumsum(0) - length_R, 0
         padded_R = (-(-length_R // PADDED) * PADDED).clamp(max=encoder.max_tokens)
         for length in padded_R.unique().tolist():
-            for chunk_B in (padded_R == length).nonzero().flatten().split(CHUNK):
+            for chunk_B in (padded_R == length).nonzero().flatten().split(TEXTS):
                 texts = [self.captions[index] for index in chunk_B.tolist()]
                 with fast_autocast(encoder.device):
-                    encoded = encoder.encode([*texts, *[""] * (CHUNK - len(texts))], length=length)
+                    encoded = encoder.encode([*texts, *[""] * (TEXTS - len(texts))], length=length)
                 mask_BL = torch.arange(length) < length_R[chunk_B, None]
                 place_BL = first_R[chunk_B, None] + torch.arange(length)
                 states_BLD = encoded.states_BLD[: len(texts)].bfloat16()

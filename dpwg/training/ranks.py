@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from dpwg.device import pick_device, pick_precision
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -71,6 +73,17 @@ class Ranks:
         held = torch.tensor(value, dtype=torch.float64, device=self.device)
         self.broadcast_([held])
         return float(held)
+
+    def leader_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives, by the leading process before the others: it keeps on disk what they
+        then read.
+        """
+        if not self.leads:
+            self.wait()
+        made = make()
+        if self.leads:
+            self.wait()
+        return made
 
     def wait(self) -> None:
         """Go on when all processes are here."""

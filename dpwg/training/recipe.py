@@ -256,7 +256,8 @@ class _Work:
         return self._planned(stage, plan)
 
     def _tokenizer(self) -> Iterator[Progress]:
-        images_NCHW = self._source.public_coarse(self._preset.tokenizer.coarse_size)
+        size = self._preset.tokenizer.coarse_size
+        images_NCHW = self._ranks.leader_first(lambda: self._source.public_coarse(size))
         settings = self._preset.tokenizer_training
 
         def rehearse(steps: int) -> Iterator[Progress]:
@@ -303,7 +304,7 @@ class _Work:
     def _public(self) -> Iterator[Progress]:
         folder = self._out / "tokenizer"
         tokenizer, encoder = load_tokenizer(folder), self._source.encoder
-        examples = self._source.public_examples(tokenizer)
+        examples = self._ranks.leader_first(lambda: self._source.public_examples(tokenizer))
         settings = self._preset.pretraining
         torch.manual_seed(settings.seed)
         model = self._preset.new_model(tokenizer, encoder)
@@ -344,7 +345,9 @@ class _Work:
     def _private(self, run: PrivateRun) -> Iterator[Progress]:
         base = load_public(self._out / "public")
         group_I = None if run.unit == "image" else self._source.groups(run.unit)
-        examples = self._source.private_examples(base.tokenizer, group_I)
+        examples = self._ranks.leader_first(
+            lambda: self._source.private_examples(base.tokenizer, group_I)
+        )
         settings = self._preset.finetuning
 
         def plan() -> dict[str, Any]:

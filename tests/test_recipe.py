@@ -1,0 +1,183 @@
+"""A whole family within a time budget: every stage, killed and resumed, packed and unpacked."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpwg.checkpoint import load_card, load_release
+from dpwg.data.records import Record, RecordList
+from dpwg.encoders import default_encoder
+from dpwg.pipeline import DPWaveletPipeline
+from dpwg.presets import Preset, get_preset
+from dpwg.training import recipe
+from dpwg.training.recipe import FAMILIES, Family, PrivateRun, train_family
+from dpwg.training.sources import PackedSource, RecordSource, bits_of, pack_codes, unpack_codes
+
+RECORDS = 48
+
+
+def tiny_preset() -> Preset:
+    """The photographs' preset with tiny models."""
+    small = get_preset("photos-128").shrunk(16)
+    return dataclasses.replace(
+        small,
+        tokenizer_training=dataclasses.replace(small.tokenizer_training, batch=8, foresee_steps=2),
+        superresolution_training=dataclasses.replace(
+            small.superresolution_training, batch=2, images=8
+        ),
+        pretraining=dataclasses.replace(small.pretraining, batch=4),
+        finetuning=dataclasses.replace(small.finetuning, micro_batch=8, lora_rank=2, save_every=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[Family]:
+    """CelebA's family with tiny models, on a device that is always as fast."""
+    small = tiny_preset()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "get_preset", lambda name: small)
+        patch.setattr(recipe, "REHEARSED", 3)
+        patch.setattr(recipe, "private_rate", lambda model, settings, ranks: 1e4)
+        yield FAMILIES["celeba"]
+
+
+@pytest.fixture(scope="module")
+def trained(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a family whose training was killed ten times on its way."""
+    folder, rng = tmp_path_factory.mktemp("family"), random.Random(0)
+    for _ in range(10):
+        with pytest.raises(KilledError):
+            run(family, folder, stop_after=rng.randrange(3))
+    run(family, folder)
+    return folder
+
+
+def drawn(name: str, count: int) -> RecordList:
+    """Pictures with a few captions each; two in a row are of one person."""
+    records = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        pixels = np.kron(rng.integers(0, 255, (64, 64, 3)), np.ones((2, 2, 1))).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        captions = (f"picture {index % 5}", f"a picture, number {index % 7}")
+        person = {"person": str(index // 2)}
+        records.append(Record(image_bytes=file.getvalue(), captions=captions, attributes=person))
+    return RecordList(name, f"{name}-digest", records)
+
+
+def source(cache: Path) -> RecordSource:
+    return RecordSource(
+        drawn("public-photos", 24), drawn("celeba-train", RECORDS), default_encoder(), cache
+    )
+
+
+class KilledError(Exception):
+    """Stands for the end of a process: nothing of it is there but what it wrote."""
+
+
+def run(family: Family, tmp_path: Path, *, stop_after: int | None = None) -> list[Any]:
+    done = []
+    reports = train_family(
+        family, source(tmp_path / "cache"), tmp_path / "out", tmp_path / "run", minutes=0.02
+    )
+    for count, report in enumerate(reports):
+        if count == stop_after:
+            reports.close()
+            raise KilledError
+        if report.done is not None:
+            done.append(report)
+    return done
+
+
+def test_every_release_keeps_its_promise_however_often_the_run_was_killed(
+    family: Family, trained: Path
+) -> None:
+    plans = recipe.json.loads((trained / "run" / "recipe.json").read_text())["plans"]
+    for own in family.runs:
+        card, plan = load_card(trained / "out" / own.name), plans[own.name]["plan"]
+        assert card.records == plan["records"] == (RECORDS if own.unit == "image" else RECORDS // 2)
+        (entry,) = card.ledger
+        assert entry["steps"] == plan["steps"] == plans[own.name]["steps"]
+        assert entry["sampling_rate"] == plan["batch_size"] / plan["records"]
+        assert card.delta == 1e-3
+        if own.epsilon == math.inf:
+            assert card.epsilon is None
+        else:
+            assert 0.99 * own.epsilon < card.epsilon <= own.epsilon
+        assert card.unit.startswith("One group") == (own.unit == "person")
+    assert load_card(trained / "out" / "public").epsilon == 0
+    assert not run(family, trained)  # nothing is left to do
+
+
+def test_the_releases_draw_pictures_and_name_the_upsampler_that_suits_them(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = load_release(trained / "out" / "eps-10")
+    assert release.upsampler == "photo"
+    assert release.adapter is not None
+    (tmp_path / "celeba").symlink_to(trained / "out")
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    pipe = DPWaveletPipeline(load_release(trained / "out" / "eps-10"), default_encoder())
+    assert pipe("a picture").image.shape == (1, 128, 128, 3)
+
+
+def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Path) -> None:
+    whole = source(trained / "cache")
+    tokenizer = recipe.load_tokenizer(trained / "out" / "tokenizer")
+    whole.pack(tokenizer, ("person",), tmp_path / "packed")
+    names = {file.name for file in (tmp_path / "packed").iterdir()}
+    assert names == {"records.safetensors", "encoder.tar", ".gitignore"}
+    packed = PackedSource(tmp_path / "packed", torch.device("cpu"))
+    assert packed.private_records == RECORDS
+    assert torch.equal(packed.groups("person"), whole.groups("person"))
+    everyone = torch.arange(RECORDS)
+    draw_B = torch.rand(RECORDS, generator=torch.Generator().manual_seed(0)).double()
+    for own in ("private", "public"):
+        kept = [
+            s.private_examples(tokenizer, None)
+            if own == "private"
+            else s.public_examples(tokenizer)
+            for s in (whole, packed)
+        ]
+        assert kept[0].digest == kept[1].digest
+        first, second = (e.batch(everyone[: len(e)], draw_B=draw_B[: len(e)]) for e in kept)
+        for a, b in zip(first.codes, second.codes, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(first.mask_BL, second.mask_BL)
+        # half precision: the encoder's weights are rounded to 11 bits
+        error = (first.states_BLD - second.states_BLD).float().norm()
+        assert error < 0.02 * first.states_BLD.float().norm()
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
+        packed.public_coarse(32)
+
+
+@pytest.mark.parametrize(("size", "bits"), [(2, 1), (5, 3), (1024, 10), (1025, 11)])
+def test_codes_survive_packing(size: int, bits: int) -> None:
+    codes = torch.randint(size, (7, 192), generator=torch.Generator().manual_seed(0))
+    codes[0, 0] = size - 1
+    assert bits_of(size) == bits
+    packed = pack_codes(codes, bits)
+    assert packed.shape == (7, -(-192 * bits // 8))
+    assert torch.equal(unpack_codes(packed, bits, 192).long(), codes)
+
+
+@pytest.mark.parametrize("examples", [500, 36_000, 655_360, 10_000_000])
+@pytest.mark.parametrize("own", FAMILIES["celeba"].runs, ids=lambda own: own.name)
+def test_a_run_spends_the_examples_that_it_is_given(own: PrivateRun, examples: int) -> None:
+    steps, batch = own.sizes(examples, 37_540)
+    assert steps * batch == pytest.approx(examples, rel=0.1)
+    assert 1 <= batch <= recipe.MAX_BATCH
+    if batch < recipe.MAX_BATCH:
+        assert steps / batch == pytest.approx(own.pace, rel=0.3, abs=0.02)
