@@ -163,7 +163,7 @@ def test_a_whole_tiny_family_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(recipe, "get_preset", lambda name: small)
     reports = train_family(
         FAMILIES["celeba"],
-        source(tmp_path / "cache"),
+        source(tmp_path),
         tmp_path / "out",
         tmp_path / "run",
         minutes=0.1,
