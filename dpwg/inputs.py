@@ -57,27 +57,32 @@ def public_inputs(
     return (mix, tokenizer, text_encoder_input(encoder), *FROZEN_PARTS, trained)
 
 
-PUBLIC_PHOTOS = (
-    {
-        "name": "Tiny-ImageNet",
-        "source": "32,000 training images of 200 classes, with captions made from the class names",
-        "licence": "ImageNet's terms: non-commercial research and education",
-    },
-    {
-        "name": "UTKFace",
-        "source": "faces with age and gender, before other photographs (dpwg.data.public_photos); "
-        "those that resemble an image of CelebA were left out",
-        "licence": "UTKFace's terms: non-commercial research",
-    },
-)
+def photo_inputs(
+    records: int, encoder: TextEncoderId, *, cleaned: bool
+) -> tuple[dict[str, str], ...]:
+    """The inputs of a family that was trained on `records` public photographs.
 
-
-def photo_inputs(records: int, encoder: TextEncoderId) -> tuple[dict[str, str], ...]:
-    """The inputs of a family that was trained on `records` public photographs."""
+    `cleaned` says whether UTKFace's near-copies of CelebA's photographs were left out.
+    """
+    copies = "near-copies of CelebA's photographs were left out"
+    if not cleaned:
+        copies = (
+            "it holds near-copies of some of CelebA's photographs, which epsilon does not cover"
+        )
     trained = f"trained with dpwg on {records:,} public photographs"
     terms = "research and education, not commercial, as its photographs"
     return (
-        *PUBLIC_PHOTOS,
+        {
+            "name": "Tiny-ImageNet",
+            "source": "training images of 200 classes, with captions made from the class names",
+            "licence": "ImageNet's terms: non-commercial research and education",
+        },
+        {
+            "name": "UTKFace",
+            "source": "faces with age and gender, before other photographs "
+            f"(dpwg.data.public_photos); {copies}",
+            "licence": "UTKFace's terms: non-commercial research",
+        },
         {"name": "spectral tokenizer and codebooks", "source": trained, "licence": terms},
         text_encoder_input(encoder),
         {

@@ -14,21 +14,23 @@ from dpwg.cli.options import Verb, device_option, refuse_unused
 
 
 def add_train(verb: Verb) -> None:
-    text = "train a whole family within a time budget: public parts, then every private release"
+    text = "train a whole family of checkpoints within a time budget"
     command = verb("train", _train, text)
-    command.add_argument("family", help="celeba, from the photographs in the folder DPWG_PHOTOS")
-    command.add_argument("--minutes", type=float, help="of work in all, over every resumption")
+    command.add_argument("family", help="celeba (needs DPWG_PHOTOS)")
+    command.add_argument("--minutes", type=float, help="of work in all, counting interrupted runs")
     device_option(command)
-    command.add_argument("--out", type=Path, help="folder; that of the family's checkpoints")
-    command.add_argument("--run-folder", type=Path, help="private training state; runs/FAMILY")
+    command.add_argument("--out", type=Path, help="output folder (default: checkpoints/FAMILY)")
+    command.add_argument(
+        "--run-folder", type=Path, help="private training state (default: runs/FAMILY)"
+    )
     command.add_argument(
         "--pack",
         type=Path,
         metavar="FOLDER",
-        help="train nothing; write what another machine needs, which is private",
+        help="write the files that another machine needs, then stop; the folder is private",
     )
     command.add_argument(
-        "--packed", type=Path, metavar="FOLDER", help="train from what --pack wrote"
+        "--packed", type=Path, metavar="FOLDER", help="train from a folder made by --pack"
     )
 
 
@@ -50,7 +52,7 @@ def _train(options: argparse.Namespace) -> Any:
             source.pack(load_tokenizer(out / "tokenizer"), columns, options.pack)
             return {file.name: file.stat().st_size for file in sorted(options.pack.iterdir())}
         if options.minutes is None or not options.minutes > 0:
-            raise ValueError("Expected --minutes, more than 0: the time that all stages share.")
+            raise ValueError("Expected --minutes above 0: the total time for all stages.")
         keep_freed_memory()
         ranks = Ranks.from_environment(options.device)
         folder = options.run_folder or Path("runs") / family.name

@@ -23,11 +23,11 @@ from dpwg.data.files import read_text
 CELEBA_SIZE = (178, 218)
 CELEBA_ROWS = (20, 198)
 LAYOUTS = {
-    "celeba": ("celeba", "CelebA", "img_align_celeba"),
+    "celeba": ("celeba", "CelebA", "CelebA/Img", "Img", "img_align_celeba"),
     "utkface": ("UTKFace", "UTKFace/UTKFace", "*_[01]_[0-4]_*.jpg"),
     "tiny-imagenet": ("tiny-imagenet-200", "tiny-imagenet-200/tiny-imagenet-200", "words.txt"),
 }
-"""Two subfolders where a set's official files may be, and which file shows that they are there."""
+"""Subfolders where a set's official files may be, and which file shows that they are there."""
 _UTKFACE_NAME = re.compile(r"(\d{1,3})_([01])_[0-4]_.*\.jpg")
 
 
@@ -93,9 +93,10 @@ def _celeba_files(place: Path, split: str) -> Iterator[Row]:
 
 def _celeba_table(place: Path, name: str, files: dict[str, int]) -> dict[str, list[str]]:
     """The values of each of `files` in one of CelebA's tables, its heading under ""."""
-    path = next((p for p in (place / name, place / "Anno" / name) if p.is_file()), None)
+    folders = (place, place / "Anno", place.parent / "Anno")  # images may be in Img beside it
+    path = next((f / name for f in folders if (f / name).is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"Expected {name} in {place}, or in its folder Anno.")
+        raise FileNotFoundError(f"Expected {name} in {place}, or in a folder Anno there.")
     found: dict[str, list[str]] = {}
     for line in read_text(path).splitlines():
         key, _, values = line.partition(" ")

@@ -67,7 +67,7 @@ def open_public_photos(name: str, count: int | None = None) -> FileRecords:
     if count is not None and not 1 <= count <= len(entries):
         raise ValueError(f"Expected count={count} from 1 to the {len(entries)} records of {name}.")
     records = FileRecords(
-        name, entries[:1], form="photos", source=f"{faces.source} and {others.source}"
+        name, entries[:1], form=faces.form, source=f"{faces.source} and {others.source}"
     )
     records.entries = entries[:count]
     records.digest = _digest(faces.digest, others.digest, len(records))

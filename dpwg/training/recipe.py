@@ -270,10 +270,11 @@ class _Work:
         plan = self._public_steps("tokenizer", rehearse, settings.batch)
         torch.manual_seed(settings.seed)
         tokenizer = new_tokenizer(self._preset.tokenizer)
+        foresee_steps = min(settings.foresee_steps, plan["steps"] // 4)
         own: TokenizerTraining = dataclasses.replace(
             settings,
-            steps=plan["steps"],
-            foresee_steps=min(settings.foresee_steps, plan["steps"]),
+            steps=plan["steps"] - foresee_steps,
+            foresee_steps=foresee_steps,
             warmup=min(settings.warmup, plan["steps"] // 4),
         )
         yield from train_tokenizer(tokenizer, images_NCHW, own, self._ranks)
@@ -283,7 +284,10 @@ class _Work:
     def _upsampler(self) -> Iterator[Progress]:
         tokenizer = load_tokenizer(self._out / "tokenizer")
         settings = self._preset.superresolution_training
-        images_NCHW = self._source.public_images(self._preset.image_size, settings.images)
+        size = self._preset.image_size
+        images_NCHW = self._ranks.leader_first(
+            lambda: self._source.public_images(size, settings.images)
+        )
         torch.manual_seed(settings.seed)
         model = SuperResolution(self._preset.superresolution)
 
@@ -335,7 +339,7 @@ class _Work:
                 dataset="none: public data only",
                 records=0,
                 max_grad_norm=None,
-                public_inputs=photo_inputs(len(examples), encoder.id),
+                public_inputs=photo_inputs(len(examples), encoder.id, cleaned=self._source.cleaned),
                 target_epsilon=0.0,
             )
             self._save(Release(

@@ -1,9 +1,9 @@
 """Where a family's records come from: the photographs on this machine, or what another packed.
 
-A packed source is two files: `NAME-records.safetensors` with the codes of every image, ten bits a
-code, and the captions, of which the private ones are as private as the photographs; and
-`NAME-encoder.tar`, the text encoder in half precision. With the tokenizer and the upsampler, which
-are public and have to be trained by then, they are all that the rest of a family is trained from.
+A packed source is two files: `records.safetensors` with the codes of every image, ten bits a code,
+and the captions, of which the private ones are as private as the photographs; and `encoder.tar`,
+the text encoder in half precision. With the tokenizer and the upsampler, which are public and have
+to be trained by then, they are all that the rest of a family is trained from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,11 @@ class Source(Protocol):
         """How many images the private set has."""
         ...
 
+    @property
+    def cleaned(self) -> bool:
+        """Whether the public photographs are without copies of private ones."""
+        ...
+
     def public_coarse(self, size: int) -> Tensor:
         """Coarse public images, uint8 (N, 3, size, size)."""
         ...
@@ -91,27 +96,33 @@ class RecordSource:
     def private_records(self) -> int:
         return len(self._private)
 
+    @property
+    def cleaned(self) -> bool:
+        return getattr(self._public, "form", "") == "parquet"  # which this project made
+
     def public_coarse(self, size: int) -> Tensor:
-        keep_private(self._cache)
-        public = self._public
-        path = self._cache / f"{public.name}-{public.digest[:12]}-{size}.safetensors"
-        if not path.exists():
-            shape = (len(public), 3, size, size)
-            with filling(path, {"images": (torch.uint8, shape)}) as tensors:
-                done = 0
-                for image_BCHW in coarse_batches(public, size):
-                    tensors["images"][done : done + len(image_BCHW)] = image_BCHW
-                    done += len(image_BCHW)
-                    self._told(f"{public.name} at {size} pixels", done, len(public))
-        return load_file(path)["images"]
+        parts = coarse_batches(self._public, size)
+        return self._kept(f"coarse-{size}", size, len(self._public), parts)
 
     def public_images(self, size: int, count: int) -> Tensor:
         count = min(count, len(self._public))
-        images_NHWC = np.empty((count, size, size, 3), np.uint8)
-        for index in range(count):
-            images_NHWC[index] = self._public[index].image(size)
-            self._told(f"{self._public.name} at {size} pixels", index + 1, count)
-        return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
+        images = (torch.tensor(self._public[index].image(size)) for index in range(count))
+        parts = (image_HWC.permute(2, 0, 1)[None] for image_HWC in images)
+        return self._kept(f"first-{count}-at-{size}", size, count, parts)
+
+    def _kept(self, name: str, size: int, count: int, parts: Iterator[Tensor]) -> Tensor:
+        """Public images, uint8 (count, 3, size, size), in a file: decoding takes minutes."""
+        keep_private(self._cache)
+        public = self._public
+        path = self._cache / f"{public.name}-{public.digest[:12]}-{name}.safetensors"
+        if not path.exists():
+            with filling(path, {"images": (torch.uint8, (count, 3, size, size))}) as tensors:
+                done = 0
+                for image_BCHW in parts:
+                    tensors["images"][done : done + len(image_BCHW)] = image_BCHW
+                    done += len(image_BCHW)
+                    self._told(f"{public.name} at {size} pixels", done, count)
+        return load_file(path)["images"]
 
     def public_examples(self, tokenizer: SpectralTokenizer) -> Examples:
         coarse_NCHW = self.public_coarse(tokenizer.config.coarse_size)
@@ -143,7 +154,10 @@ class RecordSource:
     def pack(self, tokenizer: SpectralTokenizer, columns: tuple[str, ...], folder: Path) -> None:
         """Write the two files of a packed source into a folder, for the same family."""
         tensors: dict[str, Tensor] = {}
-        facts: dict[str, str] = {"encoder": json.dumps(self.encoder.id.to_json())}
+        facts = {
+            "encoder": json.dumps(self.encoder.id.to_json()),
+            "cleaned": "yes" if self.cleaned else "no",
+        }
         for kind, records in (("public", self._public), ("private", self._private)):
             examples = self._examples(records, tokenizer, None)
             captions = [captions_of(records, index) for index in range(len(records))]
@@ -175,6 +189,8 @@ class PackedSource:
         device: torch.device,
         told: Told = lambda stage, done, total: None,
     ) -> None:
+        if not (folder / RECORDS).is_file():
+            raise FileNotFoundError(f"Expected {RECORDS} in {folder}; make it with --pack.")
         self._tensors, self._told = load_file(folder / RECORDS), told
         with safe_open(folder / RECORDS, "pt") as file:
             self._facts: dict[str, str] = file.metadata()
@@ -187,6 +203,10 @@ class PackedSource:
     @property
     def private_records(self) -> int:
         return len(self._tensors["private.count"])
+
+    @property
+    def cleaned(self) -> bool:
+        return self._facts["cleaned"] == "yes"
 
     def public_coarse(self, size: int) -> Tensor:
         raise FileNotFoundError(

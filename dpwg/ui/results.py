@@ -46,13 +46,13 @@ class EngineRun(NamedTuple):
 def measures(folder: Path = FOLDER) -> list[Measure]:
     """Every measure that has a result file in `folder`; none where the package is used alone."""
     found = []
-    if (path := folder / "held-out.json").exists():
-        facts = json.loads(path.read_text())
-        rows = facts["nats_per_code"]
+    if files := [json.loads(path.read_text()) for path in sorted(folder.glob("held-out*.json"))]:
+        rows = [row for facts in files for row in facts["nats_per_code"]]
         points = tuple(Point(row["name"], row["epsilon"], row["loss"]) for row in rows)
+        sets = " and ".join(f"{facts['records']:,} records of `{facts['data']}`" for facts in files)
         source = (
-            f"Held-out loss on {facts['records']:,} records of `{facts['data']}`, lower is better: "
-            f"`python -m dpwg evaluate`, in `docs/results/{path.name}`."
+            f"Held-out per-code NLL on {sets}, lower is better: `python -m dpwg evaluate`, in "
+            "`docs/results/held-out*.json`."
         )
         found.append(Measure("held-out loss", "nats a code", points, source))
     if (path := folder / "colours.json").exists():
