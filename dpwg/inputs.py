@@ -64,17 +64,19 @@ def photo_inputs(
 
     `cleaned` says whether UTKFace's near-copies of CelebA's photographs were left out.
     """
-    copies = "near-copies of CelebA's photographs were left out"
+    copies = (
+        "near-copies of CelebA's photographs were found by comparing with them, a choice that "
+        "epsilon does not cover, and left out; other photographs of the same people may be there"
+    )
     if not cleaned:
-        copies = (
-            "it holds near-copies of some of CelebA's photographs, which epsilon does not cover"
-        )
+        copies = "it holds near-copies of CelebA's photographs, which epsilon does not cover"
     trained = f"trained with dpwg on {records:,} public photographs"
     terms = "research and education, not commercial, as its photographs"
     return (
         {
             "name": "Tiny-ImageNet",
-            "source": "training images of 200 classes, with captions made from the class names",
+            "source": "training images of 200 classes, captions made from the class names; not compared "
+            "with CelebA",
             "licence": "ImageNet's terms: non-commercial research and education",
         },
         {
@@ -92,6 +94,12 @@ def photo_inputs(
             "licence": terms,
         },
         *FROZEN_PARTS[1:2],
+        {
+            "name": "list of CelebA's images",
+            "source": "which photographs are in the set is public (photo_numbers.json of dpwg.data); "
+            "epsilon bounds what the weights add to that",
+            "licence": "Apache-2.0",
+        },
         {
             "name": "caption wording",
             "source": "grammar in dpwg.data.grammar",

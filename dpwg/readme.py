@@ -25,8 +25,10 @@ def update(readme: Path) -> str:
             [_read(path) for path in sorted(folder.glob("held-out*.json"))],
             _read(folder / "colours.json"),
         ),
-        "tokenizer": _tokenizer(_read(folder / "tokenizer.json")),
-        "upsamplers": _upsamplers(_read(folder / "upsampler.json")),
+        "tokenizer": _tokenizer([_read(p) for p in sorted(folder.glob("tokenizer*.json"))]),
+        "upsamplers": "\n\n".join(
+            _upsamplers(_read(path)) for path in sorted(folder.glob("upsampler*.json"))
+        ),
         "bench": _bench([_read(path) for path in sorted(folder.glob("bench-*.json"))]),
         "studio": _studio(_read(folder / "studio.json")),
     }
@@ -103,9 +105,11 @@ def _upsamplers(found: dict[str, Any]) -> str:
     return _table(("upsampler", f"PSNR on `{found.get('data', '')}`", "detail energy"), rows)
 
 
-def _tokenizer(quality: dict[str, Any]) -> str:
-    rows = [(size, f"{psnr:.2f} dB") for size, psnr in quality.get("psnr", {}).items()]
-    return _table(("decoded", "PSNR on `faces-test`"), rows)
+def _tokenizer(measured: Sequence[dict[str, Any]]) -> str:
+    """One column a file, each of a tokenizer on its family's test set."""
+    sizes = list(measured[0]["psnr"]) if measured else []
+    rows = [(size, *(f"{one['psnr'][size]:.2f} dB" for one in measured)) for size in sizes]
+    return _table(("decoded", *(f"PSNR on `{one['data']}`" for one in measured)), rows)
 
 
 def _bench(runs: Sequence[dict[str, Any]]) -> str:

@@ -40,7 +40,7 @@ DEFAULT_UPSAMPLER = "wavelet-sharp"
 UPSAMPLERS: tuple[tuple[str, str], ...] = (
     ("wavelet-sharp", "Twice the size by this project's own model, then by Real-ESRGAN: crisp."),
     ("wavelet", "This project's own model, trained on public drawings: calm, and soft at edges."),
-    ("photo", "This project's own model, trained on public photographs, faces among them."),
+    ("photo", "This project's own model, trained on public photographs, including faces."),
     ("bicubic", "Smooth interpolation without any model: invents nothing, stays soft."),
     ("realesrgan-anime", "Real-ESRGAN for drawings: crisp outlines and flat colours."),
     ("realesrgan-photo", "Real-ESRGAN for photographs: invents the most texture, and is slowest."),

@@ -167,6 +167,7 @@ def test_a_whole_tiny_family_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_pat
         tmp_path / "out",
         tmp_path / "run",
         minutes=0.1,
+        clock=lambda: 0.0,
         ranks=Ranks(device=GPU),
     )
     done = {report.stage: report.done for report in reports if report.done}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def family() -> Iterator[Family]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "get_preset", lambda name: small)
         patch.setattr(recipe, "REHEARSED", 3)
-        patch.setattr(recipe, "private_rate", lambda model, settings, ranks: 1e4)
+        patch.setattr(recipe, "private_rate", lambda model, settings, ranks: 200.0)
         yield FAMILIES["celeba"]
 
 
@@ -82,7 +83,12 @@ class KilledError(Exception):
 def run(family: Family, tmp_path: Path, *, stop_after: int | None = None) -> list[Any]:
     done = []
     reports = train_family(
-        family, source(tmp_path), tmp_path / "out", tmp_path / "run", minutes=0.02
+        family,
+        source(tmp_path),
+        tmp_path / "out",
+        tmp_path / "run",
+        minutes=0.03,
+        clock=lambda: 0.0,  # nothing takes any time, so that the plans are those of a short budget
     )
     for count, report in enumerate(reports):
         if count == stop_after:
@@ -109,7 +115,9 @@ def test_every_release_keeps_its_promise_however_often_the_run_was_killed(
         else:
             assert 0.99 * own.epsilon < card.epsilon <= own.epsilon
         assert card.unit.startswith("One group") == (own.unit == "person")
-    assert load_card(trained / "out" / "public").epsilon == 0
+    public = load_card(trained / "out" / "public")
+    assert public.epsilon == 0
+    assert any("near-copies" in item["source"] for item in public.public_inputs)
     assert not run(family, trained)  # nothing is left to do
 
 
@@ -153,6 +161,8 @@ def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Pat
         assert error < 0.02 * first.states_BLD.float().norm()
     with pytest.raises(FileNotFoundError, match="tokenizer"):
         packed.public_coarse(32)
+    with pytest.raises(ValueError, match="pack them again"):
+        packed.public_examples(recipe.new_tokenizer(tokenizer.config))
 
 
 @pytest.mark.parametrize(("size", "bits"), [(2, 1), (5, 3), (1024, 10), (1025, 11)])
@@ -183,3 +193,18 @@ def test_what_cannot_be_trained_is_said_in_words(
         assert main(["train", *words]) == 2
     told = capsys.readouterr().err.splitlines()
     assert ["dogs" in told[0], "--minutes" in told[1], "DPWG_PHOTOS" in told[2]] == [True] * 3
+
+
+def test_a_run_belongs_to_its_output_and_needs_time(
+    family: Family, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="another run folder"):
+        next(train_family(family, source(trained), tmp_path, trained / "run", minutes=1))
+    for name in ("tokenizer", "upsampler", "public"):
+        shutil.copytree(trained / "out" / name, tmp_path / "out" / name)
+    hasty = train_family(
+        family, source(trained), tmp_path / "out", tmp_path / "run", minutes=1e-4, clock=lambda: 0.0
+    )
+    with pytest.raises(ValueError, match="more minutes"):
+        list(hasty)
+    assert not (tmp_path / "out" / "eps-10").exists()

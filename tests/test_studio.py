@@ -131,7 +131,7 @@ def test_a_person_uses_every_tab(
 
 def generate(page: Page, folder: Path) -> None:
     for caption, told in (
-        ("", "no caption, so unconditional"),
+        ("", "no caption · seed 0"),
         (ODD, "seed 0 · text"),
         ("A person with a black bob, " * 200, "seed 0 · text"),
         ("A person with a black bob, wearing a red hoodie, yellow background", "seed 0 · text"),
@@ -248,7 +248,7 @@ def measured(page: Page, seed: int) -> dict[str, float]:
     clock("first streamed picture", lambda: press(page, "Generate"), "#coarse img", 4)
     await_fresh(page, "#images img", 4)
     seconds["four upsampled pictures"] = time.perf_counter() - began
-    page.get_by_text("link to the same").wait_for()
+    page.get_by_text("link to this drawing").wait_for()
     open_tab(page, "Compare")
     page.get_by_label("Seed").locator("visible=true").first.fill(str(seed + 2))
     clock("compare complete", lambda: press(page, "Compare"), "#checkpoints-images img", 5)

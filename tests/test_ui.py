@@ -76,7 +76,7 @@ def test_scales_stream_in_order_and_the_picture_follows():
         pictures.append([np.asarray(Image.open(file)) for file, _ in frame.coarse])
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
     assert [frame.coarse_title for frame in frames] == [
-        f"### Coarse {size}×{size}\n*private model, ε = {epsilon_text(epsilon)}*"
+        f"### Coarse {size}×{size}\n*private model (ε = {epsilon_text(epsilon)})*"
         for size in (8, 16, 32, 32)
     ]
     assert [frame.images is None for frame in frames] == [True, True, True, False]
@@ -98,8 +98,9 @@ def test_scales_stream_in_order_and_the_picture_follows():
     assert frames[-1].image_title == "### Image 128×128\n*public upsampler*"
     assert frames[-1].status.startswith("seed 7 · text ")
     assert all(part in frames[-1].status for part in ("tokens", "upsampling", "total"))
-    assert "at 32×32 was decided by the private model" in frames[-1].authors
-    assert "the public upsampler bicubic from what was released" in frames[-1].authors
+    assert frames[-1].authors.startswith("The private model")
+    assert "at 32×32" in frames[-1].authors
+    assert "public upsampler bicubic" in frames[-1].authors
     assert "ε does not cover" in frames[-1].authors
 
 
@@ -137,8 +138,8 @@ def test_files_hold_the_pictures_and_the_facts():
 
 def test_no_caption_is_unconditional_and_said_so():
     *_, last = generate(**INPUTS | {"caption": " \n", "checkpoint": "faces/public"})
-    assert last.status.startswith("no caption, so unconditional · seed 7")
-    assert "public model, ε = 0" in last.coarse_title
+    assert last.status.startswith("no caption · seed 7")
+    assert "public model (ε = 0)" in last.coarse_title
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_visitor_types_a_caption_and_sees_pictures(server):
             "s => document.querySelector(s).naturalWidth > 0)"
         )
         assert page.evaluate("document.documentElement.scrollWidth") == 390
-        link = page.get_by_role("link", name="link to the same").get_attribute("href")
+        link = page.get_by_role("link", name="link to this drawing").get_attribute("href")
         page.get_by_role("button", name="Files to download").click()
         with page.expect_download() as download:
             page.locator("a[download='result.json']").click()
@@ -412,7 +413,7 @@ def a_person_trains(server, image_folder):
         page.get_by_text("at δ = 0.001").locator("visible=true").first.wait_for()
         page.get_by_role("button", name="Generate").click()
         page.get_by_role("heading", name="Image 128×128").wait_for()
-        assert page.get_by_text("link to the same").count() == 0
+        assert page.get_by_text("link to this drawing").count() == 0
         tab("Compare")
         page.get_by_role("button", name="Compare", exact=True).click()
         page.locator("#checkpoints-images").get_by_text("yours, ε").wait_for()

@@ -99,10 +99,10 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["public\nε = 0", "1", "no\nprivacy"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.000", "2.500", "2.000"]
-    assert mark("faces/eps-2")[1].startswith("faces/eps-2 was not measured")
+    assert mark("faces/eps-2")[1].startswith("No measurement of faces/eps-2")
     figure, told = mark("faces/eps-1", second.title)
     assert told.startswith("**faces/eps-1**: 25.000 % of pictures. Pictures of 40 captions")
-    assert "own codes reach 97.5 %; each picture the matcher's choice of 1 or 6 drafts" in told
+    assert "own codes reach 97.5 %; a reranker chose each from 1 or 6 candidates" in told
     assert figure.axes[0].get_ylabel() == "all colours right, % of pictures"
     monkeypatch.setattr("dpwg.ui.compare.measures", list)
     assert mark("faces/eps-1")[0] is None

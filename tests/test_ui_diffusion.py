@@ -36,7 +36,7 @@ def test_a_visitor_stops_an_upsampler_that_takes_long(root, tmp_path, monkeypatc
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         stop = page.get_by_role("button", name="Stop drawing")
         stop.click()
-        page.get_by_text("Stopped; nothing is being drawn.").wait_for()
+        page.get_by_text("Stopped.", exact=True).wait_for()
         stop.wait_for(state="hidden")
         page.get_by_label("Upsampler").fill("bicubic")
         page.get_by_role("option", name="bicubic").click()

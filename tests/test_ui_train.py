@@ -332,8 +332,8 @@ def drawn_elsewhere(run: Run) -> None:
     *_, last = generate(YOURS, "x", 7, 1, 1.5, 0.5, "bicubic", own=run)
     np.testing.assert_array_equal(last.shown.image, mine.image)
     assert last.shown.title == "your model, seed 7"
-    assert f"by the private model, ε = {epsilon_text(card.epsilon)}" in last.authors
-    assert "link to the same" not in last.status
+    assert f"private model (ε = {epsilon_text(card.epsilon)})" in last.authors
+    assert "link to this drawing" not in last.status
     promise, whole = describe_checkpoint(YOURS, run)
     assert promise.startswith(f"**ε = {epsilon_text(card.epsilon)} at")
     assert whole == card.to_markdown()

@@ -65,8 +65,8 @@ def add_finetune(verb: Verb) -> None:
     command.add_argument(
         "--whole",
         action="store_true",
-        help="write the whole model; with --tokenizer, and --out beside the base among the "
-        "checkpoints, it is what was added to the base, which is needed to load it",
+        help="write the whole model. Otherwise, if --tokenizer is given and both base and --out "
+        "are in the checkpoints folder, only the adapter is written; it needs its base to load",
     )
     command.add_argument("--run-folder", type=Path, help="private training state")
     command.add_argument("--resume", action="store_true", help="go on with the run folder")

@@ -56,7 +56,9 @@ def _bench(options: argparse.Namespace) -> Any:
 
 def add_evaluate(verb: Verb) -> None:
     command = verb("evaluate", _evaluate, "measure checkpoints on held-out records")
-    command.add_argument("checkpoints", nargs="*", help="all of the data's family by default")
+    command.add_argument(
+        "checkpoints", nargs="*", help="default: all checkpoints of the data set's family"
+    )
     data_options(command, "faces-test")
     command.add_argument("--results", type=Path, help="write the measurement to this file")
     command.add_argument(

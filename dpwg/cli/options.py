@@ -159,10 +159,12 @@ def is_public_mix(data: str) -> bool:
 def read_public_records(options: argparse.Namespace) -> Records:
     """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
     from dpwg.data import PHOTO_SETS, RENDERED_SETS, is_public
+    from dpwg.data.public_photos import PUBLIC_PHOTOS
 
-    known = {*RENDERED_SETS, *PHOTO_SETS}
+    known = {*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS}
     declared = options.public and options.data not in known
-    if not (is_public_mix(options.data) or is_public(options.data) or declared):
+    public = options.data in PUBLIC_PHOTOS or is_public(options.data)
+    if not (is_public_mix(options.data) or public or declared):
         raise ValueError(
             f"Expected data={options.data!r} to be public: public parts are trained without noise. "
             "Pass a public set, or --public for a folder in which nothing is sensitive."

@@ -46,7 +46,7 @@ def add_sample(verb: Verb) -> None:
     command.add_argument("--shard", metavar="i/n", help="draw the i-th of n shares, from 0")
     command.add_argument("--batch", type=int, help="images at a time")
     command.add_argument("--part", type=int, help="images in a folder, tar or Parquet file")
-    command.add_argument("--license", help="of the data set, for its card; that of the checkpoint")
+    command.add_argument("--license", help="licence of the data set (default: the checkpoint's)")
     command.add_argument(
         "--captions-are-public",
         action="store_true",

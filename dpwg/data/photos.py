@@ -48,7 +48,7 @@ SAMPLED = 100
 
 def is_public(name: str) -> bool:
     """Whether a name is that of a photograph set which is public; CelebA's never are."""
-    return PHOTO_SETS.get(name, name.startswith("public-photos"))
+    return PHOTO_SETS.get(name, False)
 
 
 def photos_folder() -> Path:

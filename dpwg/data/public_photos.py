@@ -22,6 +22,13 @@ PUBLIC_PHOTOS = {
     "public-photos-test": ("utkface-test", "tiny-imagenet-val"),
 }
 """The sets, and of which faces and other photographs each is made."""
+CLEANED = "cleaned"
+"""The form of a set whose faces are those from which near-copies of CelebA's were left out."""
+_CLEANED_SHA256 = (
+    "0643fa374911c63107ba95db018ba26e1b94d33e1635cb9ebffb21e27de4ed61",
+    "e4d75ad841fe3296131f365a68004097c5e2dc8c23c1261facea782d0515d86f",
+)
+"""Of the stamps of those faces, for training and for the test."""
 PORTRAITS = 2
 """How many portraits are made of each face, before other backgrounds."""
 
@@ -66,9 +73,10 @@ def open_public_photos(name: str, count: int | None = None) -> FileRecords:
     entries += [*portraits[both:], *others.entries[both:]]
     if count is not None and not 1 <= count <= len(entries):
         raise ValueError(f"Expected count={count} from 1 to the {len(entries)} records of {name}.")
-    records = FileRecords(
-        name, entries[:1], form=faces.form, source=f"{faces.source} and {others.source}"
-    )
+    stamps = hashlib.sha256(repr([face.stamp for face in faces.entries]).encode()).hexdigest()
+    form = CLEANED if stamps in _CLEANED_SHA256 else "photos"
+    source = f"{faces.source} and {others.source}"
+    records = FileRecords(name, entries[:1], form=form, source=source)
     records.entries = entries[:count]
     records.digest = _digest(faces.digest, others.digest, len(records))
     return records

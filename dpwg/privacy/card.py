@@ -272,7 +272,9 @@ class PrivacyCard:
         """The card for readers: what it promises in one sentence, the figures, then the terms."""
         figures = {
             "epsilon (PLD)": epsilon_text(self.epsilon),
-            "epsilon (PRV)": "not resolved by Opacus"
+            "epsilon (PRV)": (
+                "not computed" if self.epsilon_rdp is None else "not resolved by Opacus"
+            )
             if self.epsilon_prv is None and self.epsilon is not None
             else epsilon_text(self.epsilon_prv),
             "epsilon (RDP)": "not computed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Self, TypeVar
 
 import torch
@@ -37,7 +38,9 @@ class Ranks:
         if device != "cpu":
             torch.cuda.set_device(device)
         if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+            backend = "nccl" if device != "cpu" else "gloo"
+            # The others wait while the leading process encodes a large set.
+            distributed.init_process_group(backend, timeout=timedelta(hours=6))
         return cls(distributed.get_rank(), distributed.get_world_size(), device)
 
     @property

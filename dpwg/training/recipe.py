@@ -6,8 +6,10 @@ what the device does a second, measured before the stage, says how many steps th
 kept with the training state before a stage's first step, so that a run that was killed goes on with
 it: a private run is never cut short and never planned anew. What is there already is kept.
 
-Nothing here looks at a private loss, and the plan of a private run depends on public numbers alone:
-how many records there are, and the device's speed on made-up ones.
+Nothing here looks at a private loss, and the plans of the private runs depend on public numbers
+alone: they are made together, before any private record is read, from how many records there are,
+from the device's speed on made-up ones and from the time that the public stages took. Encoding the
+private records, once, comes on top of the budget.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from dpwg.checkpoint import (
     save_tokenizer,
 )
 from dpwg.inputs import photo_inputs
+from dpwg.model import WaveletGPT
 from dpwg.predictive import new_tokenizer
 from dpwg.presets import get_preset
 from dpwg.privacy.accounting import Ledger, PrivacyPlan, default_delta
@@ -141,10 +145,11 @@ def train_family(
 
     `folder` holds the private training state, the plans and the time that was spent: the minutes
     count from the family's first start on, not from a resumption. Raises ValueError for releases in
-    `out` that do not belong together.
+    `out` that do not belong together, for a folder of another family's run, and for a time that is
+    too short for the private runs.
     """
     ranks = ranks or Ranks()
-    budget = _Budget(folder, 60 * minutes, ranks, clock)
+    budget = _Budget(folder, out, 60 * minutes, ranks, clock)
     work = _Work(family, source, out, folder, budget, ranks)
     for stage in family.stages:
         if not (out / stage / "config.json").exists():
@@ -155,17 +160,23 @@ class _Budget:
     """The time that is left and the plans that were made, on disk."""
 
     def __init__(
-        self, folder: Path, seconds: float, ranks: Ranks, clock: Callable[[], float]
+        self,
+        folder: Path,
+        out: Path,
+        seconds: float,
+        ranks: Ranks,
+        clock: Callable[[], float],
     ) -> None:
-        self._path, self._seconds, self._ranks, self._clock = (
-            folder / "recipe.json",
-            seconds,
-            ranks,
-            clock,
-        )
+        self._path, self._out = folder / "recipe.json", str(out.resolve())
+        self._seconds, self._ranks, self._clock = seconds, ranks, clock
         if ranks.leads:
             keep_private(folder)
         kept = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if kept and kept["out"] != self._out:
+            raise ValueError(
+                f"Expected out={kept['out']}, which the run in {folder} began with, found "
+                f"{self._out}; take another run folder."
+            )
         self._before: float = kept.get("seconds", 0.0)
         self.plans: dict[str, dict[str, Any]] = kept.get("plans", {})
         self._started = clock()
@@ -180,9 +191,16 @@ class _Budget:
         seconds = max(0.0, self._seconds - self.spent) * left[stage] / sum(left.values())
         return self._ranks.agree(seconds)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work that does not count."""
+        started = self._clock()
+        yield
+        self._before -= self._clock() - started
+
     def save(self) -> None:
         if self._ranks.leads:
-            values = {"seconds": self.spent, "plans": self.plans}
+            values = {"out": self._out, "seconds": self.spent, "plans": self.plans}
             partial = self._path.with_suffix(".partial")
             partial.write_text(json.dumps(values, indent=1) + "\n")
             partial.replace(self._path)
@@ -216,11 +234,10 @@ class _Work:
             yield Report(stage=stage, step=progress.step, steps=progress.steps)
             self._budget.save()
         self._ranks.wait()
-        plan = self._budget.plans[stage]
-        seconds = self._budget.spent - started
-        yield Report(
-            stage=stage, step=plan["steps"], steps=plan["steps"], done={**plan, "seconds": seconds}
-        )
+        done = dict(self._budget.plans[stage])
+        if stage in self._family.shares:  # how long a private run takes is private, a little
+            done["seconds"] = self._budget.spent - started
+        yield Report(stage=stage, step=done["steps"], steps=done["steps"], done=done)
         self._budget.save()
 
     def _run_named(self, name: str) -> PrivateRun:
@@ -346,22 +363,28 @@ class _Work:
                 model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=encoder.id
             ), "public", None)  # fmt: skip
 
-    def _private(self, run: PrivateRun) -> Iterator[Progress]:
-        base = load_public(self._out / "public")
-        group_I = None if run.unit == "image" else self._source.groups(run.unit)
-        examples = self._ranks.leader_first(
-            lambda: self._source.private_examples(base.tokenizer, group_I)
-        )
+    def _plan_private(self, model: WaveletGPT) -> None:
+        """Plan every private run that is left, before any private record is read."""
+        left = [run for run in self._family.runs if run.name not in self._budget.plans]
+        if not left:
+            return
         settings = self._preset.finetuning
-
-        def plan() -> dict[str, Any]:
-            rate = self._ranks.agree(private_rate(base.model, settings, self._ranks))
-            steps, batch = run.sizes(self._seconds(run.name) * rate, len(examples))
+        rate = self._ranks.agree(private_rate(model, settings, self._ranks))
+        public = self._budget.plans.get("public", {}).get("examples_a_second")
+        seconds = {run.name: self._seconds(run.name) for run in left}
+        for run in left:
+            records, delta = self._records_of(run), default_delta(self._source.private_records)
+            if (examples := seconds[run.name] * rate) < settings.micro_batch:
+                raise ValueError(
+                    f"Expected time for more than {examples:.0f} examples of {run.name}, which is "
+                    f"not even a micro-batch of {settings.micro_batch}; give more minutes."
+                )
+            steps, batch = run.sizes(examples, records)
             sizes: dict[str, Any] = {
-                "records": len(examples),
+                "records": records,
                 "batch_size": batch,
                 "steps": steps,
-                "delta": default_delta(self._source.private_records),
+                "delta": delta,
                 "max_grad_norm": MAX_GRAD_NORM,
             }
             plan = (
@@ -369,15 +392,29 @@ class _Work:
                 if run.epsilon == math.inf
                 else PrivacyPlan.calibrated(**sizes, target_epsilon=run.epsilon)
             )
-            public = self._budget.plans.get("public", {}).get("examples_a_second")
-            return {
+            self._budget.plans[run.name] = {
                 "steps": steps,
                 "examples_a_second": rate,
                 "private_over_non_private": public and public / rate,
                 "plan": dataclasses.asdict(plan),
             }
+        self._budget.save()
 
-        planned = PrivacyPlan(**self._planned(run.name, plan)["plan"])
+    def _records_of(self, run: PrivateRun) -> int:
+        if run.unit == "image":
+            return self._source.private_records
+        return int(self._source.groups(run.unit).max()) + 1
+
+    def _private(self, run: PrivateRun) -> Iterator[Progress]:
+        base = load_public(self._out / "public")
+        self._plan_private(base.model)
+        group_I = None if run.unit == "image" else self._source.groups(run.unit)
+        with self._budget.paused():
+            examples = self._ranks.leader_first(
+                lambda: self._source.private_examples(base.tokenizer, group_I)
+            )
+        settings = self._preset.finetuning
+        planned = PrivacyPlan(**self._budget.plans[run.name]["plan"])
         own = dataclasses.replace(settings, warmup=min(settings.warmup, planned.steps // 4))
         training = PrivateTraining(
             base.model.requires_grad_(True),

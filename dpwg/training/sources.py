@@ -25,6 +25,7 @@ from torch import Tensor
 
 from dpwg.config import TextEncoderId
 from dpwg.data.groups import group_numbers
+from dpwg.data.public_photos import CLEANED
 from dpwg.data.records import Records
 from dpwg.data.tensors import coarse_batches
 from dpwg.text import TextEncoder
@@ -37,7 +38,7 @@ from dpwg.training.examples import (
     prepare_examples,
 )
 from dpwg.training.mapped import filling
-from dpwg.training.state import keep_private
+from dpwg.training.state import fingerprint, keep_private
 
 Told = Callable[[str, int, int], None]
 """Is called with a stage, how many are done, and of how many."""
@@ -98,7 +99,7 @@ class RecordSource:
 
     @property
     def cleaned(self) -> bool:
-        return getattr(self._public, "form", "") == "parquet"  # which this project made
+        return getattr(self._public, "form", "") == CLEANED
 
     def public_coarse(self, size: int) -> Tensor:
         parts = coarse_batches(self._public, size)
@@ -157,6 +158,7 @@ class RecordSource:
         facts = {
             "encoder": json.dumps(self.encoder.id.to_json()),
             "cleaned": "yes" if self.cleaned else "no",
+            "tokenizer": fingerprint(tokenizer),
         }
         for kind, records in (("public", self._public), ("private", self._private)):
             examples = self._examples(records, tokenizer, None)
@@ -192,6 +194,7 @@ class PackedSource:
         if not (folder / RECORDS).is_file():
             raise FileNotFoundError(f"Expected {RECORDS} in {folder}; make it with --pack.")
         self._tensors, self._told = load_file(folder / RECORDS), told
+        self._captions: dict[str, dict[str, Tensor]] = {}
         with safe_open(folder / RECORDS, "pt") as file:
             self._facts: dict[str, str] = file.metadata()
         wanted = TextEncoderId.from_json(json.loads(self._facts["encoder"]))
@@ -232,14 +235,21 @@ class PackedSource:
     def _examples(
         self, kind: str, tokenizer: SpectralTokenizer, group_I: Tensor | None
     ) -> Examples:
+        if (own := fingerprint(tokenizer)) != self._facts["tokenizer"]:
+            named = self._facts["tokenizer"]
+            raise ValueError(
+                f"Expected the tokenizer {named:.12} of the packed records, found {own:.12}; pack "
+                "them again, or take that one."
+            )
         count_I = self._tensors[f"{kind}.count"]
-        text = zlib.decompress(self._tensors[f"{kind}.text"].numpy().tobytes()).decode()
-        captions = encode_texts(
-            text.split("\n"),
-            count_I.tolist(),
-            self.encoder,
-            lambda done, total: self._told(f"{kind} captions", done, total),
-        )
+        if kind not in self._captions:
+            text = zlib.decompress(self._tensors[f"{kind}.text"].numpy().tobytes()).decode()
+            self._captions[kind] = encode_texts(
+                text.split("\n"),
+                count_I.tolist(),
+                self.encoder,
+                lambda done, total: self._told(f"{kind} captions", done, total),
+            )
         config = tokenizer.config
         codes = {
             f"codes_{scale}": unpack_codes(
@@ -250,7 +260,7 @@ class PackedSource:
             for scale, size in enumerate(config.codebook_sizes)
         }
         digest = joined_digest(self._facts[f"{kind}.digest"], group_I)
-        return Examples(captions, codes, digest=digest, group_I=group_I)
+        return Examples(self._captions[kind], codes, digest=digest, group_I=group_I)
 
 
 def bits_of(size: int) -> int:

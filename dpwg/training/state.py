@@ -34,8 +34,15 @@ def check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> 
 
 def keep_private(folder: Path) -> None:
     """Make a folder that git does not take: what is in it was computed from records."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ignored = folder / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n")
+    elif ignored.read_text() != "*\n":
+        raise ValueError(
+            f"Expected a folder for private files alone, found a .gitignore of its own in {folder};"
+            " name another folder."
+        )
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:

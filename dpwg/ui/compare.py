@@ -95,15 +95,15 @@ def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, s
     """
     found = {measure.title: measure for measure in measures()}
     if not found:
-        return None, "No result file came with this copy; `python -m dpwg evaluate` writes one."
+        return None, "This copy has no result file. `python -m dpwg evaluate` writes one."
     measure = found.get(title or "") or next(iter(found.values()))
     points = [point for point in measure.points if family_of(point.name) == family_of(picked or "")]
     if not points:
-        return None, f"{picked} was not measured."
+        return None, f"No measurement of {picked} yet."
     measure = measure._replace(points=tuple(points))
     values = {point.name: point for point in points}
     if picked not in values:
-        return quality_figure(measure, None), f"{picked} was not measured. {measure.source}"
+        return quality_figure(measure, None), f"No measurement of {picked} yet. {measure.source}"
     told = f"**{picked}**: {values[picked].value:.3f} {measure.unit}."
     return quality_figure(measure, picked), f"{told} {measure.source}"
 
@@ -148,9 +148,9 @@ def build_compare(
     Returns the choice of a checkpoint to draw with, and the rows of one picture a checkpoint.
     """
     gr.Markdown(
-        "What does a promise of privacy cost, and what does a caption change? One seed draws all "
-        "pictures, each of them once, so that what differs comes from the checkpoints, or from the "
-        "captions."
+        "What does privacy cost in quality? What does the caption change? All pictures share one "
+        "seed and have one candidate each, so any difference comes from the checkpoint or the "
+        "caption."
     )
     families = families_of(names)
     family = gr.Radio(
@@ -187,7 +187,7 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
         caption = gr.Textbox(
             first_caption(family_of(usual)),
             label="Caption",
-            info="Empty means unconditional.",
+            info="Leave empty to draw without a caption.",
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
             scale=6,

@@ -32,9 +32,9 @@ from dpwg.ui.train import build_train, train_tab_is_on
 
 HEADING = """# DP-Wavelet
 Pictures from a caption, coarse to fine. Only the **coarse picture** comes from a model that was
-trained on sensitive pictures, within the privacy promise of its checkpoint; every finer detail is
+trained on sensitive pictures, under its checkpoint's privacy guarantee; every finer detail is
 invented by a **public model** from what that one releases. What the public model knew before, the
-promise does not cover."""
+guarantee does not cover."""
 NO_CHECKPOINT = """### There is no checkpoint yet
 
 None was found in `{root}`. Make the first with `python -m dpwg data`, `python -m dpwg tokenizer`

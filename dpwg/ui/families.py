@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpwg.checkpoint import checkpoint_names, find_checkpoint
+from dpwg.checkpoint import (
+    MATCHER,
+    SHIPPED,
+    checkpoint_names,
+    checkpoint_root,
+    find_checkpoint,
+    find_matchers,
+)
 from dpwg.data.faces import face
 from dpwg.data.grammar import celeba_captions
 from dpwg.saved import read_config
@@ -43,6 +50,8 @@ class Family:
     draw: Callable[[], str] = str
     hidden: str = UNKNOWN_PEOPLE
     """Why its records are not shown; empty where they may be."""
+    reranker: str = MATCHER
+    """Where the reranker that knows its pictures would be among the checkpoints."""
 
 
 def _faces_caption() -> str:
@@ -55,7 +64,7 @@ def _celeba_caption() -> str:
 
 FAMILIES = {
     FACES: Family(
-        title="Faces: drawn avatars",
+        title="Faces: cartoon avatars",
         captions="captions.txt",
         variations=tuple(
             f"A person smiling, with {hair} and {skin} skin, wearing a {hoodie} hoodie, "
@@ -83,13 +92,14 @@ FAMILIES = {
         ),
         draw=_celeba_caption,
         hidden=REAL_PEOPLE,
+        reranker=f"{CELEBA}/{MATCHER}",
     ),
 }
 
 
 def known(family: str) -> Family:
     """What is known of a family."""
-    return FAMILIES.get(family) or Family(title=family or "Others")
+    return FAMILIES.get(family) or Family(title=family or "Other checkpoints")
 
 
 def family_of(checkpoint: str) -> str:
@@ -189,6 +199,12 @@ def suited_upsampler(checkpoint: str | Path) -> str:
         return known_upsampler(read_config(find_checkpoint(checkpoint)).get("upsampler"))
     except (OSError, ValueError):  # who draws with it is told
         return DEFAULT_UPSAMPLER
+
+
+def reranked(family: str) -> bool:
+    """Whether there is a reranker for a family's candidates. Only names are read."""
+    places = [root / known(family).reranker for root in (checkpoint_root(), SHIPPED)]
+    return any(folder in places for folder in find_matchers())
 
 
 def plausible_attributes() -> dict[str, bool]:

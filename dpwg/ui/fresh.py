@@ -18,7 +18,7 @@ from dpwg.data.tensors import coarse_batches
 from dpwg.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
 from dpwg.training.examples import Examples, prepare_examples
-from dpwg.ui.families import family_of, known
+from dpwg.ui.families import REAL_PEOPLE, family_of, known
 
 DATA, OTHERS = "faces-train", "faces-test"
 PROGRESS = gr.Progress()
@@ -48,8 +48,12 @@ def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
     """
     if card.epsilon == 0:
         return f"{name} saw no sensitive record: there is nothing to infer."
-    if reason := known(family_of(name) if family is None else family).hidden:
-        return f"{reason} What an attack finds about them is as private as they are."
+    if hidden := known(family_of(name) if family is None else family).hidden:
+        was = "was" if hidden == REAL_PEOPLE else "may have been"
+        return (
+            f"This checkpoint {was} trained on photographs of real people. Membership inference "
+            "results about them are private, so they are not shown here."
+        )
     if card.of_groups:
         return f"{name} protects groups of images; single ones are not what its promise is about."
     if card.dataset != DATA or card.records > TRAIN_RECORDS:

@@ -14,7 +14,7 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import checkpoint_names, find_matchers
+from dpwg.checkpoint import checkpoint_names
 from dpwg.pipeline import MAX_SEED, GenerationResult
 from dpwg.privacy.card import PrivacyCard
 from dpwg.sampling import MAX_DRAFTS, Sampling
@@ -26,6 +26,7 @@ from dpwg.ui.families import (
     family_of,
     known,
     placeholder,
+    reranked,
     siblings,
     suited_upsampler,
     usual_checkpoint,
@@ -74,6 +75,7 @@ class Switched(NamedTuple):
     examples: gr.Dataset
     caption: gr.Textbox
     upsampler: str
+    drafts: gr.Slider
 
 
 def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> Switched:
@@ -85,6 +87,7 @@ def switched(family: str, own: Run | None = None, checkpoint: str | None = None)
         gr.Dataset(samples=[[line] for line in lines], visible=bool(lines)),
         gr.Textbox(placeholder=placeholder(family)),
         suited_upsampler(chosen),
+        gr.Slider(visible=reranked(family)),
     )
 
 
@@ -165,12 +168,12 @@ def swiped(shown: Shown | None, place: int) -> tuple[np.ndarray, np.ndarray] | N
 def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame:
     coarse, full = _square(result.coarse.shape[1]), _square(result.image.shape[1])
     seeds = ("seed " if len(result.seeds) == 1 else "seeds ") + ", ".join(map(str, result.seeds))
-    facts = [] if result.captions[0] else ["no caption, so unconditional"]
+    facts = [] if result.captions[0] else ["no caption"]
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
     checkpoint = drawing.checkpoint
     if checkpoint != YOURS:  # which no other page can open
         drawn = replace(drawing, drafts=result.drafts)
-        facts += [f"[link to the same]({to_query(drawn)})"]
+        facts += [f"[link to this drawing]({to_query(drawn)})"]
     shown = Shown(checkpoint, result.coarse, result.image, f"{checkpoint}, {seeds}")
     return Frame(
         coarse_title=_coarse_title(result.coarse.shape[1], result.card),
@@ -179,24 +182,23 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
         images=saved(folder, "image", result.image, _labels(result.seeds)),
         status=" · ".join(facts),
         swipe=swiped(shown, 0),
-        authors=f"What can be seen at {coarse} was decided by the {author(result.card)}. "
-        f"{_choice(result)}Every finer detail, up to {full}, was invented by the public upsampler "
-        f"{drawing.upsampler} from what was released and, if it reads captions, the caption. What "
-        "a public model knew before, ε does not cover.",
+        authors=f"The {author(result.card)} decided what you see at {coarse}. {_choice(result)}"
+        f"The public upsampler {drawing.upsampler} invented all finer detail, up to {full}, from "
+        "the coarse picture (and the caption, if it reads captions). ε does not cover what a "
+        "public model already knew.",
         files=_write(folder, drawing.checkpoint, result),
         shown=shown,
     )
 
 
 def _choice(result: GenerationResult) -> str:
-    """That drafts were chosen among, where they were."""
+    """That candidates were chosen among, where they were."""
     if result.matcher is None:
         return ""
-    size, of_each = _square(result.partials[0].shape[1]), "each" if len(result.seeds) > 1 else "it"
-    return (
-        f"Of {result.drafts} drafts of {of_each} at {size} one was kept by a public matcher, "
-        f"{result.matcher.public_input['source']}. "
-    )
+    size = _square(result.partials[0].shape[1])
+    each = " for each picture" if len(result.seeds) > 1 else ""
+    source = result.matcher.public_input["source"]
+    return f"A public reranker ({source}) kept one of {result.drafts} candidates at {size}{each}. "
 
 
 def _coarse(folder: Path, coarse_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
@@ -240,7 +242,7 @@ def build_generate(
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
             label="Caption",
-            info="Empty means unconditional: the model draws whatever it likes.",
+            info="Leave empty to draw without a caption.",
             placeholder=placeholder(usual),
             max_lines=4,
             max_length=MAX_CAPTION_CHARACTERS,
@@ -286,7 +288,7 @@ def build_generate(
     surprised = lucky.click(
         surprise, family, outputs=[caption, settings[0]], api_name="surprise"
     ).success(generate, api_visibility="private", **run)
-    follow = [checkpoint, examples, caption, settings[4]]
+    follow = [checkpoint, examples, caption, *settings[4:]]
     family.input(switched, [family, own], follow, queue=False, api_visibility="private")
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
@@ -301,7 +303,7 @@ def build_generate(
         for end in (drawing.success, drawing.failure):
             end(lambda: _stop_button(False), **quietly)
     stop.click(
-        lambda: ("Stopped; nothing is being drawn.", _stop_button(False)),
+        lambda: ("Stopped.", _stop_button(False)),
         outputs=[pictures[-1], stop],
         cancels=[drawn, surprised, linked],
         queue=False,
@@ -330,7 +332,8 @@ def on_load(query: Mapping[str, str]) -> list[Any]:
     if drawing is None:
         return [False, *follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
     caption = gr.Textbox(value=drawing.caption, placeholder=placeholder(family))
-    return [True, *follow, caption, *astuple(drawing)[2:]]
+    drafts = gr.Slider(value=drawing.drafts, visible=reranked(family))
+    return [True, *follow, caption, *astuple(drawing)[2:-1], drafts]
 
 
 def _on_load(request: gr.Request) -> list[Any]:
@@ -396,7 +399,7 @@ def _build_settings(
             value=Sampling.guidance,
             step=0.1,
             label="Guidance",
-            info="1 is none; more follows the caption more closely.",
+            info="1 turns guidance off. Higher values follow the caption more closely.",
         )
         temperature = gr.Slider(
             0,
@@ -417,10 +420,10 @@ def _build_settings(
             MAX_DRAFTS,
             value=Sampling.drafts,
             step=1,
-            label="Drafts",
-            info="The coarsest picture is drawn so often, and a public model keeps the one that "
-            "fits the caption best; 1 is no choice.",
-            visible=bool(find_matchers()),
+            label="Candidates",
+            info="How many coarse candidates to draw. A public reranker keeps the one that best "
+            "fits the caption. 1 turns it off.",
+            visible=reranked(families[0]),
         )
     dice.click(random_seed, outputs=seed, api_name="random_seed")
     upsampler.change(
@@ -479,7 +482,7 @@ def _build_extras() -> list[Component]:
                 elem_id="swipe",
             )
         with gr.Column(min_width=220):
-            authors = gr.Markdown("It appears with the first picture; with several, click on one.")
+            authors = gr.Markdown("Appears with the first picture. With several, click one.")
     with gr.Accordion("Files to download: the pictures and result.json", open=False):
         files = gr.Files(show_label=False, interactive=False)
     return [swipe, authors, files]

@@ -28,9 +28,9 @@ LEVELS = 255
 INTRODUCTION = """### Does it draw its training records again?
 
 The nearest training records of a picture beside the nearest records that no model was trained on. A
-model that repeats its records draws nearer to the former. **Only the records of `faces` are shown
-here, because nobody is in them**: they are synthetic (DiceBear `avataaars`). With photographs of
-people this display alone would give them away, whatever epsilon says."""
+model that repeats what it saw draws closer to its training records. **Only the records of `faces`
+are shown here, because nobody is in them**: they are synthetic (DiceBear `avataaars`). With real
+people, showing the records would itself be a leak, whatever epsilon is."""
 
 
 class Neighbours(NamedTuple):

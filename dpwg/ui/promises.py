@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import gradio as gr
 
 from dpwg.checkpoint import find_checkpoint, load_card
@@ -22,8 +24,12 @@ def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
     elif card.epsilon == 0:
         promise = "Public data only, ε = 0"
     else:
-        promise = f"ε = {epsilon_text(card.epsilon)} at δ = {card.delta:.4g}"
-    return f"**{promise}.** {explain(card.epsilon, card.delta)}", card.to_markdown()
+        promise = f"ε = {epsilon_text(card.epsilon)}{_unit(card)} at δ = {card.delta:.4g}"
+    told = explain(card.epsilon, card.delta)
+    if group := _group(card):
+        a = "an" if group[0] in "aeiou" else "a"
+        told = told.replace("a training record", f"{a} {group} in the training set")
+    return f"**{promise}.** {told}", card.to_markdown()
 
 
 def author(card: PrivacyCard) -> str:
@@ -31,8 +37,8 @@ def author(card: PrivacyCard) -> str:
     if card.epsilon is None:
         return "model trained without privacy"
     if card.epsilon == 0:
-        return "public model, ε = 0"
-    return f"private model, ε = {epsilon_text(card.epsilon)}{_unit(card)}"
+        return "public model (ε = 0)"
+    return f"private model (ε = {epsilon_text(card.epsilon)}{_unit(card)})"
 
 
 def label(card: PrivacyCard) -> str:
@@ -46,6 +52,14 @@ def label(card: PrivacyCard) -> str:
 
 def _unit(card: PrivacyCard) -> str:
     """What a promise is made to, where it is more than an image: it tells two of one ε apart."""
+    return f" per {group}" if (group := _group(card)) else ""
+
+
+def _group(card: PrivacyCard) -> str:
+    """What a promise is made to in place of an image, by the column that tells groups apart: a
+    "group" where that is not a plain word.
+    """
     if not card.of_groups:
         return ""
-    return " per person" if "same 'person'" in card.unit else " per group"
+    found = re.search(r"the same '([a-z]+)'", card.unit)
+    return found[1] if found else "group"

@@ -71,12 +71,12 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
 
 
 def _chosen(rows: list[dict[str, Any]]) -> str:
-    """That the measured pictures were chosen among drafts, where they were: Compare draws once."""
+    """That the measured pictures were chosen among candidates: Compare draws one of each."""
     drafts = sorted({row["drafts"] for row in rows})
     if drafts == [1]:
         return ""
     several = " or ".join(map(str, drafts))
-    return f"; each picture the matcher's choice of {several} drafts, where this tab draws once"
+    return f"; a reranker chose each from {several} candidates, where this tab draws one"
 
 
 def membership_result(name: str, folder: Path = FOLDER) -> MembershipAttack | None:

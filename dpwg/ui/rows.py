@@ -60,7 +60,7 @@ def compare_pipelines(
                     part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), labels)
                     coarse = [*coarse[:place], *part]
                 yield Rows(coarse, images, status)
-        told = "" if caption else "no caption, so unconditional · "
+        told = "" if caption else "no caption · "
         yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
 
 

@@ -222,7 +222,7 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
     """
     gr.Markdown(INTRODUCTION)
     if not (bases := public_names(names)):
-        gr.Markdown("There is no public checkpoint to begin from; see `python -m dpwg pretrain`.")
+        gr.Markdown("There is no public checkpoint to start from; see `python -m dpwg pretrain`.")
         return []
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
@@ -271,7 +271,7 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
 def _build_settings(bases: Sequence[str]) -> list[Any]:
     """The inputs of `plan` after the run."""
     base = gr.Radio(
-        bases, value=usual_checkpoint(bases), label="Begin from", visible=len(bases) > 1
+        bases, value=usual_checkpoint(bases), label="Start from", visible=len(bases) > 1
     )
     with gr.Group():
         source = gr.Radio([FACES, UPLOAD], value=FACES, label="Records")
@@ -331,7 +331,7 @@ def _build_progress() -> list[Any]:
 
 
 def _build_drawing(run: gr.State, base: gr.Radio) -> None:
-    gr.Markdown("### Draw with your model\nBeside the public one that it began from.")
+    gr.Markdown("### Draw with your model\nCompared with the public model it started from.")
     with gr.Row(elem_classes="prompt"):
         caption = gr.Textbox(
             first_caption(family_of(base.value)),
