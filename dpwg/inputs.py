@@ -75,8 +75,8 @@ def photo_inputs(
     return (
         {
             "name": "Tiny-ImageNet",
-            "source": "training images of 200 classes, captions made from the class names; not compared "
-            "with CelebA",
+            "source": "training images of 200 classes, captions made from the class names; not "
+            "compared with CelebA",
             "licence": "ImageNet's terms: non-commercial research and education",
         },
         {
@@ -96,8 +96,8 @@ def photo_inputs(
         *FROZEN_PARTS[1:2],
         {
             "name": "list of CelebA's images",
-            "source": "which photographs are in the set is public (photo_numbers.json of dpwg.data); "
-            "epsilon bounds what the weights add to that",
+            "source": "which photographs are in the set is public (photo_numbers.json of "
+            "dpwg.data); epsilon bounds what the weights add to that",
             "licence": "Apache-2.0",
         },
         {
