@@ -95,7 +95,8 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr("dpwg.ui.compare.measures", lambda: [measure, second])
     figure, told = mark("faces/eps-1")
-    assert told.startswith("**faces/eps-1**: 2.500 nats a code. Held-out loss on 1,234 records")
+    assert told.startswith("**faces/eps-1**: 2.500 nats a code. Held-out")
+    assert "1,234 records of `some`" in told
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["public\nε = 0", "1", "no\nprivacy"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.000", "2.500", "2.000"]
