@@ -474,11 +474,11 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _by_name(name: str) -> tuple[str, float, str]:
-    """Order within a data set: public first, then by epsilon."""
+def _by_name(name: str) -> tuple[str, bool, float, str]:
+    """Order within a data set: public first, then by epsilon; other units than images last."""
     family, _, last = name.rpartition("/")
-    epsilon = last.removeprefix("eps-")
+    unit, found, epsilon = last.rpartition("eps-")
     try:
-        return family, float(epsilon), last
+        return family, bool(unit), float(epsilon) if found else 0.0, last
     except ValueError:
-        return family, 0.0, last
+        return family, bool(unit), 0.0, last

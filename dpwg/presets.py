@@ -113,7 +113,7 @@ def _divided(config: C, by: int) -> C:
     changed: dict[str, Any] = {"heads": 2}
     for name, value in config.to_json().items():
         if name in ("width", "code_hidden", "channels"):
-            changed[name] = max(8, value // by)
+            changed[name] = max(8, value // by) if value else 0
         elif name.endswith("blocks") or name == "residuals":
             changed[name] = max(1, value // by)
         elif name == "codebook_sizes" and isinstance(config, TokenizerConfig):

@@ -25,6 +25,7 @@ from dpwg.encoders import default_encoder
 from dpwg.inputs import TOKENIZER_SHA256, public_inputs, tokenizer_input
 from dpwg.model import WaveletGPT
 from dpwg.pipeline import DPWaveletPipeline
+from dpwg.predictive import new_tokenizer
 from dpwg.presets import PRESETS, Preset, get_preset
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
@@ -32,7 +33,6 @@ from dpwg.privacy.clipping import ClippedSums
 from dpwg.saved import module_sha256
 from dpwg.superresolution import SuperResolution
 from dpwg.text import TextEncoder
-from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.examples import prepare_examples
 from dpwg.training.finetune import PrivateTraining
 from dpwg.training.pretrain import Pretraining, pretrain
@@ -42,7 +42,7 @@ from dpwg.training.tokenizer import train_tokenizer
 from dpwg.upsample import WaveletUpsampler, get_upsampler
 
 LARGE = ("celeba-256", "coco-256")
-KINDS = {"faces-128": "bert", "celeba-256": "clip", "coco-256": "t5"}
+KINDS = {"faces-128": "bert", "photos-128": "bert", "celeba-256": "clip", "coco-256": "t5"}
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -114,7 +114,7 @@ def test_a_shrunk_copy_trains_from_pixels_to_pictures(
         images_NCHW.float(), size // preset.tokenizer.coarse_size
     ).to(torch.uint8)
     torch.manual_seed(0)
-    tokenizer = SpectralTokenizer(preset.tokenizer)
+    tokenizer = new_tokenizer(preset.tokenizer)
     steps = train_tokenizer(tokenizer, coarse_NChw, preset.tokenizer_training)
     assert [report.step for report in steps] == [2]
     upscaler = SuperResolution(preset.superresolution)

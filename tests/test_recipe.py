@@ -37,7 +37,7 @@ def tiny_preset() -> Preset:
             small.superresolution_training, batch=2, images=8
         ),
         pretraining=dataclasses.replace(small.pretraining, batch=4),
-        finetuning=dataclasses.replace(small.finetuning, micro_batch=8, lora_rank=2, save_every=1),
+        finetuning=dataclasses.replace(small.finetuning, micro_batch=4, lora_rank=2, save_every=2),
     )
 
 
@@ -48,7 +48,7 @@ def family() -> Iterator[Family]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "get_preset", lambda name: small)
         patch.setattr(recipe, "REHEARSED", 3)
-        patch.setattr(recipe, "private_rate", lambda model, settings, ranks: 200.0)
+        patch.setattr(recipe, "private_rate", lambda model, settings, ranks: 25.0)
         yield FAMILIES["celeba"]
 
 

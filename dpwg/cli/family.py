@@ -50,7 +50,7 @@ def _train(options: argparse.Namespace) -> Any:
             source = _records(family.name, told)
             columns = tuple({run.unit for run in family.runs} - {"image"})
             source.pack(load_tokenizer(out / "tokenizer"), columns, options.pack)
-            return {file.name: file.stat().st_size for file in sorted(options.pack.iterdir())}
+            return {file.name: file.stat().st_size for file in sorted(options.pack.glob("[!.]*"))}
         if options.minutes is None or not options.minutes > 0:
             raise ValueError("Expected --minutes above 0: the total time for all stages.")
         keep_freed_memory()

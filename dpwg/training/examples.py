@@ -135,11 +135,6 @@ class Examples:
         held_I = np.bincount(pairs[:, 0])[pairs[:, 0]]
         return len(np.unique(pairs[held_I > 1, 1]))
 
-    @property
-    def codes(self) -> list[Tensor]:
-        """The codes of every image, one tensor (I, positions, codes) a scale."""
-        return self._codes
-
     def first(self, count: int) -> Examples:
         """The first `count` examples, without copying."""
         part = copy.copy(self)
@@ -193,18 +188,35 @@ def prepare_examples(
     uint8, where they have been made already.
     """
     keep_private(cache)
-    stem = f"{records.name}-{records.digest[:12]}"
     text = f"{encoder.digest[:12]}-{encoder.max_tokens}-{FORMAT}"
-    captions = cache / f"{stem}-captions-{text}.safetensors"
-    codes = cache / f"{stem}-codes-{fingerprint(tokenizer)[:12]}-{FORMAT}.safetensors"
+    captions = cache / f"{_stem(records)}-captions-{text}.safetensors"
     if not captions.exists():
         for done in encode_captions(records, encoder, captions):
             progress("captions", done, len(records))
-    if not codes.exists():
-        for done in encode_images(records, tokenizer, codes, coarse_NCHW):
-            progress("images", done, len(records))
+    codes = prepare_codes(records, tokenizer, cache, coarse_NCHW=coarse_NCHW, progress=progress)
     digest = joined_digest(records.digest, group_I)
-    return Examples(load_file(captions), load_file(codes), digest=digest, group_I=group_I)
+    return Examples(load_file(captions), codes, digest=digest, group_I=group_I)
+
+
+def prepare_codes(
+    records: Records,
+    tokenizer: SpectralTokenizer,
+    cache: Path,
+    *,
+    coarse_NCHW: Tensor | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, Tensor]:
+    """The codes of a set's images by the name of their scale, as `prepare_examples` keeps them."""
+    keep_private(cache)
+    name = f"{_stem(records)}-codes-{fingerprint(tokenizer)[:12]}-{FORMAT}.safetensors"
+    if not (cache / name).exists():
+        for done in encode_images(records, tokenizer, cache / name, coarse_NCHW):
+            progress("images", done, len(records))
+    return load_file(cache / name)
+
+
+def _stem(records: Records) -> str:
+    return f"{records.name}-{records.digest[:12]}"
 
 
 def joined_digest(digest: str, group_I: Tensor | None) -> str:

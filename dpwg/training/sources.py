@@ -35,6 +35,7 @@ from dpwg.training.examples import (
     captions_of,
     encode_texts,
     joined_digest,
+    prepare_codes,
     prepare_examples,
 )
 from dpwg.training.mapped import filling
@@ -149,8 +150,11 @@ class RecordSource:
             self._cache,
             group_I=group_I,
             coarse_NCHW=coarse_NCHW,
-            progress=lambda stage, done, total: self._told(f"{records.name}: {stage}", done, total),
+            progress=self._about(records),
         )
+
+    def _about(self, records: Records) -> Told:
+        return lambda stage, done, total: self._told(f"{records.name}: {stage}", done, total)
 
     def pack(self, tokenizer: SpectralTokenizer, columns: tuple[str, ...], folder: Path) -> None:
         """Write the two files of a packed source into a folder, for the same family."""
@@ -160,17 +164,23 @@ class RecordSource:
             "cleaned": "yes" if self.cleaned else "no",
             "tokenizer": fingerprint(tokenizer),
         }
+        size = tokenizer.config.coarse_size
         for kind, records in (("public", self._public), ("private", self._private)):
-            examples = self._examples(records, tokenizer, None)
+            coarse_NCHW = self.public_coarse(size) if kind == "public" else None
+            codes = prepare_codes(
+                records,
+                tokenizer,
+                self._cache,
+                coarse_NCHW=coarse_NCHW,
+                progress=self._about(records),
+            )
             captions = [captions_of(records, index) for index in range(len(records))]
             text = "\n".join(caption for own in captions for caption in own)
             tensors[f"{kind}.count"] = torch.tensor([len(own) for own in captions])
             tensors[f"{kind}.text"] = _bytes(zlib.compress(text.encode(), 9))
-            for scale, (codes_IPK, size) in enumerate(
-                zip(examples.codes, tokenizer.config.codebook_sizes, strict=True)
-            ):
-                packed = pack_codes(codes_IPK.flatten(1), bits_of(size))
-                tensors[f"{kind}.codes_{scale}"] = packed
+            for scale, books in enumerate(tokenizer.config.codebook_sizes):
+                codes_IK = codes[f"codes_{scale}"].flatten(1)
+                tensors[f"{kind}.codes_{scale}"] = pack_codes(codes_IK, bits_of(books))
             facts[f"{kind}.digest"] = records.digest
         for column in columns:
             tensors[f"group.{column}"] = self.groups(column).int()

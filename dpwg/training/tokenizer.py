@@ -102,8 +102,7 @@ def train_tokenizer(
         losses.append(total.item())
         if (step + 1) % settings.revive_every == 0 and step < settings.steps // 2:
             for book, z in zip(books, result.latents, strict=True):
-                book.revive(z.detach().flatten(0, 2), generator)
-            ranks.broadcast_(book.vectors_KD for book in tokenizer.books())
+                book.revive(z.detach().flatten(0, 2), generator, ranks)
         if (step + 1) % settings.report_every == 0 or step + 1 == settings.steps:
             yield Progress(
                 step=step + 1,
@@ -143,10 +142,11 @@ class _Means:
         self._used_K += count_K
 
     @torch.no_grad()
-    def revive(self, latents_ND: Tensor, generator: torch.Generator) -> None:
+    def revive(self, latents_ND: Tensor, generator: torch.Generator, ranks: Ranks) -> None:
         """Move what nothing used since the last time to latents of the batch."""
         dead_K = self._used_K == 0
         self._book.revive(dead_K, latents_ND, generator)
+        ranks.broadcast_([self._vectors_KD])
         assert self._count_K is not None
         self._count_K[dead_K] = self._count_K.mean()
         self._sums_KD[dead_K] = self._vectors_KD[dead_K] * self._count_K[dead_K, None]
