@@ -56,6 +56,8 @@ MARGIN = 0.92
 """The part of a stage's time that is planned for: a machine's speed drifts."""
 MAX_BATCH = 8192
 MAX_GRAD_NORM = 0.1
+MICRO_BATCHES: dict[str, tuple[int, ...]] = {"cpu": (), "cuda": (256, 1024)}
+"""Micro-batches tried beside the preset's; nothing but speed and memory depends on them."""
 REHEARSED = 6
 """Steps that are taken of a public stage to see how fast it is."""
 
@@ -368,16 +370,27 @@ class _Work:
         left = [run for run in self._family.runs if run.name not in self._budget.plans]
         if not left:
             return
-        settings = self._preset.finetuning
-        rate = self._ranks.agree(private_rate(model, settings, self._ranks))
+        sizes_B = (self._preset.finetuning.micro_batch, *MICRO_BATCHES[self._ranks.device.type])
+        rates = {
+            size: self._ranks.agree(
+                private_rate(
+                    model,
+                    dataclasses.replace(self._preset.finetuning, micro_batch=size),
+                    self._ranks,
+                )
+            )
+            for size in sizes_B
+        }
+        micro_batch = max(rates, key=lambda size: rates[size])
+        rate = rates[micro_batch]
         public = self._budget.plans.get("public", {}).get("examples_a_second")
         seconds = {run.name: self._seconds(run.name) for run in left}
         for run in left:
             records, delta = self._records_of(run), default_delta(self._source.private_records)
-            if (examples := seconds[run.name] * rate) < settings.micro_batch:
+            if (examples := seconds[run.name] * rate) < micro_batch:
                 raise ValueError(
                     f"Expected time for more than {examples:.0f} examples of {run.name}, which is "
-                    f"not even a micro-batch of {settings.micro_batch}; give more minutes."
+                    f"not even a micro-batch of {micro_batch}; give more minutes."
                 )
             steps, batch = run.sizes(examples, records)
             sizes: dict[str, Any] = {
@@ -394,6 +407,7 @@ class _Work:
             )
             self._budget.plans[run.name] = {
                 "steps": steps,
+                "micro_batch": micro_batch,
                 "examples_a_second": rate,
                 "private_over_non_private": public and public / rate,
                 "plan": dataclasses.asdict(plan),
@@ -413,9 +427,13 @@ class _Work:
             examples = self._ranks.leader_first(
                 lambda: self._source.private_examples(base.tokenizer, group_I)
             )
-        settings = self._preset.finetuning
-        planned = PrivacyPlan(**self._budget.plans[run.name]["plan"])
-        own = dataclasses.replace(settings, warmup=min(settings.warmup, planned.steps // 4))
+        plan, settings = self._budget.plans[run.name], self._preset.finetuning
+        planned = PrivacyPlan(**plan["plan"])
+        own = dataclasses.replace(
+            settings,
+            warmup=min(settings.warmup, planned.steps // 4),
+            micro_batch=plan["micro_batch"],
+        )
         training = PrivateTraining(
             base.model.requires_grad_(True),
             examples,
