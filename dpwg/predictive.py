@@ -1,10 +1,10 @@
-"""A spectral tokenizer whose codes hold only what the coarser image does not tell.
+"""A spectral tokenizer whose codes hold only what the coarser image cannot predict.
 
 Haar details are not independent of the coarser image: an edge goes on. Small convolutions foresee
 each scale's details from the image that the coarser codes decode to, and only the difference is
-quantized, as predictive coders do. A bit more than half of the details' energy is gone by then, so
-the same number of codes says more. What codes leave uneven, further convolutions smooth out. All of
-it is causal by scale: nothing finer than a scale enters its codes or its image.
+quantized, as predictive coders do. A third to nearly half of the details' energy is gone by then
+(docs/LOG.md), so the same number of codes says more. What codes leave uneven, further convolutions
+smooth out. All of it is causal by scale: nothing finer than a scale enters its codes or its image.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -113,6 +115,28 @@ def test_training_beats_repeated_pixels(tmp_path):
     save_superresolution(tmp_path / "upsampler", own)
     read = load_superresolution(tmp_path / "upsampler")
     torch.testing.assert_close(read(decoded), own(decoded).detach(), atol=0.02, rtol=0)
+
+
+def test_training_goes_on_from_its_last_saved_step(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"coarse_size": 8, "levels": 1, "grid": 2, "split": 2, "codebook_sizes": (4, 4)}
+    tokenizer = SpectralTokenizer(TokenizerConfig(**sizes, width=16, heads=2))
+    settings = SuperResolutionTraining(steps=5, batch=2, warmup=1, report_every=1, save_every=2)
+
+    def run(own, settings=settings):
+        return train_superresolution(own, tokenizer, discs(20), settings, folder=tmp_path)
+
+    begun = run(model())
+    assert [next(begun).step for _ in range(3)] == [1, 2, 3]  # the second is saved
+    begun.close()
+    again = model()
+    assert [report.step for report in run(again)] == [3, 4, 5]
+    assert not torch.equal(again.coefficients.weight, model().coefficients.weight)
+    finished = model()
+    assert not list(run(finished))
+    assert torch.equal(again.coefficients.weight, finished.coefficients.weight)
+    with pytest.raises(ValueError, match="settings"):
+        list(run(model(), replace(settings, batch=4)))
 
 
 def test_the_upsampler_gives_the_same_picture_in_any_batch(tmp_path):

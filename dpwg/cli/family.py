@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,12 @@ def _records(name: str, told: Callable[[str, int, int], None]) -> Any:
 
 
 class _Bars:
-    """One progress bar, begun anew for every stage."""
+    """One progress bar of the leading process, begun anew for every stage."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._stage = ""
+        self._hidden = os.environ.get("RANK", "0") != "0"  # of torchrun
 
     def __enter__(self) -> Callable[[str, int, int], None]:
         return self._told
@@ -112,7 +114,7 @@ class _Bars:
     def _told(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
             self.__exit__()
-            self._bar = tqdm(desc=stage, total=total, unit="", mininterval=2)
+            self._bar = tqdm(desc=stage, total=total, unit="", mininterval=2, disable=self._hidden)
             self._stage = stage
         self._bar.total = total
         self._bar.update(done - self._bar.n)

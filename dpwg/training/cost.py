@@ -21,7 +21,7 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 
 def matrix_flops(ranks: Ranks) -> float:
     """Floating-point operations a second of large matrix products in the fastest precision, of all
-    processes together: the best of five.
+    processes together: the best of several.
     """
     device = ranks.device
     side, dtype = SIDE[device.type], getattr(torch, pick_precision(device))

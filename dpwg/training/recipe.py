@@ -320,7 +320,8 @@ class _Work:
         own: SuperResolutionTraining = dataclasses.replace(
             settings, steps=plan["steps"], warmup=min(settings.warmup, plan["steps"] // 4)
         )
-        yield from train_superresolution(model, tokenizer, images_NCHW, own, self._ranks)
+        state = self._folder / "upsampler"
+        yield from train_superresolution(model, tokenizer, images_NCHW, own, self._ranks, state)
         if self._ranks.leads:
             save_superresolution(self._out / "upsampler", model.cpu())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dpwg.tokenizer import SpectralTokenizer
 from dpwg.training.descent import descend
 from dpwg.training.progress import Progress
 from dpwg.training.ranks import Ranks
+from dpwg.training.state import check_same_run, fingerprint, load_state, save_state
 from dpwg.training.weights import Optimization, Weights
 from dpwg.wavelet import coarse_image
 
@@ -36,6 +38,7 @@ class SuperResolutionTraining(Optimization):
     disturbed: float = 0.3
     neighbours: int = 16
     report_every: int = 50
+    save_every: int = 200
     seed: int = 0
 
 
@@ -45,19 +48,29 @@ def train_superresolution(
     images_NCHW: Tensor,
     settings: SuperResolutionTraining,
     ranks: Ranks | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Progress]:
     """Train in place on uint8 images (N, 3, S, S) of the model's full size.
 
     The tokenizer encodes and decodes their coarse images on the way. The model ends with averaged
-    weights; with several `ranks` each takes its share of every batch.
+    weights; with several `ranks` each takes its share of every batch. Resumes from `folder`, if
+    there is one.
     """
     ranks = ranks or Ranks()
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     levels = model.config.levels
     weights = Weights(model.to(ranks.device), settings)
+    run = {
+        "settings": settings.to_json(),
+        "base": fingerprint(model),
+        "tokenizer": fingerprint(tokenizer),
+    }
+    if folder and (saved := load_state(folder)):
+        check_same_run(folder, saved[1], run)
+        weights.load(saved[0])
     tokenizer = tokenizer.to(ranks.device)
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed + weights.steps)
 
     def loss_of_step() -> Tensor:
         chosen_B = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
@@ -72,7 +85,12 @@ def train_superresolution(
         image_BCHW = weights.worker(coarse_BChw.float())
         return band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
 
-    yield from descend(weights, settings, ranks, loss_of_step)
+    def save() -> None:
+        due = weights.steps % settings.save_every == 0 or weights.steps == settings.steps
+        if folder and ranks.leads and due:
+            save_state(folder, weights.steps, weights.state(), run)
+
+    yield from descend(weights, settings, ranks, loss_of_step, after_step=save)
 
 
 def _nearest(vectors_KD: Tensor, count: int) -> Tensor:

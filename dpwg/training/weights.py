@@ -108,7 +108,7 @@ class Weights(Generic[M]):
             self._average[name].copy_(tensors[f"average/{name}"])
             self._copies[name].copy_(parameter)
             self._adam.state[parameter] = {
-                key: tensors[f"adam.{key}/{name}"]
+                key: tensors[f"adam.{key}/{name}"].to(parameter.device)
                 for key in ("step", "exp_avg", "exp_avg_sq")
                 if f"adam.{key}/{name}" in tensors
             }
