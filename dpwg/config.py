@@ -71,8 +71,8 @@ class TokenizerConfig(Config):
     position into `split` x `split` patches, and each patch is a code from the scale's codebook.
 
     With `channels`, convolutions of that width and `residuals` pairs foresee each scale's details
-    from the coarser image, and the codes hold the rest (`dpwg.predictive`); with 0 the transformers
-    of `width`, `heads` and `..._blocks` do the work.
+    from the coarser image, and the codes hold the rest (`method/predictive`); with 0 the
+    transformers of `width`, `heads` and `..._blocks` do the work.
     """
 
     coarse_size: int = 32
@@ -271,8 +271,8 @@ class SuperResolutionConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatcherConfig(Config):
-    """The matcher of captions and images of the coarsest band.
+class RerankerConfig(Config):
+    """The reranker of captions and images of the coarsest band.
 
     `width`, `heads` and `blocks` are the transformer's over patches of `patch` x `patch` of the
     `image_size` pixels a side; captions and images become `slots` vectors of `slot_width`. Captions

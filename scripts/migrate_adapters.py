@@ -15,19 +15,19 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dpwg.adapters import corrections, merged_weight
-from dpwg.checkpoint import (
+from dpwg.method.transformer import WaveletGPT
+from dpwg.modules import checkpoint_root
+from dpwg.release.adapters import corrections, merged_weight
+from dpwg.release.folder import (
     Release,
     base_folder,
-    checkpoint_root,
     describe,
     find_checkpoint,
     load_public,
     load_release,
     save_release,
 )
-from dpwg.model import WaveletGPT
-from dpwg.training.finetune import LORA_LAYERS
+from dpwg.training.private import LORA_LAYERS
 
 RANK = 16
 ROUNDS, SWEEPS = 90, 3

@@ -18,16 +18,16 @@ from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
 
-from dpwg.checkpoint import Release, save_release, save_tokenizer
 from dpwg.config import ModelConfig, TokenizerConfig
-from dpwg.encoders import default_encoder
-from dpwg.model import WaveletGPT
+from dpwg.method.encoders import default_encoder
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.lora import add_lora
-from dpwg.tokenizer import SpectralTokenizer
+from dpwg.release.folder import Release, save_release, save_tokenizer
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import LORA_LAYERS
+from dpwg.training.private import LORA_LAYERS
 
 M = TypeVar("M", bound=nn.Module)
 

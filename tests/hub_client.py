@@ -7,8 +7,8 @@ import json
 import sys
 
 from dpwg.cli import main
-from dpwg.encoders import find_encoder
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.encoders import find_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
 
 
 def draw(name: str, revision: str | None = None, upsampler: str = "bicubic") -> str:

@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpwg.adapters import corrections, merge_adapter, merged_weight
-from dpwg.checkpoint import (
-    SHIPPED,
+from dpwg.cli import main
+from dpwg.method.encoders import default_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.transformer import WaveletGPT
+from dpwg.modules import SHIPPED, weights_sha256
+from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.card import PrivacyCard
+from dpwg.release.adapters import corrections, merge_adapter, merged_weight
+from dpwg.release.folder import (
     Release,
     base_folder,
     describe,
@@ -26,16 +32,9 @@ from dpwg.checkpoint import (
     save_release,
     save_tokenizer,
 )
-from dpwg.cli import main
-from dpwg.encoders import default_encoder
-from dpwg.model import WaveletGPT
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.privacy.accounting import Ledger, PrivacyPlan
-from dpwg.privacy.card import PrivacyCard
-from dpwg.saved import weights_sha256
-from dpwg.space import write_space
+from dpwg.release.space import write_space
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.private import Finetuning, PrivateTraining
 
 PLAN = PrivacyPlan(
     records=12, batch_size=6, steps=2, delta=1e-3, noise_multiplier=1.0, max_grad_norm=0.1

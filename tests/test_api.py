@@ -16,7 +16,7 @@ from app_server import serving
 from gradio_client import Client
 from PIL import Image
 
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.ui.demo import build_demo
 from dpwg.ui.limits import QUEUE_SIZE
 

@@ -18,17 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from dpwg.privacy.accounting import Ledger, PrivacyPlan
-from dpwg.privacy.audit import (
-    audit_guesses,
-    correct_guesses,
-    epsilon_lower_bound,
-    guesses_p_value,
-)
-from dpwg.privacy.clipping import ClippedBatch, ClippedSums
-from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample
-from dpwg.training import finetune
-from dpwg.training.audit import (
+from dpwg.measure.engine_audit import (
     EMBEDDINGS,
     CanaryModel,
     EngineAudit,
@@ -37,8 +27,18 @@ from dpwg.training.audit import (
     canary_readings,
     optimizer_gradients,
 )
+from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.clipping import ClippedBatch, ClippedSums
+from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample
+from dpwg.privacy.one_run_audit import (
+    audit_guesses,
+    correct_guesses,
+    epsilon_lower_bound,
+    guesses_p_value,
+)
+from dpwg.training import private
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
+from dpwg.training.private import Finetuning, PrivateTraining
 
 CANARIES, GUESSES = 2000, 100  # guesses each way
 EXACT_STEPS = 6
@@ -267,7 +267,7 @@ def test_a_canary_moves_its_own_coordinates_and_one_left_out_moves_none() -> Non
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_reading_is_one_clip_norm_a_visit_and_nothing_without(monkeypatch, precision) -> None:
-    monkeypatch.setattr(finetune, "add_gaussian_noise", no_noise)
+    monkeypatch.setattr(private, "add_gaussian_noise", no_noise)
     plan, included_M = dataclasses.replace(PLAN, steps=4), np.arange(CANARIES) % 3 > 0
     readings_TM, ledger = canary_readings(
         plan, included_M, precision=precision, generator=generator()
@@ -483,7 +483,7 @@ def exactness(make_model, make_inputs, monkeypatch) -> Exactness:
     with np.errstate(invalid="ignore"):
         alike_TT = np.nan_to_num(np.corrcoef(noise_TM)) - np.eye(plan.steps)
     with monkeypatch.context() as quiet:
-        quiet.setattr(finetune, "add_gaussian_noise", no_noise)
+        quiet.setattr(private, "add_gaussian_noise", no_noise)
         signal_TM, _ = canary_readings(plan, everybody, generator=generator())
         one_record = moved_by_one_record(make_model, make_inputs)
     return Exactness(
@@ -540,7 +540,7 @@ def test_broken_engines_are_caught(
     make_model, make_inputs, monkeypatch, table, name: str, parts: dict, expected: set[str]
 ) -> None:
     for part, broken in parts.items():
-        monkeypatch.setattr(finetune, part, broken)
+        monkeypatch.setattr(private, part, broken)
     found, exact = audit(), exactness(make_model, make_inputs, monkeypatch)
     caught = exact.failed() | ({"audit"} if found.refutes_the_ledger else set())
     figures = [f"{figure:.3g}" for figure in dataclasses.astuple(exact)]

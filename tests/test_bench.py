@@ -12,15 +12,15 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
-from dpwg import bench
-from dpwg.checkpoint import Release, save_release
 from dpwg.config import ModelConfig
 from dpwg.device import pick_precision
-from dpwg.encoders import default_encoder
-from dpwg.model import WaveletGPT
+from dpwg.measure import bench
+from dpwg.method.encoders import default_encoder
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.release.folder import Release, save_release
 
 CONFIG = ModelConfig(
     codebook_sizes=(8, 12, 16), width=16, blocks=1, heads=2, code_hidden=16, text_tokens=6

@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpwg.checkpoint import (
+from dpwg.config import TextEncoderId
+from dpwg.method.captions import EncodedText
+from dpwg.method.sampling import Sampling, sample
+from dpwg.method.transformer import WaveletGPT
+from dpwg.modules import checkpoint_root, module_sha256, read_config
+from dpwg.privacy.accounting import Ledger, LedgerEntry
+from dpwg.privacy.card import CardMismatchError, PrivacyCard
+from dpwg.release.folder import (
     Release,
     checkpoint_names,
-    checkpoint_root,
     describe,
     find_checkpoint,
     load_card,
@@ -24,13 +30,6 @@ from dpwg.checkpoint import (
     save_release,
     save_tokenizer,
 )
-from dpwg.config import TextEncoderId
-from dpwg.model import WaveletGPT
-from dpwg.privacy.accounting import Ledger, LedgerEntry
-from dpwg.privacy.card import CardMismatchError, PrivacyCard
-from dpwg.sampling import Sampling, sample
-from dpwg.saved import module_sha256, read_config
-from dpwg.text import EncodedText
 
 ENCODER = TextEncoderId(kind="clip", name="me/clip", digest="a" * 64, max_tokens=77)
 
@@ -80,7 +79,7 @@ def codes_of(release: Release) -> list[list[int]]:
         mask_BL=torch.ones(2, 4, dtype=torch.bool),
     )
     empty = EncodedText(states_BLD=torch.ones(1, 4, 8), mask_BL=torch.ones(1, 4, dtype=torch.bool))
-    drawn = sample(release.model.double(), text, empty, [3, 4], Sampling())
+    *_, drawn = sample(release.model.double(), text, empty, [3, 4], Sampling())
     release.model.float()
     return [part.flatten().tolist() for part in drawn]
 

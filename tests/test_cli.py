@@ -13,11 +13,11 @@ import torch
 from cards import recarded
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
 from dpwg.cli import main, parser
 from dpwg.cli.console import table
 from dpwg.cli.measure import _to_attack
-from dpwg.membership import MembershipAttack, result_file
+from dpwg.measure.membership import MembershipAttack, result_file
+from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
 
 
 def ask(capsys, *arguments: str):

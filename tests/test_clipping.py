@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from dpwg.privacy.clipping import ClippedSums
+from dpwg.privacy.layer_gradients import BFLOAT16_ERROR
 from dpwg.privacy.lora import LoRALinear
-from dpwg.privacy.rules import BFLOAT16_ERROR
 
 
 class Chain(nn.Module):

@@ -26,7 +26,7 @@ from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpwg.model import WaveletGPT
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.clipping import _float32_products
 from dpwg.privacy.lora import LoRALinear
 

@@ -20,14 +20,14 @@ from conftest import Inputs
 from gradients import assert_same_sums, clip, gpt_losses, minus, norm_of, one_by_one
 from test_recipe import FAMILIES, recipe, source, tiny_preset
 
-from dpwg.checkpoint import load_card, load_release
+from dpwg.method.captions import EncodedText
+from dpwg.method.sampling import Sampling, sample
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.mechanism import add_gaussian_noise
-from dpwg.sampling import Sampling, sample
-from dpwg.text import EncodedText
+from dpwg.release.folder import load_card, load_release
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.ranks import Ranks
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.processes import Ranks
 from dpwg.training.recipe import train_family
 
 pytestmark = [
@@ -149,12 +149,8 @@ def test_a_seed_gives_the_codes_of_the_cpu(make_model, make_inputs) -> None:
     drawn = []
     for device in ("cpu", "cuda"):
         model = copy.deepcopy(make_model()).double().to(device)
-        codes: list[list[torch.Tensor]] = []
-        sample(
-            model, text, empty, (3, 4, 5, 6), Sampling(guidance=2.0),
-            on_scale=lambda found, kept=codes: kept.append([scale.cpu() for scale in found]),
-        )  # fmt: skip
-        drawn.append(codes[-1])
+        *_, codes = sample(model, text, empty, (3, 4, 5, 6), Sampling(guidance=2.0))
+        drawn.append([scale.cpu() for scale in codes])
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
 

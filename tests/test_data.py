@@ -15,9 +15,8 @@ from dpwg.data.avatars import variants
 from dpwg.data.cache import RenderedRecords, cache_root, render_set, set_folder
 from dpwg.data.faces import face
 from dpwg.data.public import public_image
-from dpwg.data.records import Record
-from dpwg.data.tensors import coarse_batches
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS, Record
+from dpwg.training.examples import coarse_batches
 
 COUNT = 5
 make_face = functools.partial(face, "train")

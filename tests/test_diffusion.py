@@ -19,7 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from dpwg.cli import main
-from dpwg.diffusion import (
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.release.export import Export, export_dataset
+from dpwg.ui.generate import describe_upsampler, generate
+from dpwg.ui.pipelines import UpsamplingStep, draw, load_pipeline
+from dpwg.ui.sharing import from_query
+from dpwg.upsampling.diffusion import (
     KINDS,
     VARIABLE,
     DiffusionSettings,
@@ -27,12 +32,7 @@ from dpwg.diffusion import (
     offered,
     public_name,
 )
-from dpwg.export import Export, export_dataset
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.ui.generate import describe_upsampler, generate
-from dpwg.ui.pipelines import UpsamplingStep, draw, load_pipeline
-from dpwg.ui.sharing import from_query
-from dpwg.upsample import (
+from dpwg.upsampling.upsamplers import (
     UPSAMPLERS,
     BicubicUpsampler,
     PromptedUpsampler,

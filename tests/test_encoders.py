@@ -11,16 +11,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from dpwg.checkpoint import Release, load_release, save_release
 from dpwg.cli import main
 from dpwg.config import MINILM, TextEncoderId
-from dpwg.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
-from dpwg.inputs import text_encoder_input
-from dpwg.membership import check_reference
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.presets import PRESETS
-from dpwg.saved import module_sha256
-from dpwg.text import TextEncoder
+from dpwg.measure.membership import check_reference
+from dpwg.method.captions import TextEncoder
+from dpwg.method.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.modules import module_sha256
+from dpwg.release.folder import Release, load_release, save_release
+from dpwg.release.provenance import text_encoder_input
+from dpwg.training.presets import PRESETS
 
 CAPTIONS = ["", "a face", "a woman with long red hair"]
 KINDS = {"clip": (16, 24, transformers.CLIPTextModel), "t5": (12, 40, transformers.T5EncoderModel)}

@@ -25,11 +25,13 @@ from huggingface_hub import DatasetCard
 from killing import killed_before_line
 from PIL import Image
 
-from dpwg import parts
-from dpwg.checkpoint import load_card, load_release
 from dpwg.cli import main
 from dpwg.data import open_records
-from dpwg.export import (
+from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.method.sampling import Sampling
+from dpwg.privacy.card import PrivacyCard
+from dpwg.release import parts
+from dpwg.release.export import (
     Export,
     dataset_card,
     export_dataset,
@@ -37,10 +39,8 @@ from dpwg.export import (
     parse_shard,
     shard_images,
 )
-from dpwg.parts import FORMATS, Row, appear, encode_png
-from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
-from dpwg.privacy.card import PrivacyCard
-from dpwg.sampling import Sampling
+from dpwg.release.folder import load_card, load_release
+from dpwg.release.parts import FORMATS, Row, appear, encode_png
 
 CAPTIONS = ("a face", "red hair", "été, 笑顔", "glasses")
 SMALL = Export(
@@ -102,7 +102,9 @@ def test_a_card_and_the_plan_lie_beside_it(whole, pipe) -> None:
     plan = json.loads((folder / "export.json").read_text())
     assert plan["card_sha256"] == card.sha256
     assert plan["weights_sha256"] == load_release("faces/eps-1").weights_sha256
-    assert Sampling.from_json(plan["sampling"]) == dataclasses.replace(export.sampling, drafts=1)
+    assert Sampling.from_json(plan["sampling"]) == dataclasses.replace(
+        export.sampling, candidates=1
+    )
     page = DatasetCard.load(folder / "README.md")
     whole_page = dataset_card(export, plan, pipe.release.card)
     assert page.text.strip() == whole_page.split("\n---\n", 1)[1].strip()
@@ -205,7 +207,7 @@ def test_cards_say_what_they_promise(root) -> None:
         ("eps-1", "Epsilon is 0.", "privately"),
         ("eps-inf", "there is no bound on epsilon", "without privacy"),
     ):
-        plan = {"checkpoint": name, "matcher": None, "upsampler": "bicubic"}
+        plan = {"checkpoint": name, "reranker": None, "upsampler": "bicubic"}
         page = dataset_card(SMALL, plan, load_card(root / "faces" / name))
         assert words in page
         assert f"the model that was trained {trained};" in page
@@ -371,11 +373,11 @@ def test_processes_that_finish_at_once_do_not_disturb_each_other(tmp_path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("drafts", "times"), [(1, 6), (Sampling.drafts, 2)])
-def test_batches_draw_several_times_as_many_images_a_second(monkeypatch, drafts, times) -> None:
+@pytest.mark.parametrize(("candidates", "times"), [(1, 6), (Sampling.candidates, 2)])
+def test_batches_draw_several_times_as_many_images_a_second(monkeypatch, candidates, times) -> None:
     """On the shipped checkpoint, upsampler excluded, in one process, ways taking turns.
 
-    With several drafts the coarsest scale of a picture alone is drawn in a batch already.
+    With several candidates the coarsest scale of a picture alone is drawn in a batch already.
     """
     monkeypatch.delenv("DPWG_CHECKPOINTS")
     pipe = DPWaveletPipeline.from_pretrained("faces/eps-10")
@@ -385,15 +387,17 @@ def test_batches_draw_several_times_as_many_images_a_second(monkeypatch, drafts,
     try:
         ratios = []
         for _ in range(5):
-            alone = statistics.median(seconds(pipe, texts[:1], seed, drafts) for seed in range(5))
-            ratios.append(alone / (seconds(pipe, texts, 0, drafts) / len(texts)))
+            alone = statistics.median(
+                seconds(pipe, texts[:1], seed, candidates) for seed in range(5)
+            )
+            ratios.append(alone / (seconds(pipe, texts, 0, candidates) / len(texts)))
     finally:
         torch.set_num_threads(threads)
     assert statistics.median(ratios) >= times, ratios
 
 
-def seconds(pipe: DPWaveletPipeline, texts: list[str], seed: int, drafts: int) -> float:
-    settings = Sampling(drafts=drafts)
+def seconds(pipe: DPWaveletPipeline, texts: list[str], seed: int, candidates: int) -> float:
+    settings = Sampling(candidates=candidates)
     spent = pipe(texts, seed=seed, settings=settings, upsampler="bicubic").seconds
     return spent["text"] + spent["tokens"]
 

@@ -11,10 +11,10 @@ import pytest
 from dpwg.cli import main
 from dpwg.data.faces import face, named_colours
 from dpwg.data.records import Record, RecordList
-from dpwg.fidelity import EXACT, _lab, codes_fidelity, colour_fidelity, colours_met
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.sampling import Sampling
-from dpwg.upsample import get_upsampler
+from dpwg.measure.colours import EXACT, _lab, codes_fidelity, colour_fidelity, colours_met
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.sampling import Sampling
+from dpwg.upsampling.upsamplers import get_upsampler
 
 FACES = [face("test", index) for index in range(24)]
 
@@ -116,8 +116,8 @@ def test_the_command_writes_what_compare_and_the_readme_show(root, tmp_path, mon
     facts = json.loads(path.read_text())
     assert [row["name"] for row in facts["checkpoints"]] == ["faces/public", "faces/eps-1"]
     assert facts["own_codes"]["captions"] == facts["checkpoints"][0]["captions"] == 4
-    assert facts["sampling"] | {"drafts": Sampling.drafts} == Sampling().to_json()
-    assert [row["drafts"] for row in facts["checkpoints"]] == [1, 1]  # nothing chooses
+    assert facts["sampling"] | {"candidates": Sampling.candidates} == Sampling().to_json()
+    assert [row["candidates"] for row in facts["checkpoints"]] == [1, 1]  # nothing chooses
     capsys.readouterr()
     assert main(["evaluate", "--count", "6", "--colours", "7"]) == 2
     assert "colours=7 in [1, 6]" in capsys.readouterr().err

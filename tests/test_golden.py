@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from dpwg.checkpoint import SHIPPED
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.modules import SHIPPED
 
 GOLDEN = Path(__file__).with_name("golden.json")
 NAMES = [f"faces/{name}" for name in ("public", "eps-1", "eps-3", "eps-10", "eps-inf")]

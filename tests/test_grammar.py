@@ -17,7 +17,7 @@ from dpwg.data.grammar import (
     tiny_imagenet_captions,
     utkface_captions,
 )
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
 Attributes = dict[str, bool]
 

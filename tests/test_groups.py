@@ -14,16 +14,16 @@ from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
 from scipy import stats
 from torch import Tensor
 
-from dpwg.checkpoint import load_release
 from dpwg.cli import main
 from dpwg.data import open_records
 from dpwg.data.groups import group_numbers
 from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
-from dpwg.training import finetune
+from dpwg.release.folder import load_release
+from dpwg.training import private
 from dpwg.training.examples import Examples, encode_images
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.ranks import Ranks
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.processes import Ranks
 
 GROUP_I = (0, 1, 0, 2, 1, 0, 3, 0, 4, 1, 0, 0)
 CAPTIONS_I = (1, 2, 3, 1, 1, 2, 1, 1, 2, 1, 1, 3)
@@ -90,13 +90,13 @@ class Coupled(np.random.Generator):
 def clean(monkeypatch) -> list[Sums]:
     """The sums of every step before noise."""
     seen: list[Sums] = []
-    add_noise = finetune.add_gaussian_noise
+    add_noise = private.add_gaussian_noise
 
     def watched(sums: Sums, **mechanism: object) -> None:
         seen.append({name: total.clone() for name, total in sums.items()})
         add_noise(sums, **mechanism)
 
-    monkeypatch.setattr(finetune, "add_gaussian_noise", watched)
+    monkeypatch.setattr(private, "add_gaussian_noise", watched)
     return seen
 
 

@@ -22,15 +22,15 @@ from hub_server import Files, Hub, serve
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
-from dpwg.checkpoint import find_checkpoint, load_card, load_release, save_release
 from dpwg.config import TextEncoderId
-from dpwg.encoders import default_encoder
-from dpwg.hub import RELEASED, model_card, release_files
-from dpwg.model import WaveletGPT
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.captions import TextEncoder
+from dpwg.method.encoders import default_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import epsilon_text
-from dpwg.text import TextEncoder
-from dpwg.training.state import save_state
+from dpwg.release.folder import find_checkpoint, load_card, load_release, save_release
+from dpwg.release.hub import RELEASED, model_card, release_files
+from dpwg.training.run_state import save_state
 
 HERE = Path(__file__).parent
 SECRET = b"no one may ever see this gradient"

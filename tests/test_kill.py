@@ -21,12 +21,12 @@ import torch
 from killing import killed_before_line
 from torch import Tensor
 
-from dpwg.model import WaveletGPT
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, PrivacyPlan
-from dpwg.training import state
+from dpwg.training import run_state
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.state import load_state, save_state
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.run_state import load_state, save_state
 
 PLAN = PrivacyPlan(
     records=12, batch_size=6, steps=60, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
@@ -39,7 +39,7 @@ Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 # A child is a fork of a process that has all of this imported: it trains within milliseconds.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "torch._dynamo", "dpwg.training.finetune"])
+processes.set_forkserver_preload(["pytest", "torch._dynamo", "dpwg.training.private"])
 
 
 class SeededSteps(PrivateTraining):
@@ -179,7 +179,7 @@ def test_a_state_killed_before_any_line_is_the_one_before_or_this_one(
         folder = tmp_path / str(line)
         for earlier in range(1, step):
             save(folder, earlier)
-        killed = killed_before_line(line, state, functools.partial(save, folder, step))
+        killed = killed_before_line(line, run_state, functools.partial(save, folder, step))
         found.add(loaded(folder))
         with monkeypatch.context() as patched:  # who resumes is another process
             patched.setattr(os, "getpid", lambda: 0)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from dpwg.model import WaveletGPT
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.lora import LoRALinear, add_lora, merge_lora
-from dpwg.training.finetune import LORA_LAYERS
+from dpwg.training.private import LORA_LAYERS
 
 
 @torch.no_grad()

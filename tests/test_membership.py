@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpwg.membership import calibrated_scores, membership_attack, nearest_records
+from dpwg.measure.membership import calibrated_scores, membership_attack, nearest_records
 from dpwg.privacy.accounting import max_true_positive_rate
 from dpwg.training.examples import Examples
-from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.public_model import Pretraining, pretrain
 
 ABOUT = {
     "checkpoint": "made/up",

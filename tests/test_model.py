@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpwg.config import ModelConfig
-from dpwg.layers import cross_entropy
-from dpwg.model import WaveletGPT
+from dpwg.method.layers import cross_entropy
+from dpwg.method.transformer import WaveletGPT
 
 CODES = [(s, p, k) for s in range(3) for p in range(4) for k in range(2)]  # in the order of drawing
 

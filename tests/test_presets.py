@@ -10,36 +10,29 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from dpwg.checkpoint import (
-    SHIPPED,
-    Release,
-    load_release,
-    save_release,
-    save_superresolution,
-    save_tokenizer,
-)
 from dpwg.cli import main
 from dpwg.config import MINILM
 from dpwg.data import open_records
-from dpwg.encoders import default_encoder
-from dpwg.inputs import TOKENIZER_SHA256, public_inputs, tokenizer_input
-from dpwg.model import WaveletGPT
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.predictive import new_tokenizer
-from dpwg.presets import PRESETS, Preset, get_preset
+from dpwg.method.captions import TextEncoder
+from dpwg.method.encoders import default_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.predictive import new_tokenizer
+from dpwg.method.transformer import WaveletGPT
+from dpwg.modules import SHIPPED, module_sha256
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.clipping import ClippedSums
-from dpwg.saved import module_sha256
-from dpwg.superresolution import SuperResolution
-from dpwg.text import TextEncoder
+from dpwg.release.folder import Release, load_release, save_release, save_tokenizer
+from dpwg.release.provenance import TOKENIZER_SHA256, public_inputs, tokenizer_input
 from dpwg.training.examples import prepare_examples
-from dpwg.training.finetune import PrivateTraining
-from dpwg.training.pretrain import Pretraining, pretrain
-from dpwg.training.ranks import Ranks
-from dpwg.training.superresolution import train_superresolution
+from dpwg.training.presets import PRESETS, Preset, get_preset
+from dpwg.training.private import PrivateTraining
+from dpwg.training.processes import Ranks
+from dpwg.training.public_model import Pretraining, pretrain
 from dpwg.training.tokenizer import train_tokenizer
-from dpwg.upsample import WaveletUpsampler, get_upsampler
+from dpwg.training.upsampler import train_superresolution
+from dpwg.upsampling.superresolution import SuperResolution, save_superresolution
+from dpwg.upsampling.upsamplers import WaveletUpsampler, get_upsampler
 
 LARGE = ("celeba-256", "coco-256")
 KINDS = {"faces-128": "bert", "photos-128": "bert", "celeba-256": "clip", "coco-256": "t5"}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.lora import add_lora
-from dpwg.training import finetune
+from dpwg.training import private
 from dpwg.training.examples import Batch, Examples
-from dpwg.training.finetune import LORA_LAYERS, Finetuning, PrivateTraining
+from dpwg.training.private import LORA_LAYERS, Finetuning, PrivateTraining
 
 RECORDS = 12
 PLAN = PrivacyPlan(
@@ -58,7 +58,7 @@ class Watched:
 def watched(monkeypatch) -> Watched:
     """The real mechanism and examples, watched."""
     seen = Watched()
-    sample, add_noise, batch = finetune.poisson_sample, finetune.add_gaussian_noise, Examples.batch
+    sample, add_noise, batch = private.poisson_sample, private.add_gaussian_noise, Examples.batch
 
     def poisson_sample(records: int, rate: float, generator: np.random.Generator) -> Tensor:
         chosen_N = sample(records, rate, generator)
@@ -83,8 +83,8 @@ def watched(monkeypatch) -> Watched:
             seen.visits[-1] += zip(indices_B.tolist(), draws["draw_B"].tolist(), strict=True)
         return batch(self, indices_B, **draws)
 
-    monkeypatch.setattr(finetune, "poisson_sample", poisson_sample)
-    monkeypatch.setattr(finetune, "add_gaussian_noise", add_gaussian_noise)
+    monkeypatch.setattr(private, "poisson_sample", poisson_sample)
+    monkeypatch.setattr(private, "add_gaussian_noise", add_gaussian_noise)
     monkeypatch.setattr(Examples, "batch", visit)
     return seen
 

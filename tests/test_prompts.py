@@ -10,7 +10,7 @@ import pytest
 
 from dpwg.data.prompts import read_captions
 from dpwg.data.public import public_caption, public_image
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
 
 def read(source: Path | str, **declared: bool) -> tuple[str, ...]:

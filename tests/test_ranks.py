@@ -14,14 +14,14 @@ import torch
 from scipy import stats
 from torch import Tensor, distributed, multiprocessing
 
-from dpwg.model import WaveletGPT
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
-from dpwg.tokenizer import SpectralTokenizer
-from dpwg.training import finetune
+from dpwg.training import private
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.pretrain import Pretraining, pretrain
-from dpwg.training.ranks import Ranks
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.processes import Ranks
+from dpwg.training.public_model import Pretraining, pretrain
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
 WORLD = 2
@@ -40,7 +40,7 @@ def sampled_alike(
     ranks: Ranks, model: WaveletGPT, inputs: Any, plan: PrivacyPlan
 ) -> dict[str, Any]:
     """A private run with clipping but the noise off, and the same sampling on every rank."""
-    finetune.add_gaussian_noise = lambda *_, **__: None
+    private.add_gaussian_noise = lambda *_, **__: None
     return finetuned(ranks, model, inputs, plan, 3)
 
 
@@ -101,7 +101,7 @@ def work(rank: int, folder: Path, tasks: dict[str, tuple[Any, ...]]) -> None:
     )
     answers = {}
     for name, (run, *given) in tasks.items():
-        with mock.patch.object(finetune, "add_gaussian_noise", finetune.add_gaussian_noise):
+        with mock.patch.object(private, "add_gaussian_noise", private.add_gaussian_noise):
             own = copy.deepcopy(given)  # spawn gives all processes the same memory
             answers[name] = run(Ranks(rank, WORLD), *own)
     torch.save(answers, folder / f"rank-{rank}.pt")
@@ -143,7 +143,7 @@ def inputs(make_inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def test_two_ranks_fine_tune_as_one_process(monkeypatch, make_model, inputs, two) -> None:
-    monkeypatch.setattr(finetune, "add_gaussian_noise", None)
+    monkeypatch.setattr(private, "add_gaussian_noise", None)
     one = sampled_alike(Ranks(), make_model(), inputs, PLAN)
     ranks = two["sampled alike"]
     for rank in ranks:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dpwg.cli import parser
-from dpwg.readme import RESULTS, update
+from dpwg.measure.readme import RESULTS, update
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

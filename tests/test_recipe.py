@@ -14,13 +14,13 @@ import pytest
 import torch
 from test_photos import celeba_official, tiny_official, utkface_official
 
-from dpwg.checkpoint import load_card, load_release
 from dpwg.cli import main
 from dpwg.data import open_records
-from dpwg.encoders import default_encoder
-from dpwg.pipeline import DPWaveletPipeline
-from dpwg.presets import Preset, get_preset
+from dpwg.method.encoders import default_encoder
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.release.folder import load_card, load_release
 from dpwg.training import recipe
+from dpwg.training.presets import Preset, get_preset
 from dpwg.training.recipe import FAMILIES, Family, PrivateRun, train_family
 from dpwg.training.sources import PackedSource, RecordSource, bits_of, pack_codes, unpack_codes
 

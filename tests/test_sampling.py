@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dpwg.model import WaveletGPT
-from dpwg.sampling import Sampling, _draw, _sorted, sample
-from dpwg.text import EncodedText
+from dpwg.method.captions import EncodedText
+from dpwg.method.sampling import Sampling, _draw, _sorted, sample
+from dpwg.method.transformer import WaveletGPT
 
 PLAIN = Sampling(guidance=1.0, temperature=1.0, top_p=1.0)
 
@@ -32,9 +32,10 @@ def rows(text: EncodedText, part) -> EncodedText:
     return EncodedText(states_BLD=text.states_BLD[part], mask_BL=text.mask_BL[part])
 
 
-def draw(model, text, seeds, settings=PLAIN, **callback) -> list[Tensor]:
+def draw(model, text, seeds, settings=PLAIN, **options) -> list[Tensor]:
     empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
-    return sample(model, text, empty, seeds, settings, **callback)
+    *_, codes = sample(model, text, empty, seeds, settings, **options)
+    return codes
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -104,7 +105,7 @@ def test_guidance_one_makes_no_second_pass(model, text) -> None:
 def test_guidance_moves_away_from_the_empty_caption(model, text) -> None:
     empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
     settings = Sampling(guidance=4.0, temperature=0.0)
-    codes = sample(model, text, empty, [0] * 6, settings)
+    *_, codes = sample(model, text, empty, [0] * 6, settings)
     with_B = model(text.states_BLD, text.mask_BL, codes)
     free_B = model(empty.states_BLD.expand(6, -1, -1), empty.mask_BL.expand(6, -1), codes)
     for conditional, free, own in zip(with_B, free_B, codes, strict=True):
@@ -117,9 +118,11 @@ def test_guidance_zero_is_the_empty_caption(model, text) -> None:
     assert all((own == own[:1]).all() for own in codes)
 
 
-def test_the_callback_sees_every_scale_once_with_all_codes_so_far(model, text) -> None:
-    seen: list[list[Tensor]] = []
-    codes = draw(model, text, range(6), on_scale=lambda c: seen.append([x.clone() for x in c]))
+def test_every_scale_comes_once_with_all_codes_so_far(model, text) -> None:
+    empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
+    stages = sample(model, text, empty, range(6), PLAIN)
+    seen = [[x.clone() for x in codes] for codes in stages]
+    codes = draw(model, text, range(6))
     assert [len(part) for part in seen] == [1, 2, 3]
     for part in seen:
         assert same(part, codes[: len(part)])
@@ -209,7 +212,7 @@ def test_padding_of_every_caption_changes_no_code(model, text) -> None:
         mask_BL=torch.nn.functional.pad(text.mask_BL, (0, 3)),
     )
     empty = EncodedText(states_BLD=torch.ones(1, 8, 8), mask_BL=torch.arange(8)[None] < 2)
-    padded = sample(model, longer, empty, range(6), Sampling(guidance=3.0))
+    *_, padded = sample(model, longer, empty, range(6), Sampling(guidance=3.0))
     assert same(padded, draw(model, text, range(6), Sampling(guidance=3.0)))
 
 

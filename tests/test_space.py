@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpwg import space as space_module
-from dpwg.checkpoint import load_release
 from dpwg.cli import main
-from dpwg.space import write_space
-from dpwg.training.state import save_state
+from dpwg.release import space as space_module
+from dpwg.release.folder import load_release
+from dpwg.release.space import write_space
+from dpwg.training.run_state import save_state
 from dpwg.ui import pipelines
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,7 @@ import pytest
 import pywt
 import torch
 
-from dpwg.spectra import (
+from dpwg.measure.spectra import (
     band_names,
     bands_figure,
     decompose,
@@ -19,7 +19,7 @@ from dpwg.spectra import (
     reconstruct,
     spectra_figure,
 )
-from dpwg.wavelet import haar_pyramid
+from dpwg.method.wavelet import haar_pyramid
 
 
 @pytest.fixture
@@ -153,7 +153,8 @@ def test_figures_are_drawn_in_threads_without_pyplot(image: np.ndarray) -> None:
     for other in others:
         np.testing.assert_array_equal(first, other)
     code = (
-        "import sys, numpy as np, dpwg.spectra as s; assert 'matplotlib' not in sys.modules; "
+        "import sys, numpy as np, dpwg.measure.spectra as s; "
+        "assert 'matplotlib' not in sys.modules; "
         "s.bands_figure(np.eye(8)[..., None]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,8 +22,8 @@ from app_server import ROOT, serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from dpwg.bench import machine
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.measure.bench import machine
 
 CHROMIUM = shutil.which("chromium")
 SHIPPED = ROOT / "checkpoints"

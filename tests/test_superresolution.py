@@ -7,17 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpwg.checkpoint import load_superresolution, save_superresolution
 from dpwg.config import SuperResolutionConfig, TokenizerConfig
-from dpwg.superresolution import SuperResolution, band_error
-from dpwg.tokenizer import SpectralTokenizer
-from dpwg.training.superresolution import (
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.training.upsampler import (
     SuperResolutionTraining,
     _disturbed,
     _nearest,
     train_superresolution,
 )
-from dpwg.upsample import WaveletUpsampler
+from dpwg.upsampling.superresolution import (
+    SuperResolution,
+    band_error,
+    load_superresolution,
+    save_superresolution,
+)
+from dpwg.upsampling.upsamplers import WaveletUpsampler
 
 TINY = SuperResolutionConfig(
     coarse_size=8, levels=2, patch=4, width=16, heads=2, blocks=1, channels=8, residuals=1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpwg.text import MAX_CAPTION_CHARACTERS, EncodedText, TextEncoder
+from dpwg.method.captions import MAX_CAPTION_CHARACTERS, EncodedText, TextEncoder
 
 CAPTIONS = ["", "a face", "a woman with long red hair, round glasses and a green shirt, smiling"]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpwg.codebook import Codebook
 from dpwg.config import TokenizerConfig
-from dpwg.tokenizer import SpectralTokenizer, scale_causal_bias
+from dpwg.method.codebook import Codebook
+from dpwg.method.tokenizer import SpectralTokenizer, scale_causal_bias
+from dpwg.method.wavelet import coarse_image, haar_pyramid, inverse_haar_pyramid
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
-from dpwg.wavelet import coarse_image, haar_pyramid, inverse_haar_pyramid
 
 SHAPES = [(48, 16, 4, 3), (48, 16, 4, 9), (48, 16, 4, 36)]
 

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from dpwg.data.records import Record
-from dpwg.encoders import default_encoder
+from dpwg.method.captions import TextEncoder
+from dpwg.method.encoders import default_encoder
 from dpwg.privacy.accounting import PrivacyPlan
-from dpwg.text import TextEncoder
 from dpwg.training.examples import Examples, prepare_examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.private import Finetuning, PrivateTraining
 from dpwg.training.progress import warmup_cosine
-from dpwg.training.state import load_state, save_state
-from dpwg.training.weights import Optimization, Weights
+from dpwg.training.public_model import Pretraining, pretrain
+from dpwg.training.run_state import load_state, save_state
 
 RECORDS = 12
 PLAN = PrivacyPlan(

@@ -5,7 +5,6 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from threading import Event
 from urllib.parse import parse_qsl, urlsplit
 
 import gradio as gr
@@ -15,15 +14,14 @@ from app_server import serving
 from cards import recarded
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_card
-from dpwg.pipeline import MAX_SEED
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text, explain
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.demo import build_demo
 from dpwg.ui.families import example_captions
 from dpwg.ui.generate import generate, opened, surprise, swiped
 from dpwg.ui.own import YOURS
-from dpwg.ui.pipelines import stream
 from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.ui.shown import random_seed
@@ -125,8 +123,8 @@ def test_files_hold_the_pictures_and_the_facts():
         "captions": ["A person \ud800"] * 2,
         "seed": 7,
         "seeds": [7, 8],
-        "drafts": 1,
-        "matcher": None,
+        "candidates": 1,
+        "reranker": None,
         "epsilon": card.epsilon,
         "delta": card.delta,
         "coarse_size": 32,
@@ -163,24 +161,6 @@ def test_no_caption_is_unconditional_and_said_so():
 def test_bad_input_is_an_error_in_words(change, message):
     with pytest.raises(gr.Error, match=message):
         next(generate(**INPUTS | change))
-
-
-def test_closing_the_stream_stops_the_work_at_its_next_scale():
-    looked, stopped = Event(), Event()
-
-    def pipe(captions, *, on_scale, on_step):
-        on_scale(np.zeros((1, 8, 8, 3), np.uint8))
-        looked.wait()
-        try:
-            on_scale(np.zeros((1, 16, 16, 3), np.uint8))
-        except InterruptedError:
-            stopped.set()
-
-    frames = stream(pipe, ("a",))
-    assert next(frames).shape == (1, 8, 8, 3)
-    frames.close()
-    looked.set()
-    assert stopped.wait(10)
 
 
 def test_seeds_and_examples_are_usable():
@@ -260,8 +240,8 @@ def test_building_the_page_loads_no_model(monkeypatch):
     def load(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("dpwg.hub.load_release", load)
-    monkeypatch.setattr("dpwg.checkpoint.load_card", load)
+    monkeypatch.setattr("dpwg.release.hub.load_release", load)
+    monkeypatch.setattr("dpwg.release.folder.load_card", load)
     build_demo()
 
 

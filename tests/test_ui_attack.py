@@ -12,10 +12,9 @@ import pytest
 from cards import recarded
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_card, named_weights_sha256
 from dpwg.cli import main
 from dpwg.data.faces import face
-from dpwg.membership import MembershipAttack, membership_attack, result_file
+from dpwg.measure.membership import MembershipAttack, membership_attack, result_file
 from dpwg.privacy.accounting import (
     Ledger,
     LedgerEntry,
@@ -24,6 +23,7 @@ from dpwg.privacy.accounting import (
 )
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
+from dpwg.release.folder import find_checkpoint, load_card, named_weights_sha256
 from dpwg.ui import results
 from dpwg.ui.attack import attack, attack_live, engine_told
 from dpwg.ui.fresh import DATA, coarse_faces, refusal

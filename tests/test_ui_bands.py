@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.spectra import decompose, energy_shares
+from dpwg.measure.spectra import decompose, energy_shares
 from dpwg.ui.bands import (
     WAVELETS,
     Subject,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.checkpoint import find_checkpoint, load_card
-from dpwg.pipeline import MAX_SEED, DPWaveletPipeline
+from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui import results
 from dpwg.ui.compare import compare_captions, compare_checkpoints, mark
 from dpwg.ui.families import siblings
@@ -81,8 +81,8 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     facts = {"data": "some", "records": 1234, "nats_per_code": rows}
     (tmp_path / "held-out.json").write_text(json.dumps(facts))
     rows = [
-        {"name": n, "epsilon": e, "captions": 40, "all_parts": 0.25, "drafts": drafts}
-        for n, e, drafts in (
+        {"name": n, "epsilon": e, "captions": 40, "all_parts": 0.25, "candidates": candidates}
+        for n, e, candidates in (
             ("faces/public", 0.0, 1),
             ("faces/eps-1", 1.0, 6),
         )

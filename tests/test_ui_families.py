@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from cards import recarded
 
-from dpwg.checkpoint import MATCHER, find_checkpoint, load_card
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.release.folder import RERANKER, find_checkpoint, load_card
 from dpwg.ui import compare, families, generate
 from dpwg.ui.attack import attack, attack_live
 from dpwg.ui.demo import build_demo
@@ -40,7 +40,7 @@ from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.results import Measure, Point
 from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.ui.shown import Shown
-from dpwg.upsample import DEFAULT_UPSAMPLER
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER
 
 OF_FACES = ["faces/public", "faces/eps-1", "faces/eps-inf"]
 OF_CELEBA = ["celeba/public", "celeba/eps-1", "celeba/eps-inf", "celeba/person-eps-10"]
@@ -232,17 +232,17 @@ def test_a_promise_to_a_group_is_told_in_its_columns_word(
 def test_candidates_are_offered_where_a_reranker_chooses(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [both / MATCHER]
-    monkeypatch.setattr(families, "find_matchers", lambda: found)
-    query = {"seed": "1", "checkpoint": "celeba/eps-1", "drafts": "3"}
-    assert generate.switched(FACES).drafts.visible
-    assert not generate.switched(CELEBA).drafts.visible
-    *_, drafts = generate.on_load(query)
-    assert (drafts.value, drafts.visible) == (3, False)
-    found.append(both / CELEBA / MATCHER)
+    found = [both / RERANKER]
+    monkeypatch.setattr(families, "find_rerankers", lambda: found)
+    query = {"seed": "1", "checkpoint": "celeba/eps-1", "candidates": "3"}
+    assert generate.switched(FACES).candidates.visible
+    assert not generate.switched(CELEBA).candidates.visible
+    *_, candidates = generate.on_load(query)
+    assert (candidates.value, candidates.visible) == (3, False)
+    found.append(both / CELEBA / RERANKER)
     assert generate.on_load(query)[-1].visible
     found.clear()
-    assert not generate.switched(FACES).drafts.visible
+    assert not generate.switched(FACES).candidates.visible
 
 
 def test_a_link_opens_its_family() -> None:

@@ -7,8 +7,8 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.privacy.accounting import MAX_EPSILON, epsilon_text, epsilons, explain
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.about import ROOT, section, story
 from dpwg.ui.limits import MAX_STEPS, described, whole
 from dpwg.ui.privacy import EPSILON, NOISE, _card, account, settings_of

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpwg.checkpoint import checkpoint_names, load_card, load_release
 from dpwg.cli import main
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.accounting import Ledger, PrivacyPlan, epsilon_text
-from dpwg.training.finetune import PrivateTraining
+from dpwg.release.folder import checkpoint_names, load_card, load_release
+from dpwg.training.private import PrivateTraining
 from dpwg.ui import runs, train
 from dpwg.ui.compare import compare_captions, compare_checkpoints
 from dpwg.ui.demo import build_demo

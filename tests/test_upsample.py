@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpwg.upsample import (
+from dpwg.upsampling.upsamplers import (
     UNEVEN,
     UPSAMPLERS,
     BicubicUpsampler,

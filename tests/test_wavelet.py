@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpwg.wavelet import coarse_image, haar_pyramid, haar_step, inverse_haar_pyramid
+from dpwg.method.wavelet import coarse_image, haar_pyramid, haar_step, inverse_haar_pyramid
 
 
 @settings(max_examples=25, deadline=None)

@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_tokenizer(verb)
     train.add_upsampler(verb)
     train.add_pretrain(verb)
-    train.add_matcher(verb)
+    train.add_reranker(verb)
     finetune.add_finetune(verb)
     use.add_sample(verb)
     use.add_push(verb)

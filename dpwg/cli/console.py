@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from dpwg.training.processes import Ranks
     from dpwg.training.progress import Progress
-    from dpwg.training.ranks import Ranks
 
 
 @contextmanager

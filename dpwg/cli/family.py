@@ -36,9 +36,10 @@ def add_train(verb: Verb) -> None:
 
 
 def _train(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_root, load_tokenizer
+    from dpwg.modules import checkpoint_root
+    from dpwg.release.folder import load_tokenizer
     from dpwg.training.memory import keep_freed_memory
-    from dpwg.training.ranks import Ranks
+    from dpwg.training.processes import Ranks
     from dpwg.training.recipe import FAMILIES, train_family
 
     if options.family not in FAMILIES:
@@ -82,7 +83,7 @@ def _train(options: argparse.Namespace) -> Any:
 def _records(name: str, told: Callable[[str, int, int], None]) -> Any:
     from dpwg.data import open_records
     from dpwg.data.cache import cache_root
-    from dpwg.encoders import default_encoder
+    from dpwg.method.encoders import default_encoder
     from dpwg.training.recipe import FAMILIES
     from dpwg.training.sources import RecordSource
 

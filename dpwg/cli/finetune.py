@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dpwg.data import Records
     from dpwg.privacy.accounting import PrivacyPlan
-    from dpwg.training.ranks import Ranks
+    from dpwg.training.processes import Ranks
 
 BASE = "faces/public"
 
@@ -87,19 +87,19 @@ def add_finetune(verb: Verb) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import (
+    from dpwg.data.cache import cache_root
+    from dpwg.method.encoders import open_encoder
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.release.folder import (
         Release,
         check_same_tokenizer,
         find_checkpoint,
         load_public,
         save_release,
     )
-    from dpwg.data.cache import cache_root
-    from dpwg.encoders import open_encoder
-    from dpwg.presets import get_preset
-    from dpwg.privacy.card import PrivacyCard
-    from dpwg.training.finetune import Finetuning, PrivateTraining
-    from dpwg.training.ranks import Ranks
+    from dpwg.training.presets import get_preset
+    from dpwg.training.private import Finetuning, PrivateTraining
+    from dpwg.training.processes import Ranks
 
     if options.plan:
         return _rehearse(options)
@@ -193,11 +193,11 @@ def _finetune(options: argparse.Namespace) -> Any:
 
 def _rehearse(options: argparse.Namespace) -> Any:
     """A plan and what it will take, for a person who decides whether to run it."""
-    from dpwg.checkpoint import load_public
-    from dpwg.model import WaveletGPT
-    from dpwg.presets import get_preset
-    from dpwg.training.finetune import Finetuning
-    from dpwg.training.ranks import Ranks
+    from dpwg.method.transformer import WaveletGPT
+    from dpwg.release.folder import load_public
+    from dpwg.training.presets import get_preset
+    from dpwg.training.private import Finetuning
+    from dpwg.training.processes import Ranks
     from dpwg.training.rehearsal import rehearse
 
     preset = get_preset(options.preset or SHIPPED_PRESET)
@@ -272,14 +272,14 @@ def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, floa
 
 
 def _among_checkpoints(folder: Path) -> bool:
-    from dpwg.checkpoint import checkpoint_root
+    from dpwg.modules import checkpoint_root
 
     return folder.resolve().is_relative_to(checkpoint_root().resolve())
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
     """The folder of a private run's state, which must not be inside the release."""
-    from dpwg.checkpoint import check_release_folder
+    from dpwg.release.folder import check_release_folder
 
     if not (options.run_folder and options.out):
         raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")

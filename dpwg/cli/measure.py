@@ -24,10 +24,10 @@ from dpwg.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dpwg.checkpoint import Release
     from dpwg.data.records import Records
-    from dpwg.membership import MembershipAttack
-    from dpwg.sampling import Sampling
+    from dpwg.measure.membership import MembershipAttack
+    from dpwg.method.sampling import Sampling
+    from dpwg.release.folder import Release
 
 AUDITED_PRECISION = "float32"
 """What the released checkpoints were trained in."""
@@ -44,7 +44,7 @@ def add_bench(verb: Verb) -> None:
 
 
 def _bench(options: argparse.Namespace) -> Any:
-    from dpwg.bench import measure
+    from dpwg.measure.bench import measure
 
     answer = measure(
         options.checkpoint,
@@ -75,15 +75,15 @@ def add_evaluate(verb: Verb) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_names
-    from dpwg.sampling import Sampling
+    from dpwg.method.sampling import Sampling
+    from dpwg.release.folder import checkpoint_names
 
     known = checkpoint_names()
     family = [name for name in known if name.startswith(f"{options.data.partition('-')[0]}/")]
     names = options.checkpoints or family or known
     settings = read_settings(Sampling, options)
     if options.sheet:
-        from dpwg.sheet import sheet
+        from dpwg.measure.sheet import sheet
 
         refuse_all_but(
             options, "sheet", "checkpoints", "captions", "data", "seed", *SAMPLING, beside="--sheet"
@@ -104,7 +104,7 @@ def _evaluate(options: argparse.Namespace) -> Any:
 
 
 def _check_held_out(names: Sequence[str], records: Records) -> None:
-    from dpwg.checkpoint import find_checkpoint, load_card
+    from dpwg.release.folder import find_checkpoint, load_card
 
     for name in names:
         if load_card(find_checkpoint(name)).dataset == records.name:
@@ -115,9 +115,9 @@ def _check_held_out(names: Sequence[str], records: Records) -> None:
 
 
 def _losses(names: Sequence[str], records: Records) -> dict[str, Any]:
-    from dpwg.checkpoint import load_release
-    from dpwg.encoders import open_encoder
-    from dpwg.evaluate import held_out_loss
+    from dpwg.measure.quality import held_out_loss
+    from dpwg.method.encoders import open_encoder
+    from dpwg.release.folder import load_release
 
     rows = []
     for name in names:
@@ -132,10 +132,10 @@ def _losses(names: Sequence[str], records: Records) -> dict[str, Any]:
 def _colours(
     names: Sequence[str], records: Records, settings: Sampling, count: int
 ) -> dict[str, Any]:
-    from dpwg.checkpoint import load_release
-    from dpwg.fidelity import codes_fidelity, colour_fidelity
-    from dpwg.pipeline import DPWaveletPipeline
-    from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
+    from dpwg.measure.colours import codes_fidelity, colour_fidelity
+    from dpwg.method.pipeline import DPWaveletPipeline
+    from dpwg.release.folder import load_release
+    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
     if not 1 <= count <= len(records):
         raise ValueError(f"Expected colours={count} in [1, {len(records)}], the records there are.")
@@ -147,7 +147,7 @@ def _colours(
         rows.append(row | pipeline.choice(settings) | found.to_json())
     tokenizer = load_release(names[0]).tokenizer
     sampling = settings.to_json()
-    del sampling["drafts"]  # each checkpoint has its own
+    del sampling["candidates"]  # each checkpoint has its own
     return {
         "data": records.name,
         "sampling": sampling,
@@ -194,9 +194,9 @@ def add_audit(verb: Verb) -> None:
 
 
 def _audit(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import load_public
     from dpwg.data import RENDERED_SETS
-    from dpwg.membership import COUNT, REFERENCE, result_file
+    from dpwg.measure.membership import COUNT, REFERENCE, result_file
+    from dpwg.release.folder import load_public
 
     count = COUNT if options.count is None else options.count
     if count < 2:
@@ -230,8 +230,8 @@ def _audit(options: argparse.Namespace) -> Any:
 
 def _to_attack(options: argparse.Namespace) -> list[str]:
     """The checkpoints that saw sensitive images of which left-out ones are known."""
-    from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
     from dpwg.data import RENDERED_SETS, fashion
+    from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 
     tests = [name for name in (*RENDERED_SETS, *fashion.SPLITS) if name.endswith("-test")]
     split = [f"{name.removesuffix('-test')}-train" for name in tests]
@@ -253,10 +253,10 @@ def _attack(
     name: str, reference: str, public: Release, at_most: int, options: argparse.Namespace
 ) -> MembershipAttack:
     """One checkpoint's attack, on the very records that its card names and on others."""
-    from dpwg.checkpoint import find_checkpoint, load_release, named_weights_sha256
     from dpwg.data import RENDERED_SETS, open_records
-    from dpwg.encoders import open_encoder
-    from dpwg.membership import calibrated_scores, check_reference, membership_attack
+    from dpwg.measure.membership import calibrated_scores, check_reference, membership_attack
+    from dpwg.method.encoders import open_encoder
+    from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256
 
     release = load_release(name)
     card = release.card
@@ -301,7 +301,7 @@ def _attack(
 
 def _audit_engine(options: argparse.Namespace, canaries: int) -> Any:
     """The one-run audit of the engine itself, once for each epsilon that it is to keep."""
-    from dpwg.training.audit import GUESSES, audit_private_training, canary_plan
+    from dpwg.measure.engine_audit import GUESSES, audit_private_training, canary_plan
 
     rows = []
     for epsilon in tqdm(options.engine or (1.0, 3.0, 10.0), desc="training canaries"):
@@ -324,7 +324,7 @@ def add_readme(verb: Verb) -> None:
 
 
 def _readme(options: argparse.Namespace) -> Any:
-    from dpwg.readme import update
+    from dpwg.measure.readme import update
 
     update(options.file)
     return {"file": str(options.file)}

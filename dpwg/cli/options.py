@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dpwg.data import Records
-    from dpwg.text import TextEncoder
-    from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.method.captions import TextEncoder
+    from dpwg.method.tokenizer import SpectralTokenizer
     from dpwg.training.examples import Examples
-    from dpwg.training.ranks import Ranks
+    from dpwg.training.processes import Ranks
 
 T = TypeVar("T")
 Run = Callable[[argparse.Namespace], Any]
@@ -101,7 +101,7 @@ def checkpointing_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-SAMPLING = ("guidance", "temperature", "top_k", "top_p", "drafts")
+SAMPLING = ("guidance", "temperature", "top_k", "top_p", "candidates")
 
 
 def sampling_options(command: argparse.ArgumentParser) -> None:
@@ -110,7 +110,7 @@ def sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, help="0 takes the likeliest codes")
     command.add_argument("--top-k", type=int, help="0 cuts nothing")
     command.add_argument("--top-p", type=float, help="1 cuts nothing")
-    command.add_argument("--drafts", type=int, help="of the coarsest band, 1 is no choice")
+    command.add_argument("--candidates", type=int, help="of the coarsest band, 1 is no choice")
 
 
 def read_settings(

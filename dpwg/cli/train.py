@@ -1,4 +1,4 @@
-"""`tokenizer`, `upsampler`, `pretrain` and `matcher`: the parts that are trained on public data."""
+"""`tokenizer`, `upsampler`, `pretrain` and `reranker`: the parts trained on public data."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from dpwg.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dpwg.checkpoint import Release
     from dpwg.data import Records
-    from dpwg.presets import Preset
-    from dpwg.text import TextEncoder
-    from dpwg.tokenizer import SpectralTokenizer
+    from dpwg.method.captions import TextEncoder
+    from dpwg.method.tokenizer import SpectralTokenizer
+    from dpwg.release.folder import Release
     from dpwg.training.examples import Examples
-    from dpwg.training.ranks import Ranks
+    from dpwg.training.presets import Preset
+    from dpwg.training.processes import Ranks
 
 PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
 TEXT_ENCODER_HELP = (
@@ -68,15 +68,15 @@ def add_tokenizer(verb: Verb) -> None:
 def _tokenizer(options: argparse.Namespace) -> Any:
     import torch
 
-    from dpwg.checkpoint import checkpoint_root, load_tokenizer, save_tokenizer
     from dpwg.config import TokenizerConfig
     from dpwg.data import open_records
-    from dpwg.data.tensors import coarse_batches
-    from dpwg.evaluate import tokenizer_quality
-    from dpwg.predictive import new_tokenizer
-    from dpwg.presets import get_preset
-    from dpwg.saved import check_module_folder
-    from dpwg.training.ranks import Ranks
+    from dpwg.measure.quality import tokenizer_quality
+    from dpwg.method.predictive import new_tokenizer
+    from dpwg.modules import check_module_folder, checkpoint_root
+    from dpwg.release.folder import load_tokenizer, save_tokenizer
+    from dpwg.training.examples import coarse_batches
+    from dpwg.training.presets import get_preset
+    from dpwg.training.processes import Ranks
     from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
     folder = options.out or checkpoint_root() / "tokenizer"
@@ -119,21 +119,16 @@ def _upsampler(options: argparse.Namespace) -> Any:
     import numpy as np
     import torch
 
-    from dpwg.checkpoint import (
-        UPSAMPLER,
-        checkpoint_root,
-        load_tokenizer,
-        save_superresolution,
-    )
     from dpwg.config import SuperResolutionConfig
     from dpwg.data import open_records
-    from dpwg.evaluate import upsampler_quality
-    from dpwg.presets import get_preset
-    from dpwg.saved import check_module_folder
-    from dpwg.superresolution import SuperResolution
-    from dpwg.training.ranks import Ranks
-    from dpwg.training.superresolution import SuperResolutionTraining, train_superresolution
-    from dpwg.upsample import embedded_upsamplers
+    from dpwg.measure.quality import upsampler_quality
+    from dpwg.modules import check_module_folder, checkpoint_root
+    from dpwg.release.folder import load_tokenizer
+    from dpwg.training.presets import get_preset
+    from dpwg.training.processes import Ranks
+    from dpwg.training.upsampler import SuperResolutionTraining, train_superresolution
+    from dpwg.upsampling.superresolution import UPSAMPLER, SuperResolution, save_superresolution
+    from dpwg.upsampling.upsamplers import embedded_upsamplers
 
     folder = options.out or checkpoint_root() / UPSAMPLER
     tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
@@ -200,22 +195,21 @@ def add_pretrain(verb: Verb) -> None:
 def _pretrain(options: argparse.Namespace) -> Any:
     import torch
 
-    from dpwg.checkpoint import (
+    from dpwg.modules import checkpoint_root, module_sha256
+    from dpwg.privacy.accounting import Ledger
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.release.folder import (
         Release,
         check_release_folder,
         check_same_tokenizer,
-        checkpoint_root,
         load_public,
         load_tokenizer,
         save_release,
     )
-    from dpwg.inputs import public_inputs
-    from dpwg.presets import get_preset
-    from dpwg.privacy.accounting import Ledger
-    from dpwg.privacy.card import PrivacyCard
-    from dpwg.saved import module_sha256
-    from dpwg.training.pretrain import Pretraining, pretrain
-    from dpwg.training.ranks import Ranks
+    from dpwg.release.provenance import public_inputs
+    from dpwg.training.presets import get_preset
+    from dpwg.training.processes import Ranks
+    from dpwg.training.public_model import Pretraining, pretrain
 
     preset = get_preset(options.preset)
     ranks = Ranks.from_environment(options.device)
@@ -260,9 +254,9 @@ def _pretrain(options: argparse.Namespace) -> Any:
     return {"folder": str(out), "steps": settings.steps, "text_encoder": text_encoder.name}
 
 
-def add_matcher(verb: Verb) -> None:
+def add_reranker(verb: Verb) -> None:
     command = verb(
-        "matcher", _matcher, "train the matcher of captions and coarsest bands on public images"
+        "reranker", _reranker, "train the reranker of captions and coarsest bands on public images"
     )
     data_options(command, "public-more")
     command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
@@ -276,76 +270,72 @@ def add_matcher(verb: Verb) -> None:
     command.add_argument("--seed", type=int, default=0)
     device_option(command)
     precision_option(command)
-    command.add_argument("--out", type=Path, help="folder; checkpoints/matcher by default")
+    command.add_argument("--out", type=Path, help="folder; checkpoints/reranker by default")
     evaluate_options(command)
 
 
-def _matcher(options: argparse.Namespace) -> Any:
+def _reranker(options: argparse.Namespace) -> Any:
     import torch
 
-    from dpwg.checkpoint import (
-        MATCHER,
-        checkpoint_root,
-        load_tokenizer,
-        matcher_reads,
-        save_matcher,
-    )
-    from dpwg.config import MatcherConfig
-    from dpwg.inputs import matcher_input
-    from dpwg.matcher import Matcher
-    from dpwg.presets import get_preset
-    from dpwg.saved import check_module_folder
-    from dpwg.training.matcher import MatcherTraining, check_sizes, train_matcher
-    from dpwg.training.ranks import Ranks
+    from dpwg.config import RerankerConfig
+    from dpwg.method.reranker import Reranker
+    from dpwg.modules import check_module_folder, checkpoint_root
+    from dpwg.release.folder import RERANKER, load_tokenizer, reranker_reads, save_reranker
+    from dpwg.release.provenance import reranker_input
+    from dpwg.training.presets import get_preset
+    from dpwg.training.processes import Ranks
+    from dpwg.training.reranker import RerankerTraining, check_sizes, train_reranker
 
-    folder = options.out or checkpoint_root() / MATCHER
+    folder = options.out or checkpoint_root() / RERANKER
     tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
     encoder = _encoder(options, get_preset(options.preset), None)
-    reads = matcher_reads(tokenizer, encoder.digest, encoder.max_tokens)
+    reads = reranker_reads(tokenizer, encoder.digest, encoder.max_tokens)
     if options.evaluate:
-        return _evaluate_matcher(options, folder, tokenizer, encoder, reads)
-    settings = read_settings(MatcherTraining, options)
+        return _evaluate_reranker(options, folder, tokenizer, encoder, reads)
+    settings = read_settings(RerankerTraining, options)
     ranks = Ranks.from_environment(options.device)
-    check_module_folder(folder, MatcherConfig)
+    check_module_folder(folder, RerankerConfig)
     records = read_public_records(options)
     check_sizes(settings, len(records), ranks.world)
     size = tokenizer.config.image_size(0)
-    config = MatcherConfig(
+    config = RerankerConfig(
         **reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4)
     )
     torch.manual_seed(options.seed)
-    model = Matcher(config)
+    model = Reranker(config)
     pairs = _matched(records, tokenizer, encoder, ranks)
-    run_training(train_matcher(model, *pairs, settings, ranks), "matcher", ranks)
+    run_training(train_reranker(model, *pairs, settings, ranks), "reranker", ranks)
     if not ranks.leads:
         return None
     rendered = is_public_mix(options.data)
-    save_matcher(folder, model.cpu(), matcher_input(records.name, len(records), rendered=rendered))
+    save_reranker(
+        folder, model.cpu(), reranker_input(records.name, len(records), rendered=rendered)
+    )
     return {"folder": str(folder), "steps": settings.steps}
 
 
-def _evaluate_matcher(
+def _evaluate_reranker(
     options: argparse.Namespace,
     folder: Path,
     tokenizer: SpectralTokenizer,
     encoder: TextEncoder,
     reads: dict[str, Any],
 ) -> Any:
-    from dpwg.checkpoint import load_matcher
     from dpwg.data import open_records
-    from dpwg.evaluate import matcher_quality
+    from dpwg.measure.quality import reranker_quality
+    from dpwg.release.folder import load_reranker
 
     used = ("evaluate", "out", "tokenizer", "text_encoder", "preset", "public", "count", "results")
     refuse_all_but(options, *used, beside="--evaluate")
-    matcher = load_matcher(folder).model
+    reranker = load_reranker(folder).model
     for name, own in reads.items():
-        if (found := getattr(matcher.config, name)) != own:
+        if (found := getattr(reranker.config, name)) != own:
             raise ValueError(
-                f"Expected the matcher in {folder} to have {name}={own!r:.20}, found "
+                f"Expected the reranker in {folder} to have {name}={own!r:.20}, found "
                 f"{found!r:.20}; name the tokenizer and text encoder that it was trained with."
             )
     records = open_records(options.evaluate, count=options.count)
-    quality = matcher_quality(matcher, *_matched(records, tokenizer, encoder))
+    quality = reranker_quality(reranker, *_matched(records, tokenizer, encoder))
     return kept({"data": records.name, **quality.to_json()}, options.results)
 
 
@@ -358,7 +348,7 @@ def _matched(
     """A set's coarsest images, its examples, and its first captions in words."""
     import torch
 
-    from dpwg.training.matcher import coarsest_images
+    from dpwg.training.reranker import coarsest_images
 
     examples = encode_examples(records, tokenizer, encoder, ranks)
     captions = [records[index].captions[0] for index in tqdm(range(len(records)), desc="captions")]
@@ -373,7 +363,7 @@ def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) 
     declares it public, as the card then says.
     """
     from dpwg.config import MINILM
-    from dpwg.encoders import find_encoder, open_encoder
+    from dpwg.method.encoders import find_encoder, open_encoder
 
     if base is not None:
         if options.text_encoder:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpwg.cli.console import progress_bar, run_counted
+from dpwg.cli.console import run_counted
 from dpwg.cli.options import (
     Verb,
     delta_option,
@@ -21,7 +20,7 @@ from dpwg.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.method.pipeline import DPWaveletPipeline
 
 UPSAMPLER_HELP = (
     "one of the app's, wavelet-sharp by default; or by diffusion: sd-x4:NAME follows the caption, "
@@ -62,9 +61,9 @@ def add_sample(verb: Verb) -> None:
 def _sample(options: argparse.Namespace) -> Any:
     from PIL import Image
 
-    from dpwg.sampling import Sampling
-    from dpwg.spectra import bands_figure
-    from dpwg.upsample import DEFAULT_UPSAMPLER, PromptedUpsampler, get_upsampler
+    from dpwg.measure.spectra import bands_figure
+    from dpwg.method.sampling import Sampling
+    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
     if options.captions is not None:
         return _export(options)
@@ -76,15 +75,12 @@ def _sample(options: argparse.Namespace) -> Any:
     pipeline = _pipeline(options)
     suited = pipeline.release.upsampler or DEFAULT_UPSAMPLER
     upsampler = get_upsampler(options.upsampler or suited)
-    in_steps = isinstance(upsampler, PromptedUpsampler)
-    with progress_bar("upsampling") if in_steps else nullcontext() as on_step:
-        result = pipeline(
-            [options.caption] * count,
-            seed=options.seed,
-            settings=read_settings(Sampling, options),
-            upsampler=upsampler,
-            on_step=on_step,
-        )
+    result = pipeline(
+        [options.caption] * count,
+        seed=options.seed,
+        settings=read_settings(Sampling, options),
+        upsampler=upsampler,
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
         Image.fromarray(coarse).save(options.out / f"coarse-{index}.png")
@@ -99,23 +95,23 @@ def _sample(options: argparse.Namespace) -> Any:
 
 def _pipeline(options: argparse.Namespace) -> DPWaveletPipeline:
     from dpwg.device import pick_device
-    from dpwg.pipeline import DPWaveletPipeline
+    from dpwg.method.pipeline import DPWaveletPipeline
 
     device = pick_device(options.device)
     pipeline = DPWaveletPipeline.from_pretrained(options.checkpoint, revision=options.revision)
-    if pipeline.matcher is None and options.drafts not in (None, 1):
+    if pipeline.reranker is None and options.candidates not in (None, 1):
         raise ValueError(
-            f"Expected no drafts={options.drafts} with checkpoint={options.checkpoint!r}: nothing "
-            "chooses among them. Leave it out, or train a matcher, see `python -m dpwg matcher`."
+            f"Expected no candidates={options.candidates} with checkpoint={options.checkpoint!r}: "
+            "nothing chooses among them. Leave it out, or train one: `python -m dpwg reranker`."
         )
     return pipeline.to(device)
 
 
 def _export(options: argparse.Namespace) -> Any:
     from dpwg.data.prompts import read_captions
-    from dpwg.export import Export, captions_told, export_dataset, parse_shard, shard_images
-    from dpwg.hub import usual_license
-    from dpwg.sampling import Sampling
+    from dpwg.method.sampling import Sampling
+    from dpwg.release.export import Export, captions_told, export_dataset, parse_shard, shard_images
+    from dpwg.release.hub import usual_license
 
     if options.n is not None:
         raise ValueError(f"Expected no n={options.n} with --captions; pass --per-caption.")
@@ -172,8 +168,8 @@ def add_push(verb: Verb) -> None:
 
 
 def _push(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import load_release
-    from dpwg.hub import push
+    from dpwg.release.folder import load_release
+    from dpwg.release.hub import push
 
     address = push(
         load_release(options.checkpoint),
@@ -194,7 +190,7 @@ def add_space(verb: Verb) -> None:
 
 
 def _space(options: argparse.Namespace) -> Any:
-    from dpwg.space import write_space
+    from dpwg.release.space import write_space
 
     files = write_space(options.out, options.checkpoints, without_bound=options.without_bound)
     return {"folder": str(options.out), "files": len(files), "bytes": sum(files.values())}
@@ -205,7 +201,7 @@ def add_list(verb: Verb) -> None:
 
 
 def _list(options: argparse.Namespace) -> Any:
-    from dpwg.checkpoint import checkpoint_names, describe
+    from dpwg.release.folder import checkpoint_names, describe
 
     return [describe(name) for name in checkpoint_names()]
 

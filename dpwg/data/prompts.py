@@ -12,7 +12,7 @@ from pathlib import Path
 from dpwg.data.folder import METADATA, rows
 from dpwg.data.formats import FORMATS
 from dpwg.data.public import public_caption
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
 MAX_CAPTIONS = 10_000_000
 

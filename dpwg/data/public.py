@@ -17,7 +17,7 @@ from dpwg.data.records import Record
 
 PUBLIC_RECORDS = 100_000
 PUBLIC_MORE_RECORDS = 200_000
-"""Further records, for the matcher, and for pretraining, which soon knows fewer by heart."""
+"""Further records, for the reranker, and for pretraining, which soon knows fewer by heart."""
 PUBLIC_TEST_RECORDS = 2_000
 TUNING_RECORDS = 10_000
 TUNING_TEST_RECORDS = 500

@@ -13,6 +13,8 @@ import numpy as np
 
 from dpwg.data.decode import decode
 
+MAX_CAPTION_CHARACTERS = 500
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dpwg.privacy.lora import LoRALinear
-from dpwg.privacy.rules import (
+from dpwg.privacy.layer_gradients import (
     BFLOAT16_ERROR,
     FLOAT32_ERROR,
     RULES,
     parameter_name,
     trained_parameters,
 )
-from dpwg.privacy.supported import trainable_layers
+from dpwg.privacy.lora import LoRALinear
+from dpwg.privacy.preflight import trainable_layers
 
 
 @dataclass(frozen=True, kw_only=True)

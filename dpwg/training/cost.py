@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpwg.device import pick_precision
-from dpwg.model import WaveletGPT
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
-from dpwg.training.finetune import Finetuning
-from dpwg.training.ranks import Ranks
+from dpwg.training.private import Finetuning
+from dpwg.training.processes import Ranks
 from dpwg.training.rehearsal import rehearse
 
 SIDE = {"cpu": 1024, "cuda": 8192}

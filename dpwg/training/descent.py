@@ -1,4 +1,4 @@
-"""The steps of pretraining, super-resolution and the matcher, whatever their loss.
+"""The steps of pretraining, super-resolution and the reranker, whatever their loss.
 
 The tokenizer has steps of its own: between them its codes are revived.
 """
@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dpwg.training.optimizer import M, Weights
+from dpwg.training.processes import Ranks
 from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.ranks import Ranks
-from dpwg.training.weights import M, Weights
 
 
 class Schedule(Protocol):

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.data.records import Records
-from dpwg.data.tensors import coarse_batches
 from dpwg.device import fast_autocast
-from dpwg.text import TextEncoder
-from dpwg.tokenizer import SpectralTokenizer
+from dpwg.method.captions import TextEncoder
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.wavelet import coarse_image
 from dpwg.training.mapped import Shapes, filling
-from dpwg.training.state import fingerprint, keep_private
+from dpwg.training.run_state import fingerprint, keep_private
 
 CHUNK = 50
 TEXTS = 256
@@ -354,3 +355,18 @@ def encode_images(
                 codes[done : done + count] = index_BPK[:count].to(torch.int16)
             done += count
             yield done
+
+
+def coarse_batches(records: Records, coarse_size: int, batch: int = 250) -> Iterator[Tensor]:
+    """Coarse images of all records in order, uint8 (b, 3, coarse_size, coarse_size) a batch.
+
+    Each image is brought to 128x128 first, so that its Haar LL band has the coarse size.
+    """
+    levels = (IMAGE_SIZE // coarse_size).bit_length() - 1
+    for start in range(0, len(records), batch):
+        images = [
+            torch.tensor(records[index].image(IMAGE_SIZE))
+            for index in range(start, min(start + batch, len(records)))
+        ]
+        image_BCHW = torch.stack(images).permute(0, 3, 1, 2).float()
+        yield coarse_image(image_BCHW, levels).round().to(torch.uint8)

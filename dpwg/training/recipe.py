@@ -27,30 +27,23 @@ from typing import Any
 
 import torch
 
-from dpwg.checkpoint import (
-    Release,
-    load_public,
-    load_tokenizer,
-    save_release,
-    save_superresolution,
-    save_tokenizer,
-)
-from dpwg.inputs import photo_inputs
-from dpwg.model import WaveletGPT
-from dpwg.predictive import new_tokenizer
-from dpwg.presets import get_preset
+from dpwg.method.predictive import new_tokenizer
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, PrivacyPlan, default_delta
 from dpwg.privacy.card import PrivacyCard
-from dpwg.superresolution import SuperResolution
+from dpwg.release.folder import Release, load_public, load_tokenizer, save_release, save_tokenizer
+from dpwg.release.provenance import photo_inputs
 from dpwg.training.cost import matrix_flops, private_rate, training_flops
-from dpwg.training.finetune import PrivateTraining
-from dpwg.training.pretrain import Pretraining, pretrain
+from dpwg.training.presets import get_preset
+from dpwg.training.private import PrivateTraining
+from dpwg.training.processes import Ranks
 from dpwg.training.progress import Progress
-from dpwg.training.ranks import Ranks
+from dpwg.training.public_model import Pretraining, pretrain
+from dpwg.training.run_state import keep_private
 from dpwg.training.sources import Source
-from dpwg.training.state import keep_private
-from dpwg.training.superresolution import SuperResolutionTraining, train_superresolution
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
+from dpwg.training.upsampler import SuperResolutionTraining, train_superresolution
+from dpwg.upsampling.superresolution import SuperResolution, save_superresolution
 
 MARGIN = 0.92
 """The part of a stage's time that is planned for: a machine's speed drifts."""

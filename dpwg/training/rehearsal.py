@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from dpwg.model import WaveletGPT
+from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.training.examples import Examples
-from dpwg.training.finetune import Finetuning, PrivateTraining
-from dpwg.training.ranks import Ranks
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.processes import Ranks
 
 MICRO_BATCHES = 3
 

@@ -27,19 +27,19 @@ from dpwg.config import TextEncoderId
 from dpwg.data.groups import group_numbers
 from dpwg.data.public_photos import CLEANED
 from dpwg.data.records import Records
-from dpwg.data.tensors import coarse_batches
-from dpwg.text import TextEncoder
-from dpwg.tokenizer import SpectralTokenizer
+from dpwg.method.captions import TextEncoder
+from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.training.examples import (
     Examples,
     captions_of,
+    coarse_batches,
     encode_texts,
     joined_digest,
     prepare_codes,
     prepare_examples,
 )
 from dpwg.training.mapped import filling
-from dpwg.training.state import fingerprint, keep_private
+from dpwg.training.run_state import fingerprint, keep_private
 
 Told = Callable[[str, int, int], None]
 """Is called with a stage, how many are done, and of how many."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpwg.codebook import Codebook
 from dpwg.config import Config, check_run
 from dpwg.device import fast_autocast
-from dpwg.predictive import PredictiveTokenizer
-from dpwg.tokenizer import SpectralTokenizer
+from dpwg.method.codebook import Codebook
+from dpwg.method.predictive import PredictiveTokenizer
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.training.processes import Ranks
 from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,15 @@ from PIL import Image
 
 from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.data.faces import face
-from dpwg.pipeline import to_uint8
-from dpwg.spectra import bands_figure, decompose, energy_shares
+from dpwg.measure.spectra import bands_figure, decompose, energy_shares
+from dpwg.method.pipeline import to_uint8
+from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import FACES, siblings, usual_checkpoint
 from dpwg.ui.figures import clipping_figure
 from dpwg.ui.limits import described
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
-from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
-from dpwg.wavelet import coarse_image
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = """\

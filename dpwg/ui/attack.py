@@ -11,9 +11,8 @@ from typing import NamedTuple
 import gradio as gr
 from matplotlib.figure import Figure
 
-from dpwg.checkpoint import find_checkpoint, named_weights_sha256
 from dpwg.data.faces import TEST_RECORDS
-from dpwg.membership import (
+from dpwg.measure.membership import (
     COUNT,
     REFERENCE,
     MembershipAttack,
@@ -22,10 +21,11 @@ from dpwg.membership import (
     membership_attack,
     result_file,
 )
-from dpwg.pipeline import MAX_SEED
+from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import Ledger, epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
+from dpwg.release.folder import find_checkpoint, named_weights_sha256
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import roc_figure, scores_figure
 from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, WORK, claim, encoded_faces, refusal

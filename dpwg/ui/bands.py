@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dpwg.data.avatars import IMAGE_SIZE
-from dpwg.pipeline import to_uint8
-from dpwg.spectra import (
+from dpwg.measure.spectra import (
     band_names,
     bands_figure,
     decompose,
@@ -25,14 +24,15 @@ from dpwg.spectra import (
     reconstruct,
     spectra_figure,
 )
+from dpwg.method.pipeline import to_uint8
+from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
 from dpwg.ui.shown import Shown, shown_or_example
 from dpwg.ui.uploads import SUFFIXES, read_upload
-from dpwg.upsample import DEFAULT_UPSAMPLER, get_upsampler
-from dpwg.wavelet import coarse_image
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 WAVELETS: tuple[str, ...] = tuple(pywt.wavelist(kind="discrete"))
 DEFAULT_LEVELS = 4

@@ -11,8 +11,8 @@ import gradio as gr
 from gradio.components import Component
 from matplotlib.figure import Figure
 
-from dpwg.pipeline import MAX_SEED, GenerationResult
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED, GenerationResult
 from dpwg.ui.families import (
     carried,
     families_of,
@@ -28,13 +28,13 @@ from dpwg.ui.figures import quality_figure
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.own import YOURS, Chooser, choices, is_trained, loader, refitted
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, UpsamplingStep, draw
+from dpwg.ui.pipelines import MODEL_QUEUE, draw
 from dpwg.ui.promises import label
 from dpwg.ui.results import measures
-from dpwg.ui.rows import ONE_DRAFT, Rows, build_rows, compare_pipelines
+from dpwg.ui.rows import ONE_CANDIDATE, Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Run
 from dpwg.ui.shown import random_seed
-from dpwg.upsample import all_upsamplers
+from dpwg.upsampling.upsamplers import all_upsamplers
 
 
 def compare_checkpoints(
@@ -69,7 +69,7 @@ def compare_captions(
         load = loader(checkpoint, own)
         pipe = load()
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
-        asked = {"seed": (seed,) * len(captions), "settings": ONE_DRAFT, "upsampler": upsampler}
+        asked = {"seed": (seed,) * len(captions), "settings": ONE_CANDIDATE, "upsampler": upsampler}
         steps = draw(load, captions, **asked)
         coarse: Pictures = []
         with TemporaryDirectory(prefix="dpwg-") as name:
@@ -79,11 +79,11 @@ def compare_captions(
                     images = saved(folder, "image", step.image, labels)
                     facts = f"seed {seed} for all · drawn in {step.seconds['total']:.2f} s"
                     yield Rows(coarse, images, f"{label(pipe.release.card)} · {facts}")
-                elif isinstance(step, UpsamplingStep):
-                    yield Rows(coarse, [], f"{upsampler}: {step}")
+                elif step.images is None:
+                    yield Rows(coarse, [], f"{upsampler}: {step} …")
                 else:
-                    size = step.shape[1]
-                    coarse = saved(folder, f"coarse-{size}", enlarged(step), labels)
+                    size = step.images.shape[1]
+                    coarse = saved(folder, f"coarse-{size}", enlarged(step.images), labels)
                     yield Rows(coarse, [], f"{size}×{size} is drawn …")
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error

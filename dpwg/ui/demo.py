@@ -10,7 +10,8 @@ import threading
 
 import gradio as gr
 
-from dpwg.checkpoint import checkpoint_names, checkpoint_root, find_checkpoint, load_card
+from dpwg.modules import checkpoint_root
+from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.ui.about import build_about
 from dpwg.ui.attack import build_attack
 from dpwg.ui.bands import build_bands

@@ -13,18 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpwg.checkpoint import (
-    MATCHER,
-    SHIPPED,
-    checkpoint_names,
-    checkpoint_root,
-    find_checkpoint,
-    find_matchers,
-)
 from dpwg.data.faces import face
 from dpwg.data.grammar import celeba_captions
-from dpwg.saved import read_config
-from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
+from dpwg.modules import SHIPPED, checkpoint_root, read_config
+from dpwg.release.folder import RERANKER, checkpoint_names, find_checkpoint, find_rerankers
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
 
 FACES, CELEBA = "faces", "celeba"
 DEFAULT_FAMILY = FACES
@@ -50,7 +43,7 @@ class Family:
     draw: Callable[[], str] = str
     hidden: str = UNKNOWN_PEOPLE
     """Why its records are not shown; empty where they may be."""
-    reranker: str = MATCHER
+    reranker: str = RERANKER
     """Where the reranker that knows its pictures would be among the checkpoints."""
 
 
@@ -92,7 +85,7 @@ FAMILIES = {
         ),
         draw=_celeba_caption,
         hidden=REAL_PEOPLE,
-        reranker=f"{CELEBA}/{MATCHER}",
+        reranker=f"{CELEBA}/{RERANKER}",
     ),
 }
 
@@ -204,7 +197,7 @@ def suited_upsampler(checkpoint: str | Path) -> str:
 def reranked(family: str) -> bool:
     """Whether there is a reranker for a family's candidates. Only names are read."""
     places = [root / known(family).reranker for root in (checkpoint_root(), SHIPPED)]
-    return any(folder in places for folder in find_matchers())
+    return any(folder in places for folder in find_rerankers())
 
 
 def plausible_attributes() -> dict[str, bool]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from dpwg.membership import MembershipAttack
+from dpwg.measure.membership import MembershipAttack
 from dpwg.privacy.accounting import LedgerEntry, epsilon_text, max_true_positive_rate
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.ui.families import unit_of

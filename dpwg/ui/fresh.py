@@ -11,13 +11,12 @@ import gradio as gr
 import torch
 from torch import Tensor
 
-from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
 from dpwg.data.faces import TRAIN_RECORDS, face
 from dpwg.data.records import RecordList
-from dpwg.data.tensors import coarse_batches
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
-from dpwg.training.examples import Examples, prepare_examples
+from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
+from dpwg.training.examples import Examples, coarse_batches, prepare_examples
 from dpwg.ui.families import REAL_PEOPLE, family_of, known
 
 DATA, OTHERS = "faces-train", "faces-test"

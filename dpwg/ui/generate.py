@@ -14,11 +14,11 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
-from dpwg.checkpoint import checkpoint_names
-from dpwg.pipeline import MAX_SEED, GenerationResult
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED, GenerationResult
+from dpwg.method.sampling import MAX_CANDIDATES, Sampling
 from dpwg.privacy.card import PrivacyCard
-from dpwg.sampling import MAX_DRAFTS, Sampling
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.release.folder import checkpoint_names
 from dpwg.ui.families import (
     example_captions,
     families_of,
@@ -39,7 +39,7 @@ from dpwg.ui.promises import author, describe_checkpoint
 from dpwg.ui.runs import Run
 from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.ui.shown import Shown, random_seed
-from dpwg.upsample import all_upsamplers
+from dpwg.upsampling.upsamplers import all_upsamplers
 
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
 
@@ -75,7 +75,7 @@ class Switched(NamedTuple):
     examples: gr.Dataset
     caption: gr.Textbox
     upsampler: str
-    drafts: gr.Slider
+    candidates: gr.Slider
 
 
 def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> Switched:
@@ -99,7 +99,7 @@ def generate(
     guidance: float,
     temperature: float,
     upsampler: str,
-    drafts: int = Sampling.drafts,
+    candidates: int = Sampling.candidates,
     own: Run | None = None,
 ) -> Iterator[Frame]:
     """Frames of `count` images with seeds from `seed`: one a scale, some of an upsampler that works
@@ -117,7 +117,7 @@ def generate(
             guidance,
             temperature,
             upsampler,
-            whole("drafts", drafts, 1, MAX_DRAFTS),
+            whole("candidates", candidates, 1, MAX_CANDIDATES),
         )
         settings = drawing.sampling
         load = loader(checkpoint, own)
@@ -130,21 +130,21 @@ def generate(
                 if isinstance(step, GenerationResult):
                     yield _finished(Path(folder), drawing, step)
                     continue
-                if isinstance(step, np.ndarray):
-                    size = step.shape[1]
+                if step.images is not None:
+                    size = step.images.shape[1]
                     last = size == pipe.release.tokenizer.config.coarse_size
                     work = (
                         f"Upsampling with {upsampler}" if last else f"Drawing {_square(2 * size)}"
                     )
                     frame = Frame(
                         coarse_title=_coarse_title(size, pipe.release.card),
-                        coarse=_coarse(Path(folder), step, seeds),
+                        coarse=_coarse(Path(folder), step.images, seeds),
                         image_title=IMAGE_TITLE.format(""),
                         images=None,
                         status=f"{work} …",
                     )
                 else:
-                    frame = frame._replace(status=f"{upsampler}: {step}")
+                    frame = frame._replace(status=f"{upsampler}: {step} …")
                 yield frame
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise gr.Error(str(error)) from error
@@ -172,7 +172,7 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
     facts += [seeds, *(f"{name} {value:.2f} s" for name, value in result.seconds.items())]
     checkpoint = drawing.checkpoint
     if checkpoint != YOURS:  # which no other page can open
-        drawn = replace(drawing, drafts=result.drafts)
+        drawn = replace(drawing, candidates=result.candidates)
         facts += [f"[link to this drawing]({to_query(drawn)})"]
     shown = Shown(checkpoint, result.coarse, result.image, f"{checkpoint}, {seeds}")
     return Frame(
@@ -193,12 +193,14 @@ def _finished(folder: Path, drawing: Drawing, result: GenerationResult) -> Frame
 
 def _choice(result: GenerationResult) -> str:
     """That candidates were chosen among, where they were."""
-    if result.matcher is None:
+    if result.reranker is None:
         return ""
     size = _square(result.partials[0].shape[1])
     each = " for each picture" if len(result.seeds) > 1 else ""
-    source = result.matcher.public_input["source"]
-    return f"A public reranker ({source}) kept one of {result.drafts} candidates at {size}{each}. "
+    source = result.reranker.public_input["source"]
+    return (
+        f"A public reranker ({source}) kept one of {result.candidates} candidates at {size}{each}. "
+    )
 
 
 def _coarse(folder: Path, coarse_BHWC: np.ndarray, seeds: Sequence[int]) -> Pictures:
@@ -332,8 +334,8 @@ def on_load(query: Mapping[str, str]) -> list[Any]:
     if drawing is None:
         return [False, *follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
     caption = gr.Textbox(value=drawing.caption, placeholder=placeholder(family))
-    drafts = gr.Slider(value=drawing.drafts, visible=reranked(family))
-    return [True, *follow, caption, *astuple(drawing)[2:-1], drafts]
+    candidates = gr.Slider(value=drawing.candidates, visible=reranked(family))
+    return [True, *follow, caption, *astuple(drawing)[2:-1], candidates]
 
 
 def _on_load(request: gr.Request) -> list[Any]:
@@ -415,10 +417,10 @@ def _build_settings(
             label="Upsampler",
             info=describe_upsampler(suited_upsampler(usual)),
         )
-        drafts = gr.Slider(
+        candidates = gr.Slider(
             1,
-            MAX_DRAFTS,
-            value=Sampling.drafts,
+            MAX_CANDIDATES,
+            value=Sampling.candidates,
             step=1,
             label="Candidates",
             info="How many coarse candidates to draw. A public reranker keeps the one that best "
@@ -442,7 +444,7 @@ def _build_settings(
     return (
         Chooser(family, checkpoint),
         promise,
-        [seed, count, guidance, temperature, upsampler, drafts],
+        [seed, count, guidance, temperature, upsampler, candidates],
     )
 
 

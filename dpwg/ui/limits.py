@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.data.upload import UploadLimits
-from dpwg.pipeline import MAX_SEED
+from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import MAX_EPSILON, MAX_NOISE, MIN_DELTA
-from dpwg.text import MAX_CAPTION_CHARACTERS
 
 MAX_IMAGES = 4
 MAX_CAPTIONS = 6

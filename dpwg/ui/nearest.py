@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from dpwg.data.faces import TRAIN_RECORDS
-from dpwg.membership import nearest_records
-from dpwg.pipeline import to_uint8
+from dpwg.measure.membership import nearest_records
+from dpwg.method.pipeline import to_uint8
 from dpwg.ui.families import FACES, family_of, known
 from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
 from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dpwg.checkpoint import checkpoint_names, load_card
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.release.folder import checkpoint_names, load_card
 from dpwg.ui.families import family_of, siblings, suited_upsampler, usual_checkpoint
 from dpwg.ui.pipelines import load_pipeline, load_trained
 from dpwg.ui.runs import Run

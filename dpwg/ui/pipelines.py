@@ -6,16 +6,13 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any
 
-import numpy as np
-
-from dpwg.checkpoint import checkpoint_names, find_checkpoint
 from dpwg.device import pick_device
-from dpwg.pipeline import DPWaveletPipeline, GenerationResult
-from dpwg.upsample import DEFAULT_UPSAMPLER, chosen_upsampler
+from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult, Stage
+from dpwg.release.folder import checkpoint_names, find_checkpoint
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, chosen_upsampler
 
 KEPT_TRAINED = 2
 """How many models of visitors stay loaded, those that were drawn with last."""
@@ -23,17 +20,7 @@ MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
 
 
-class UpsamplingStep(NamedTuple):
-    """How far an upsampler that draws in steps has come."""
-
-    done: int
-    steps: int
-
-    def __str__(self) -> str:
-        return f"upsampling step {self.done} of {self.steps} …"
-
-
-Frames = Iterator[np.ndarray | UpsamplingStep | GenerationResult]
+Frames = Iterator[Stage | GenerationResult]
 
 _loading = Lock()
 
@@ -52,51 +39,10 @@ def load_trained(folder: Path) -> DPWaveletPipeline:
         return _load_trained(folder)
 
 
-def stream(pipe: DPWaveletPipeline, captions: tuple[str, ...], **settings: Any) -> Frames:
-    """The partial images of each scale as it is finished, uint8 (B, h, w, 3), then the result.
-
-    In between are an upsampler's steps, where it has any; those that nobody waited for are left
-    out. `settings` are the pipeline's own. It runs in a thread, which stops at its next scale or
-    step when the iterator is closed. Its errors are raised here.
-    """
-    finished: SimpleQueue[np.ndarray | UpsamplingStep | GenerationResult | Exception] = (
-        SimpleQueue()
-    )
-    closed = Event()
-
-    def show(item: np.ndarray | UpsamplingStep) -> None:
-        if closed.is_set():
-            raise InterruptedError("Nobody is looking any more.")
-        finished.put(item)
-
-    def on_step(done: int, steps: int) -> None:
-        show(UpsamplingStep(done, steps))
-
-    def run() -> None:
-        try:
-            finished.put(pipe(captions, on_scale=show, on_step=on_step, **settings))
-        except Exception as error:
-            finished.put(error)
-
-    Thread(target=run, daemon=True).start()
-    try:
-        while True:
-            item = finished.get()
-            while isinstance(item, UpsamplingStep) and not finished.empty():
-                item = finished.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-            if isinstance(item, GenerationResult):
-                return
-    finally:
-        closed.set()
-
-
 def draw(
     load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], **settings: Any
 ) -> Frames:
-    """`stream` of the pipeline that `load` gives, on a GPU where there is one.
+    """The stages of the pipeline that `load` gives, on a GPU where there is one.
 
     The upsampler is one of `all_upsamplers`, by its public name; ValueError for any other.
     On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
@@ -119,7 +65,7 @@ def _draw(
     load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], settings: dict[str, Any]
 ) -> Frames:
     pipe = load().to(pick_device())
-    yield from stream(pipe, captions, **settings)
+    yield from pipe.stages(captions, **settings)
 
 
 @functools.cache

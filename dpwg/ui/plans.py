@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpwg.checkpoint import checkpoint_names, find_checkpoint, load_card
 from dpwg.privacy.accounting import (
     MIN_DELTA,
     PrivacyPlan,
@@ -16,6 +15,7 @@ from dpwg.privacy.accounting import (
     explain,
     pld_epsilon,
 )
+from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.ui.limits import (
     MAX_TRAIN_BATCH,
     MAX_TRAIN_EPSILON,

@@ -10,7 +10,6 @@ import gradio as gr
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.privacy.accounting import (
     MAX_EPSILON,
     MAX_NOISE,
@@ -23,6 +22,7 @@ from dpwg.privacy.accounting import (
     rounded_up,
 )
 from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole

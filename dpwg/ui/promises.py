@@ -6,9 +6,9 @@ import re
 
 import gradio as gr
 
-from dpwg.checkpoint import find_checkpoint, load_card
 from dpwg.privacy.accounting import epsilon_text, explain
 from dpwg.privacy.card import PrivacyCard
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.own import YOURS, own_card
 from dpwg.ui.runs import Run
 

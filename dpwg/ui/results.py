@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dpwg.membership import MembershipAttack, result_file
+from dpwg.measure.membership import MembershipAttack, result_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
 MEMBERSHIP, ENGINE = "membership", "audit-engine.json"
@@ -72,10 +72,10 @@ def measures(folder: Path = FOLDER) -> list[Measure]:
 
 def _chosen(rows: list[dict[str, Any]]) -> str:
     """That the measured pictures were chosen among candidates: Compare draws one of each."""
-    drafts = sorted({row["drafts"] for row in rows})
-    if drafts == [1]:
+    candidates = sorted({row["candidates"] for row in rows})
+    if candidates == [1]:
         return ""
-    several = " or ".join(map(str, drafts))
+    several = " or ".join(map(str, candidates))
     return f"; a reranker chose each from {several} candidates, where this tab draws one"
 
 

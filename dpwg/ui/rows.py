@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dpwg.pipeline import DPWaveletPipeline, GenerationResult
-from dpwg.sampling import Sampling
+from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
+from dpwg.method.sampling import Sampling
 from dpwg.ui.own import YOURS
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import UpsamplingStep, draw
+from dpwg.ui.pipelines import draw
 from dpwg.ui.promises import label
 
-ONE_DRAFT = Sampling(drafts=1)
-"""A choice among drafts could fall differently in each picture, and hide what is compared."""
+ONE_CANDIDATE = Sampling(candidates=1)
+"""A choice among candidates could fall differently in each picture, and hide what is compared."""
 
 
 class Rows(NamedTuple):
@@ -48,16 +48,21 @@ def compare_pipelines(
             labels: list[str | None] = [
                 ("yours, " if title == YOURS else "") + label(pipe.release.card)
             ]
-            asked = {"seed": seed, "settings": ONE_DRAFT, "upsampler": upsampler}
+            asked = {"seed": seed, "settings": ONE_CANDIDATE, "upsampler": upsampler}
             for step in draw(load, (caption,), **asked):
                 if isinstance(step, GenerationResult):
                     images = [*images, *saved(folder, f"image-{place}", step.image, labels)]
                     seconds += step.seconds["total"]
-                elif isinstance(step, UpsamplingStep):
-                    yield Rows(coarse, images, f"{status} · {step}")
+                elif step.images is None:
+                    yield Rows(coarse, images, f"{status} · {step} …")
                     continue
                 else:
-                    part = saved(folder, f"coarse-{place}-{step.shape[1]}", enlarged(step), labels)
+                    part = saved(
+                        folder,
+                        f"coarse-{place}-{step.images.shape[1]}",
+                        enlarged(step.images),
+                        labels,
+                    )
                     coarse = [*coarse[:place], *part]
                 yield Rows(coarse, images, status)
         told = "" if caption else "no caption · "

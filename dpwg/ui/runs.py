@@ -28,9 +28,9 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from dpwg.checkpoint import find_checkpoint
 from dpwg.data.upload import unpack_upload
 from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.release.folder import find_checkpoint
 from dpwg.ui.limits import (
     KEPT_SECONDS,
     MAX_RUN_MEGABYTES,

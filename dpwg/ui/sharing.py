@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlencode
 
-from dpwg.checkpoint import checkpoint_names
-from dpwg.pipeline import MAX_SEED
-from dpwg.sampling import MAX_DRAFTS, Sampling
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED
+from dpwg.method.sampling import MAX_CANDIDATES, Sampling
+from dpwg.release.folder import checkpoint_names
 from dpwg.ui.families import suited_upsampler, usual_checkpoint
 from dpwg.ui.limits import MAX_IMAGES, whole
-from dpwg.upsample import DEFAULT_UPSAMPLER, all_upsamplers
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Drawing:
     guidance: float = Sampling.guidance
     temperature: float = Sampling.temperature
     upsampler: str = DEFAULT_UPSAMPLER
-    drafts: int = Sampling.drafts
+    candidates: int = Sampling.candidates
 
     @property
     def sampling(self) -> Sampling:
         """How its codes are drawn. Raises ValueError for what is out of range."""
-        return Sampling(guidance=self.guidance, temperature=self.temperature, drafts=self.drafts)
+        return Sampling(
+            guidance=self.guidance, temperature=self.temperature, candidates=self.candidates
+        )
 
 
 def to_query(drawing: Drawing) -> str:
@@ -70,7 +72,9 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
         guidance=_number(query, "guidance", Sampling.guidance),
         temperature=_number(query, "temperature", Sampling.temperature),
         upsampler=upsampler,
-        drafts=whole("drafts", _number(query, "drafts", Sampling.drafts), 1, MAX_DRAFTS),
+        candidates=whole(
+            "candidates", _number(query, "candidates", Sampling.candidates), 1, MAX_CANDIDATES
+        ),
     )
     _ = drawing.sampling  # refuses what is absurd
     return drawing

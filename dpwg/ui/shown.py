@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpwg.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.ui.families import family_of, first_caption, known_upsampler
 
 

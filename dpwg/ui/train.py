@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 from matplotlib.figure import Figure
 
-from dpwg.checkpoint import load_card
-from dpwg.pipeline import MAX_SEED
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text
-from dpwg.text import MAX_CAPTION_CHARACTERS
+from dpwg.release.folder import load_card
 from dpwg.ui.families import carried, family_of, first_caption, suited_upsampler, usual_checkpoint
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.limits import (

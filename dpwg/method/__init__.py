@@ -1,0 +1,1 @@
+"""DP-Wavelet itself: wavelets, tokenizer, transformer, sampling, pipeline."""

@@ -1,0 +1,1 @@
+"""What leaves the house: release folders, the hub, exported data sets, the Space."""

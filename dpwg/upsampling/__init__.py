@@ -1,0 +1,1 @@
+"""The public stage: coarse images to full size by frozen public models."""

@@ -1,0 +1,480 @@
+"""The reranker: what it learns, the candidates it chooses among, and when it is used at all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dpwg.cli import main
+from dpwg.config import RerankerConfig
+from dpwg.measure.quality import reranker_quality
+from dpwg.method.captions import EncodedText
+from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.reranker import Reranker
+from dpwg.method.sampling import Sampling, _candidate_seed, sample
+from dpwg.method.transformer import WaveletGPT
+from dpwg.release.export import Export, export_dataset
+from dpwg.release.folder import (
+    RERANKER,
+    ReleasedReranker,
+    load_release,
+    load_reranker,
+    reranker_for,
+    reranker_reads,
+    save_reranker,
+    save_tokenizer,
+)
+from dpwg.release.space import write_space
+from dpwg.training.examples import Examples
+from dpwg.training.processes import Ranks
+from dpwg.training.reranker import (
+    RerankerTraining,
+    _Words,
+    coarsest_images,
+    contrastive_loss,
+    train_reranker,
+)
+
+SIZES = RerankerConfig(text_width=8, text_tokens=5, width=16, heads=2, blocks=1, slots=2)
+PLAIN = Sampling(guidance=1.5, temperature=1.0, top_p=1.0, candidates=6)
+COLOURS = ("red", "green", "blue", "white")
+TOLD = {"name": "a reranker", "source": "trained for these tests", "licence": "CC0"}
+
+
+def reranker(seed: int = 0, config: RerankerConfig = SIZES) -> Reranker:
+    torch.manual_seed(seed)
+    return Reranker(config)
+
+
+def halves(count: int) -> tuple[Tensor, Examples, list[str]]:
+    """Images of one colour above and one below, with states that say so, word by word."""
+    generator = torch.Generator().manual_seed(0)
+    colour_N2 = torch.randint(4, (count, 2), generator=generator)
+    rgb = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    image_NChw = (
+        rgb[colour_N2].transpose(1, 2).repeat_interleave(4, 2)[..., None].expand(-1, -1, -1, 8)
+    )
+    states_NLD = torch.zeros(count, 5, 8)
+    states_NLD[:, :2, :4] = torch.nn.functional.one_hot(colour_N2, 4).float()
+    states_NLD[:, torch.arange(2), 4 + torch.arange(2)] = 1
+    text = {
+        "states": states_NLD,
+        "mask": torch.arange(5).expand(count, -1) < 2,
+        "count": torch.ones(count, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 1,
+    }
+    codes = {f"codes_{s}": torch.zeros(count, 4, 2, dtype=torch.int16) for s in range(3)}
+    captions = [f"{COLOURS[a]} above {COLOURS[b]}" for a, b in colour_N2.tolist()]
+    return image_NChw, Examples(text, codes), captions
+
+
+def test_scores_are_products_of_unit_vectors() -> None:
+    own, (image_NChw, examples, _) = reranker(), halves(6)
+    batch = examples.batch(torch.arange(6))
+    image_BV, text_BV = own.images(image_NChw), own.captions(batch.states_BLD, batch.mask_BL)
+    for vectors_BV in (image_BV, text_BV):
+        torch.testing.assert_close(vectors_BV.norm(dim=1), torch.ones(6))
+    scores_BB = own.scores(image_NChw, batch.states_BLD, batch.mask_BL)
+    torch.testing.assert_close(scores_BB, own.log_scale.exp() * image_BV @ text_BV.T)
+
+
+def test_padding_of_a_caption_changes_nothing() -> None:
+    own, (_, examples, _) = reranker(), halves(6)
+    batch = examples.batch(torch.arange(6))
+    padded_BLD = batch.states_BLD.clone()
+    padded_BLD[:, 2:] = torch.randn(6, 3, 8)
+    changed_BV = own.captions(padded_BLD, batch.mask_BL)
+    torch.testing.assert_close(changed_BV, own.captions(batch.states_BLD, batch.mask_BL))
+
+
+def test_training_finds_captions_that_chance_does_not() -> None:
+    own, (image_NChw, examples, captions) = reranker(), halves(400)
+    settings = RerankerTraining(
+        steps=120, batch=32, group=16, warmup=5, learning_rate=1e-2, ema_decay=0.9, report_every=60
+    )
+    before = reranker_quality(own, image_NChw, examples, captions, among=10)
+    reports = list(train_reranker(own, image_NChw, examples, captions, settings))
+    assert [report.step for report in reports] == [60, 120]
+    assert reports[1].loss < reports[0].loss
+    after = reranker_quality(own, image_NChw, examples, captions, among=10)
+    assert (after.records, after.among) == (400, 10)
+    assert before.captions_found < 0.3 < 0.9 < after.captions_found
+    assert before.images_found < 0.3 < 0.9 < after.images_found
+
+
+def test_the_loss_counts_the_others_that_differ() -> None:
+    scores_BB = torch.zeros(4, 4)
+    assert contrastive_loss(scores_BB, torch.arange(4)).item() == pytest.approx(np.log(4))
+    assert contrastive_loss(scores_BB, torch.tensor([0, 0, 1, 2])).item() == pytest.approx(
+        np.log([3, 3, 4, 4]).mean()
+    )
+    assert contrastive_loss(scores_BB, torch.zeros(4, dtype=torch.int64)).item() == 0
+    scores_BB.fill_diagonal_(50)
+    assert contrastive_loss(scores_BB, torch.arange(4)).item() < 1e-6
+
+
+def test_neighbours_share_words_that_not_many_captions_have() -> None:
+    colours = {*COLOURS, "black", "pink", "teal", "gray"}
+    captions = [f"a face with {a} hair and a {b} shirt" for a in colours for b in colours] * 4
+    words = _Words(captions)
+    assert words.count == 8
+    orders = [words.alike(np.random.default_rng(seed)) for seed in range(3)]
+    for order in orders:
+        assert sorted(order) == list(range(len(captions)))
+        groups = [
+            [set(captions[i].split()) & colours for i in part] for part in order.reshape(16, 16)
+        ]
+        assert sum(bool(set.intersection(*group)) for group in groups) >= 10
+    assert not np.array_equal(captions[orders[0][0]], captions[orders[1][0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": 1}, "group=1 to be 2 or more"),
+        ({"group": 48}, "batch=256 to be a multiple of group=48"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RerankerTraining(**change)
+
+
+def test_sets_of_other_sizes_are_refused() -> None:
+    image_NChw, examples, captions = halves(40)
+    settings = RerankerTraining(steps=1, batch=32, group=16)
+    for part, words in ((image_NChw, captions[:39]), (image_NChw[:39], captions)):
+        with pytest.raises(ValueError, match="of the same records"):
+            next(train_reranker(reranker(), part, examples, words, settings))
+
+
+def test_more_processes_than_groups_are_refused() -> None:
+    image_NChw, examples, captions = halves(40)
+    settings = RerankerTraining(steps=1, batch=32, group=16)
+    with pytest.raises(ValueError, match="for each of 3 processes"):
+        next(train_reranker(reranker(), image_NChw, examples, captions, settings, Ranks(0, 3)))
+
+
+@pytest.fixture(scope="module")
+def model(make_model) -> WaveletGPT:
+    return make_model().double()
+
+
+@pytest.fixture(scope="module")
+def text(make_inputs) -> EncodedText:
+    inputs = make_inputs(5)
+    return EncodedText(states_BLD=inputs.states_BLD, mask_BL=inputs.mask_BL)
+
+
+def draw(model, text, choose, settings=PLAIN, rows=slice(None), seeds=range(5)) -> list[Tensor]:
+    empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
+    own = EncodedText(states_BLD=text.states_BLD[rows], mask_BL=text.mask_BL[rows])
+    *_, codes = sample(model, own, empty, list(seeds)[rows], settings, choose=choose)
+    return codes
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def smallest(codes_BNPK: Tensor, _: Tensor) -> Tensor:
+    return codes_BNPK.flatten(2).sum(2).argmin(1)
+
+
+def fourth(codes_BNPK: Tensor, _: Tensor) -> Tensor:
+    return torch.full((len(codes_BNPK),), 3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_the_chosen_candidate_goes_on_as_if_it_had_been_alone(model, text, guidance: float) -> None:
+    settings = dataclasses.replace(PLAIN, guidance=guidance)
+    alone = draw(model, text, None, settings)
+    seen: list[Tensor] = []
+
+    def first(codes_BNPK: Tensor, _: Tensor) -> Tensor:
+        seen.append(codes_BNPK.clone())
+        return torch.zeros(len(codes_BNPK), dtype=torch.int64)
+
+    assert same(draw(model, text, first, settings), alone)
+    assert seen[0].shape == (5, 6, 4, 2)
+    assert torch.equal(seen[0][:, 0], alone[0])
+    assert len(seen[0].flatten(2)[0].unique(dim=0)) > 1
+    another = draw(model, text, fourth, settings)
+    assert torch.equal(another[0], seen[0][:, 3])
+    assert not same(another, alone)
+    assert same(
+        another, draw(model, text, None, settings, seeds=[_candidate_seed(s, 3) for s in range(5)])
+    )
+
+
+def test_candidates_are_the_same_alone_and_in_any_batch(model, text) -> None:
+    together = draw(model, text, smallest)
+    for row in range(5):
+        own = [codes[row : row + 1] for codes in together]
+        assert same(draw(model, text, smallest, rows=slice(row, row + 1)), own)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("rows", [1, 12, 18])
+def test_candidates_of_a_few_images_at_a_time_are_those_of_all(
+    model, text, monkeypatch, rows: int, guidance: float
+) -> None:
+    settings = dataclasses.replace(PLAIN, guidance=guidance)
+    together = draw(model, text, smallest, settings)
+    seen: list[list[int]] = []
+
+    def watched(codes_BNPK: Tensor, image_B: Tensor) -> Tensor:
+        assert len(codes_BNPK) == len(image_B)
+        seen.append(image_B.tolist())
+        return smallest(codes_BNPK, image_B)
+
+    monkeypatch.setattr("dpwg.method.sampling.ROWS", rows)
+    assert same(draw(model, text, watched, settings), together)
+    assert [image for part in seen for image in part] == list(range(5))
+    assert max(map(len, seen)) == max(1, rows // 6)
+
+
+def test_of_equal_candidates_the_first_goes_on(model, text) -> None:
+    settings = Sampling(guidance=1.0, temperature=1.0, top_k=1, candidates=4)
+    alone = draw(model, text, None, settings)
+    assert same(draw(model, text, fourth, settings), alone)
+
+
+def test_nothing_is_chosen_where_there_is_no_choice(model, text) -> None:
+    def never(codes_BNPK: Tensor, image_B: Tensor) -> Tensor:
+        raise AssertionError
+
+    for settings in (Sampling(candidates=1), Sampling(temperature=0.0)):
+        assert same(draw(model, text, never, settings), draw(model, text, None, settings))
+
+
+@pytest.mark.parametrize("candidates", [0, 17, 2.5])
+def test_candidates_out_of_range_are_refused(candidates: float) -> None:
+    with pytest.raises(ValueError, match=f"Expected candidates={candidates}"):
+        Sampling(candidates=candidates)
+
+
+@pytest.fixture
+def own_root(root, tmp_path, monkeypatch) -> Path:
+    """The tiny releases again, with a reranker of theirs beside them."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(root, folder)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(folder))
+    release = load_release("faces/public")
+    config = dataclasses.replace(
+        SIZES,
+        text_width=release.model.config.text_width,
+        **reranker_reads(
+            release.tokenizer, release.text_encoder.digest, release.text_encoder.max_tokens
+        ),
+    )
+    save_reranker(folder / RERANKER, reranker(config=config), TOLD)
+    return folder
+
+
+def blank(own: Reranker, seed: int) -> Reranker:
+    """One of the same sizes that likes other candidates."""
+    return reranker(seed, own.config)
+
+
+def test_a_saved_reranker_is_the_same_to_bfloat16(own_root) -> None:
+    released = load_reranker(own_root / RERANKER)
+    assert released.public_input == TOLD
+    read = released.model
+    expected = copy.deepcopy(reranker(config=read.config)).bfloat16().float().state_dict()
+    assert read.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in read.state_dict().items())
+
+
+def test_the_reranker_is_used_for_its_own_tokenizer_and_encoder_alone(
+    own_root, make_tokenizer
+) -> None:
+    release = load_release("faces/public")
+    assert reranker_for(release) is not None
+    tokenizer = make_tokenizer(seed=1)
+    assert reranker_for(dataclasses.replace(release, tokenizer=tokenizer)) is None
+    encoder = dataclasses.replace(release.text_encoder, max_tokens=20)
+    assert reranker_for(dataclasses.replace(release, text_encoder=encoder)) is None
+
+
+def test_the_pipeline_draws_what_the_reranker_likes_best(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    captions = ["a person with red hair", "a person with black hair"]
+    one = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, candidates=1))
+    best = pipe(captions, seed=3, settings=dataclasses.replace(PLAIN, candidates=12))
+    assert (pipe.candidates(), pipe.candidates(Sampling(temperature=0.0))) == (8, 1)
+    assert not np.array_equal(one.partials[0], best.partials[0])
+    assert (one.candidates, best.candidates, best.to_json()["candidates"]) == (1, 12, 12)
+    released, text = reranker_for(pipe.release), pipe.encoder.encode(captions)
+    assert isinstance(released, ReleasedReranker)
+    assert one.to_json()["reranker"] is None
+    assert best.to_json()["reranker"] == {**TOLD, "sha256": released.sha256}
+    own = released.model
+
+    def liking(partial: np.ndarray) -> Tensor:
+        image_BChw = torch.from_numpy(partial).permute(0, 3, 1, 2).float() / 255
+        return own.scores(image_BChw, text.states_BLD.float(), text.mask_BL).diagonal()
+
+    assert (liking(best.partials[0]) > liking(one.partials[0])).all()
+
+
+def test_a_space_takes_the_reranker_along(own_root, tmp_path) -> None:
+    assert "checkpoints/reranker/config.json" in write_space(tmp_path / "space", ["faces/public"])
+    copied = load_reranker(tmp_path / "space" / "checkpoints" / RERANKER)
+    own = load_reranker(own_root / RERANKER)
+    assert (copied.sha256, copied.public_input) == (own.sha256, TOLD)
+    assert copied.model.config == own.model.config
+    for name, tensor in own.model.state_dict().items():
+        assert torch.equal(copied.model.state_dict()[name], tensor)
+
+
+def test_a_picture_is_the_same_alone_and_beside_others_with_candidates(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    captions = ["a person with red hair", "", "a person in a black hoodie on a teal background"]
+    together = pipe(captions, seed=3, settings=PLAIN, upsampler="bicubic")
+    for place, caption in enumerate(captions):
+        alone = pipe(caption, seed=3 + place, settings=PLAIN, upsampler="bicubic")
+        assert np.array_equal(alone.image[0], together.image[place])
+        assert alone.candidates == (PLAIN.candidates if caption else 1)
+
+
+def test_of_no_caption_whatever_was_drawn_first_goes_on(own_root) -> None:
+    pipe = DPWaveletPipeline.from_pretrained("faces/public")
+    once = dataclasses.replace(PLAIN, candidates=1)
+    for seed in range(4):
+        free = pipe(" ", seed=seed, settings=PLAIN, upsampler="bicubic")
+        assert (free.candidates, free.reranker) == (1, None)
+        alone = pipe(" ", seed=seed, settings=once, upsampler="bicubic")
+        assert np.array_equal(free.coarse, alone.coarse)
+
+
+def test_an_export_goes_on_with_the_reranker_that_it_began_with(own_root, tmp_path) -> None:
+    export = Export(
+        captions=("a face", "red hair"),
+        captions_from="Written for this test",
+        upsampler="bicubic",
+        part=1,
+    )
+    folder = own_root / RERANKER
+
+    def begun(out: Path) -> dict[str, Any]:
+        pipe = DPWaveletPipeline.from_pretrained("faces/eps-1")
+        list(export_dataset(pipe, export, out, checkpoint="faces/eps-1"))
+        return json.loads((out / "export.json").read_text())
+
+    own = load_reranker(folder)
+    plan = begun(tmp_path / "a")
+    assert (plan["sampling"]["candidates"], plan["reranker"]) == (8, own.to_json())
+    assert "a public reranker of captions and images, trained for these" in (
+        tmp_path / "a" / "README.md"
+    ).read_text().replace("\n  ", " ")
+    save_reranker(folder, blank(own.model, 1), TOLD)
+    with pytest.raises(ValueError, match="found another reranker"):
+        begun(tmp_path / "a")
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="found another reranker, sampling"):
+        begun(tmp_path / "a")
+    plan = begun(tmp_path / "b")
+    assert (plan["sampling"]["candidates"], plan["reranker"]) == (1, None)
+    assert "public reranker" not in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_a_reranker_that_is_not_whole_is_told_and_one_of_others_is_passed_by(
+    own_root, make_tokenizer
+) -> None:
+    release, folder = load_release("faces/public"), own_root / RERANKER
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(
+        ValueError, match="to hold a reranker, found FileNotFoundError: Expected safetensors"
+    ):
+        reranker_for(release)
+    other = dataclasses.replace(release, tokenizer=make_tokenizer(seed=1))
+    assert reranker_for(other) is None  # its weights are not asked for
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="to hold a reranker, found FileNotFoundError"):
+        reranker_for(other)
+
+
+def test_nothing_but_a_reranker_is_replaced_by_one(own_root, capsys) -> None:
+    own = load_reranker(own_root / RERANKER)
+    save_reranker(own_root / RERANKER, blank(own.model, 1), TOLD)
+    assert load_reranker(own_root / RERANKER).sha256 != own.sha256
+    before = (own_root / "tokenizer" / "config.json").read_bytes()
+    for place in ("tokenizer", "faces/eps-1", "faces"):
+        with pytest.raises(ValueError, match="to hold an earlier RerankerConfig"):
+            save_reranker(own_root / place, own.model, TOLD)
+        words = ["reranker", "--out", str(own_root / place), "--count", "300"]
+        assert main(words) == 2
+        assert "Choose another folder" in capsys.readouterr().err
+    assert (own_root / "tokenizer" / "config.json").read_bytes() == before
+    assert load_release("faces/eps-1").card.steps == 100
+
+
+def test_candidates_that_nothing_chooses_among_are_refused(
+    root, monkeypatch, capsys, tmp_path
+) -> None:
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
+    words = ["sample", "--checkpoint", "faces/eps-1", "--caption", "a", "--out", str(tmp_path)]
+    assert main([*words, "--candidates", "4"]) == 2
+    assert "nothing chooses among them" in capsys.readouterr().err
+
+
+def test_coarsest_images_are_decoded_from_the_first_codes(make_tokenizer, images) -> None:
+    tokenizer = make_tokenizer()
+    codes = tokenizer.encode(images[:12])
+    text = {
+        "states": torch.zeros(12, 5, 8),
+        "mask": torch.ones(12, 5, dtype=torch.bool),
+        "count": torch.ones(12, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.arange(5) < 1,
+    }
+    examples = Examples(text, {f"codes_{s}": c.to(torch.int16) for s, c in enumerate(codes)})
+    expected = tokenizer.decode(codes[:1])
+    torch.testing.assert_close(torch.cat([*coarsest_images(tokenizer, examples)]), expected)
+
+
+def test_the_verb_trains_one_for_the_checkpoints_in_use(
+    root, image_folder, capsys, monkeypatch, tmp_path, make_tokenizer
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(root, folder)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(folder))
+    monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    words = ["reranker", "--data", str(image_folder), "--steps", "1", "--group", "4", "--json"]
+    assert main([*words, "--batch", "8"]) == 2
+    assert "--public" in capsys.readouterr().err
+    assert main([*words, "--batch", "16", "--public"]) == 2
+    assert "batch=16 to be at most the 12 records" in capsys.readouterr().err
+    assert reranker_for(load_release("faces/eps-1")) is None
+    assert main([*words, "--batch", "8", "--public"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(folder / RERANKER), "steps": 1}
+    released = reranker_for(load_release("faces/eps-1"))
+    assert released is not None
+    assert released.public_input["source"] == (
+        f"trained with dpwg on 12 records of {image_folder.name}, declared public by its user"
+    )
+    measure = ["reranker", "--evaluate", str(image_folder)]
+    for more, message in (
+        ([], "Expected 100 records or more, found 12"),
+        (["--steps", "2"], "no steps=2 with --evaluate"),
+        (["--out", str(folder / "tokenizer")], "to hold a reranker, found KeyError"),
+    ):
+        assert main([*measure, *more]) == 2
+        assert message in capsys.readouterr().err
+    save_tokenizer(tmp_path / "other", make_tokenizer(seed=1))
+    assert main([*measure, "--tokenizer", str(tmp_path / "other")]) == 2
+    assert "to have codebook_sha256=" in capsys.readouterr().err
