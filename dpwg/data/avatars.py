@@ -6,24 +6,28 @@ import functools
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 IMAGE_SIZE = 128
 
 
 @functools.cache
-def _style(name: str):  # type: ignore[no-untyped-def]
+def _definition(style: str) -> dict[str, Any]:
+    text = files("dicebear_styles").joinpath(f"{style}.json").read_text("utf-8")
+    return json.loads(text)
+
+
+@functools.cache
+def _style(name: str) -> Any:
     from dicebear import Style
 
-    definition = json.loads(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8"))
-    return Style(definition)
+    return Style(_definition(name))
 
 
 @functools.cache
 def variants(style: str, component: str) -> tuple[str, ...]:
     """The names of a component's variants; empty where the style has no such component."""
-    path = files("dicebear_styles").joinpath(f"{style}.json")
-    components = json.loads(path.read_text("utf-8"))["components"]
-    return tuple(components[component]["variants"]) if component in components else ()
+    return tuple(_definition(style)["components"].get(component, {}).get("variants", ()))
 
 
 def render(style: str, options: Mapping[str, object], *, background: str) -> bytes:

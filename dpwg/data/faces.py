@@ -6,8 +6,11 @@ drawn here, from the record's index alone, so that each caption is true of its i
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from dpwg.data import palette
 from dpwg.data.avatars import render
@@ -19,74 +22,9 @@ STYLE = "avataaars"
 TRAIN_RECORDS = 50_000
 TEST_RECORDS = 5_000
 
-HAIR = {
-    "bigHair": "big {} hair",
-    "bob": "a {} bob",
-    "bun": "{} hair in a bun",
-    "curly": "long curly {} hair",
-    "curvy": "long wavy {} hair",
-    "dreads": "long {} dreadlocks",
-    "dreads01": "short {} dreadlocks",
-    "frizzle": "frizzy {} hair on top",
-    "fro": "a {} afro",
-    "longButNotTooLong": "shoulder-length {} hair",
-    "miaWallace": "a {} bob with bangs",
-    "shaggy": "shaggy {} hair",
-    "shaggyMullet": "a {} mullet",
-    "shavedSides": "{} hair with shaved sides",
-    "shortCurly": "short curly {} hair",
-    "shortFlat": "short {} hair",
-    "shortRound": "short round {} hair",
-    "shortWaved": "short wavy {} hair",
-    "sides": "a bald top and {} hair on the sides",
-    "straight01": "long straight {} hair",
-    "straight02": "long straight {} hair",
-    "straightAndStrand": "straight {} hair with a strand",
-    "theCaesar": "a {} buzz cut",
-    "theCaesarAndSidePart": "a {} buzz cut with a side part",
-}
-HEADWEAR = {
-    "hat": "hat",
-    "hijab": "hijab",
-    "turban": "turban",
-    "winterHat02": "winter hat with ear flaps",
-    "winterHat03": "winter hat with a pompom",
-    "winterHat04": "winter hat with cat ears",
-}
-CLOTHES = {
-    "collarAndSweater": "sweater with a collar",
-    "hoodie": "hoodie",
-    "overall": "overalls",
-    "shirtCrewNeck": "shirt",
-    "shirtScoopNeck": "scoop neck shirt",
-    "shirtVNeck": "v-neck shirt",
-}
-EYES = ("default", "happy", "side", "squint", "closed", "wink", "surprised")
-EYEBROWS = ("default", "defaultNatural", "flatNatural", "raisedExcitedNatural", "upDownNatural")
-MOUTH = {
-    "smile": "smiling",
-    "twinkle": "with a gentle smile",
-    "default": "with a faint smile",
-    "serious": "looking serious",
-    "sad": "looking sad",
-    "concerned": "looking worried",
-    "disbelief": "in disbelief",
-    "grimace": "with a grimace",
-    "screamOpen": "with an open mouth",
-}
-GLASSES = {
-    "prescription01": "glasses",
-    "prescription02": "glasses",
-    "round": "round glasses",
-    "sunglasses": "sunglasses",
-    "wayfarers": "dark sunglasses",
-}
-BEARDS = {
-    "beardLight": "a short {} beard",
-    "beardMedium": "a {} beard",
-    "beardMajestic": "a big {} beard",
-    "moustacheFancy": "a {} moustache",
-}
+_TABLE: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_bytes())
+HAIR, HEADWEAR, CLOTHES, EYES, EYEBROWS, MOUTH, GLASSES, BEARDS = _TABLE.values()
+"""Variants of the style's components, and most of them in words, with {} for the colour."""
 
 
 def face(split: str, index: int) -> Record:
@@ -135,19 +73,11 @@ def face(split: str, index: int) -> Record:
         "glasses": GLASSES[glasses] if glasses else "",
         "beard": BEARDS[beard].format(hair) if beard else "",
     }
+    features = (attributes["hair"], f"{skin} skin", attributes["glasses"], attributes["beard"])
     caption = compose(
         rng,
         subject=rng.choice(("person", "cartoon person", "face")),
-        features=[
-            part
-            for part in (
-                attributes["hair"],
-                f"{skin} skin",
-                attributes["glasses"],
-                attributes["beard"],
-            )
-            if part
-        ],
+        features=[*filter(None, features)],
         clothes=attributes["clothes"] if garment == "overall" else article(attributes["clothes"]),
         expression=attributes["expression"],
         background=background,
