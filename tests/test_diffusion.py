@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -19,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from dpwg.cli import main
-from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.pipeline import DPWaveletPipeline, Stage
 from dpwg.release.export import Export, export_dataset
 from dpwg.ui.generate import describe_upsampler, generate
-from dpwg.ui.pipelines import UpsamplingStep, draw, load_pipeline
+from dpwg.ui.pipelines import draw, load_pipeline
 from dpwg.ui.sharing import from_query
+from dpwg.upsampling import upsamplers
 from dpwg.upsampling.diffusion import (
     KINDS,
     VARIABLE,
@@ -70,11 +72,14 @@ def coarse() -> Tensor:
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
 
+def drawn(upsample: DiffusionUpsampler, image_BCHW: Tensor, captions=("a",), seeds=(1,)) -> Tensor:
+    *_, large = upsample.draw(image_BCHW, captions=captions, seeds=seeds)
+    assert isinstance(large, Tensor)
+    return large
+
+
 def test_a_batch_is_its_images_alone_and_every_step_is_told(upsample, coarse) -> None:
-    steps: list[tuple[int, int]] = []
-    large = upsample.draw(
-        coarse, captions=CAPTIONS, seeds=SEEDS, on_step=lambda *step: steps.append(step)
-    )
+    *steps, large = upsample.draw(coarse, captions=CAPTIONS, seeds=SEEDS)
     assert (large.shape, large.dtype) == ((3, 3, 128, 128), torch.float32)
     assert 0 <= large.min() < large.max() <= 1
     assert steps == [(done, 9) for done in range(1, 10)]
@@ -82,47 +87,50 @@ def test_a_batch_is_its_images_alone_and_every_step_is_told(upsample, coarse) ->
     before = torch.get_rng_state()
     for i in (2, 0):
         one = slice(i, i + 1)
-        alone = upsample.draw(coarse[one], captions=CAPTIONS[one], seeds=SEEDS[one])
-        assert torch.equal(alone, large[one])
+        assert torch.equal(drawn(upsample, coarse[one], CAPTIONS[one], SEEDS[one]), large[one])
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("guidance", [9.0, 1.0])
+def test_the_pictures_are_those_of_the_pipelines_own_loop(upsample, coarse, guidance) -> None:
+    settings = dataclasses.replace(upsample.settings, guidance=guidance)
+    own, pipe = DiffusionUpsampler(settings, device="cpu"), upsample._pipe
+    asked = {"num_inference_steps": 3, "output_type": "pt"}
+    generator = torch.Generator().manual_seed(5)
+    if settings.kind == "ldm":
+        theirs = pipe(coarse[:1] * 2 - 1, generator=generator, **asked).images
+    else:
+        asked |= {"guidance_scale": guidance, "noise_level": settings.noise_level}
+        theirs = pipe(["long red hair"], coarse[:1], generator=generator, **asked).images
+    assert torch.equal(drawn(own, coarse[:1], ["long red hair"], [5]), theirs)
+
+
 def test_caption_seed_and_image_decide(upsample, coarse) -> None:
-    def drawn(place: int, caption: str, seed: int) -> Tensor:
-        image_BCHW = coarse[place : place + 1]
-        return upsample.draw(image_BCHW, captions=[caption], seeds=[seed])
-
-    usual = drawn(0, "a person", 5)
-    assert not torch.equal(drawn(0, "a person", 6), usual)
-    assert not torch.equal(drawn(1, "a person", 5), usual)
+    usual = drawn(upsample, coarse[:1], ["a person"], [5])
+    assert not torch.equal(drawn(upsample, coarse[:1], ["a person"], [6]), usual)
+    assert not torch.equal(drawn(upsample, coarse[1:2], ["a person"], [5]), usual)
     follows = upsample.settings.kind == "sd-x4"
-    assert torch.equal(drawn(0, "blue hair \ud800", 5), usual) != follows
-    assert torch.equal(upsample(coarse[:1]), drawn(0, "", 0))
+    other = drawn(upsample, coarse[:1], ["blue hair \ud800"], [5])
+    assert torch.equal(other, usual) != follows
+    assert torch.equal(upsample(coarse[:1]), drawn(upsample, coarse[:1], [""], [0]))
 
 
-def test_what_a_step_raises_ends_the_drawing_and_leaves_nothing_behind(upsample, coarse) -> None:
-    usual = upsample.draw(coarse[:1], captions=["a"], seeds=[1])
-    seen = []
-
-    def cancel(done: int, steps: int) -> None:
-        seen.append(done)
-        if done == 2:
-            raise InterruptedError("enough")
-
-    with pytest.raises(InterruptedError, match="enough"):
-        upsample.draw(coarse, captions=CAPTIONS, seeds=SEEDS, on_step=cancel)
-    assert seen == [1, 2]
-    assert torch.equal(upsample.draw(coarse[:1], captions=["a"], seeds=[1]), usual)
-    assert seen == [1, 2]
+def test_a_drawing_that_is_left_leaves_nothing_behind(upsample, coarse) -> None:
+    usual = drawn(upsample, coarse[:1])
+    left = upsample.draw(coarse, captions=CAPTIONS, seeds=SEEDS)
+    assert [next(left), next(left)] == [(1, 9), (2, 9)]
+    assert torch.equal(drawn(upsample, coarse[:1]), usual)  # even while it waits
+    left.close()
+    assert torch.equal(drawn(upsample, coarse[:1]), usual)
 
 
 def test_half_precision_and_slices_draw_nearly_the_same(upsample, coarse) -> None:
-    usual = upsample.draw(coarse[:1, :, :8, :8], captions=["a"], seeds=[1])
+    usual = drawn(upsample, coarse[:1, :, :8, :8])
     for options in ({"dtype": torch.bfloat16}, {"sliced": True}):
         other = DiffusionUpsampler(upsample.settings, device="cpu", **options)
-        drawn = other.draw(coarse[:1, :, :8, :8], captions=["a"], seeds=[1])
-        assert drawn.dtype == torch.float32
-        assert (drawn - usual).abs().mean() < 0.03
+        found = drawn(other, coarse[:1, :, :8, :8])
+        assert found.dtype == torch.float32
+        assert (found - usual).abs().mean() < 0.03
         if upsample.settings.kind == "sd-x4":
             assert other._pipe.vae.dtype == torch.float32
             assert other._pipe.vae.use_tiling == ("sliced" in options)
@@ -130,7 +138,7 @@ def test_half_precision_and_slices_draw_nearly_the_same(upsample, coarse) -> Non
 
 def test_bad_input_is_refused_in_words(upsample, coarse) -> None:
     with pytest.raises(ValueError, match="Expected 3 captions and seeds, found 2 and 3"):
-        upsample.draw(coarse, captions=CAPTIONS[:2], seeds=SEEDS)
+        drawn(upsample, coarse, CAPTIONS[:2], SEEDS)
     with pytest.raises(ValueError, match=r"sides that 2 divides, found \(32, 31\)"):
         upsample(coarse[..., 1:])
     with pytest.raises(ValueError, match="clamp them"):
@@ -140,13 +148,13 @@ def test_bad_input_is_refused_in_words(upsample, coarse) -> None:
 def test_the_pipeline_gives_captions_seeds_and_steps(root, models, coarse) -> None:
     pipe = DPWaveletPipeline.from_pretrained(root / "faces" / "eps-1")
     name = f"sd-x4:{models['sd-x4']},steps=2"
-    steps: list[tuple[int, int]] = []
-    result = pipe(CAPTIONS, seed=SEEDS, upsampler=name, on_step=lambda *step: steps.append(step))
+    *stages, result = pipe.stages(CAPTIONS, seed=SEEDS, upsampler=name)
     assert result.image.shape == (3, 128, 128, 3)
     assert len(result.bands) == 1 + 4
+    steps = [(stage.step, stage.steps) for stage in stages if not stage.private]
     assert steps == [(done, 6) for done in range(1, 7)]
     shown = torch.from_numpy(result.coarse).permute(0, 3, 1, 2).float() / 255
-    large = get_upsampler(name).draw(shown, captions=CAPTIONS, seeds=SEEDS)
+    large = drawn(get_upsampler(name), shown, CAPTIONS, SEEDS)
     assert np.array_equal(result.image, (large * 255).round().byte().permute(0, 2, 3, 1).numpy())
     alone = pipe(CAPTIONS[1], seed=SEEDS[1], upsampler=name)
     assert np.array_equal(alone.image[0], result.image[1])
@@ -284,9 +292,9 @@ def test_models_in_the_local_cache_are_offered_and_drawn_with(models, coarse) ->
     broken = cached(models["ldm"], "some/broken")
     (broken / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
     assert offered() == ["ldm:some/half", "sd-x4:some/x4"]
-    drawn = get_upsampler("sd-x4:some/x4,steps=2")(coarse[:1])
+    from_cache = get_upsampler("sd-x4:some/x4,steps=2")(coarse[:1])
     local = get_upsampler(f"sd-x4:{models['sd-x4']},steps=2")(coarse[:1])
-    assert torch.equal(drawn, local)
+    assert torch.equal(from_cache, local)
 
 
 def test_models_named_in_the_environment_are_offered_where_they_can_be_had(
@@ -354,26 +362,23 @@ def test_the_generate_tab_tells_the_steps_and_takes_only_what_is_offered(
 def test_closing_the_stream_stops_the_steps(models, monkeypatch) -> None:
     name = f"ldm:{models['ldm']},steps=1000"
     monkeypatch.setenv(VARIABLE, name)
-    upsampler, stopped = get_upsampler(name), Event()
-    assert isinstance(upsampler, DiffusionUpsampler)
+    ended = []
 
-    class Watched:
-        def __call__(self, *given: object, on_step: Callable[[int, int], None], **options: object):
+    class Watched(DiffusionUpsampler):
+        def draw(self, *given: Any, **options: Any) -> Iterator[tuple[int, int] | Tensor]:
             try:
-                return pipe(*given, on_step=on_step, **options)
-            except InterruptedError:
-                stopped.set()
-                raise
+                yield from super().draw(*given, **options)
+            finally:
+                ended.append(True)
 
-        def to(self, _: str) -> Watched:
-            return self
-
-    pipe = load_pipeline("faces/eps-1")
-    frames = draw(Watched, ("a",), seed=1, upsampler=public_name(name))
-    step = next(step for step in frames if isinstance(step, UpsamplingStep))
-    assert step.done < step.steps == 1000
+    monkeypatch.setattr(upsamplers, "DiffusionUpsampler", Watched)
+    get_upsampler.cache_clear()
+    frames = draw(lambda: load_pipeline("faces/eps-1"), ("a",), seed=1, upsampler=public_name(name))
+    step = next(step for step in frames if isinstance(step, Stage) and not step.private)
+    assert (step.step, step.steps, ended) == (1, 1000, [])
     frames.close()
-    assert stopped.wait(30)
+    assert ended == [True]
+    get_upsampler.cache_clear()
 
 
 def test_the_command_line_draws_and_exports_with_it(models, tmp_path, capsys) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpwg.cli.console import run_counted
+from dpwg.cli.console import progress_bar, run_counted
 from dpwg.cli.options import (
     Verb,
     delta_option,
@@ -62,8 +63,9 @@ def _sample(options: argparse.Namespace) -> Any:
     from PIL import Image
 
     from dpwg.measure.spectra import bands_figure
+    from dpwg.method.pipeline import GenerationResult, Stage
     from dpwg.method.sampling import Sampling
-    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
+    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, PromptedUpsampler, get_upsampler
 
     if options.captions is not None:
         return _export(options)
@@ -75,12 +77,19 @@ def _sample(options: argparse.Namespace) -> Any:
     pipeline = _pipeline(options)
     suited = pipeline.release.upsampler or DEFAULT_UPSAMPLER
     upsampler = get_upsampler(options.upsampler or suited)
-    result = pipeline(
+    stages = pipeline.stages(
         [options.caption] * count,
         seed=options.seed,
         settings=read_settings(Sampling, options),
         upsampler=upsampler,
     )
+    in_steps = isinstance(upsampler, PromptedUpsampler)
+    with progress_bar("upsampling") if in_steps else nullcontext() as told:
+        for stage in stages:
+            if told and isinstance(stage, Stage) and not stage.private:
+                told(stage.step, stage.steps)
+    assert isinstance(stage, GenerationResult)
+    result = stage
     options.out.mkdir(parents=True, exist_ok=True)
     for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
         Image.fromarray(coarse).save(options.out / f"coarse-{index}.png")

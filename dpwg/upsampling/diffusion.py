@@ -6,7 +6,9 @@ they cost no privacy. `diffusers` is imported by the first image, not before.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -157,7 +159,7 @@ class DiffusionUpsampler:
     batch, and its noise the same on any device. The device is a GPU where there is one; `dtype` is
     float32, and float16 for sd-x4 on CUDA, whose decoder stays in float32. `sliced` computes
     attention in slices and decodes in tiles; None does so on a GPU with less than SMALL_MEMORY.
-    Any number of threads may call it, one draws. Only safetensors are read, from files that were
+    Any number of threads may call it. Only safetensors are read, from files that were
     checked by name. Raises FileNotFoundError or ValueError where there is nothing to load, and
     ModuleNotFoundError without `diffusers`.
     """
@@ -176,7 +178,7 @@ class DiffusionUpsampler:
         self.device = torch.device(device or _best_device())
         half = self.device.type == "cuda" and settings.kind == "sd-x4"
         self.dtype = dtype or (torch.float16 if half else torch.float32)
-        self._busy = Lock()
+        self._loading = Lock()
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         """Without captions, all from seed 0."""
@@ -188,43 +190,80 @@ class DiffusionUpsampler:
     def draw(
         self, image_BCHW: Tensor, *, captions: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[tuple[int, int] | Tensor]:
-        """Yields how many images are done, of how many, and at last all of them."""
+        """Yields how many steps are done, of how many, and at last the images."""
         check_images(image_BCHW)
-        count = len(image_BCHW)
+        count, done = len(image_BCHW), 0
         if not len(captions) == len(seeds) == count:
             raise ValueError(
                 f"Expected {count} captions and seeds, found {len(captions)} and {len(seeds)}."
             )
-        large = []
-        with self._busy:
+        with self._loading:
             side = 1 << (len(self._pipe.unet.config.block_out_channels) - 1)
-            if any(length % side for length in image_BCHW.shape[2:]):
-                raise ValueError(
-                    f"Expected sides that {side} divides, found {tuple(image_BCHW.shape[2:])}; "
-                    "resize the images, or choose the upsampler 'bicubic'."
-                )
-            for image_1CHW, caption, seed in zip(image_BCHW.split(1), captions, seeds, strict=True):
-                large.append(self._draw_one(image_1CHW, caption, seed))
-                yield len(large), count
-        yield torch.cat(large).clamp_(0, 1).to(image_BCHW.device)
-
-    def _draw_one(self, image_1CHW: Tensor, caption: str, seed: int) -> Tensor:
-        asked: dict[str, Any] = {
-            "num_inference_steps": self.settings.steps,
-            "generator": torch.Generator().manual_seed(seed),
-            "output_type": "pt",
-        }
-        if self.settings.kind == "ldm":
-            large = self._pipe(image_1CHW * 2 - 1, **asked)
-        else:
-            large = self._pipe(
-                [caption.encode("utf-8", "replace").decode("utf-8")],
-                image_1CHW,
-                noise_level=self.settings.noise_level,
-                guidance_scale=self.settings.guidance,
-                **asked,
+        if any(length % side for length in image_BCHW.shape[2:]):
+            raise ValueError(
+                f"Expected sides that {side} divides, found {tuple(image_BCHW.shape[2:])}; "
+                "resize the images, or choose the upsampler 'bicubic'."
             )
-        return large.images.float().cpu()
+        large = []
+        for image_1CHW, caption, seed in zip(image_BCHW.split(1), captions, seeds, strict=True):
+            for drawn in self._draw_one(image_1CHW, caption, seed):
+                if isinstance(drawn, Tensor):
+                    large.append(drawn)
+                else:
+                    done += 1
+                    yield done, count * drawn
+        yield torch.cat(large).to(image_BCHW.device)
+
+    @torch.no_grad()
+    def _draw_one(self, image_1CHW: Tensor, caption: str, seed: int) -> Iterator[int | Tensor]:
+        """Yields the number of steps at each, then the image: as the pipeline's own loop draws it.
+
+        The scheduler is a copy, since it keeps where it is: a loop that is left leaves nothing.
+        """
+        from diffusers.utils.torch_utils import randn_tensor
+
+        pipe, scheduler = self._pipe, copy.deepcopy(self._pipe.scheduler)
+        scheduler.set_timesteps(self.settings.steps, device=self.device)
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(channels: int) -> Tensor:
+            shape = (1, channels, *image_1CHW.shape[2:])
+            drawn: Tensor = randn_tensor(shape, generator, self.device, self.dtype)
+            return drawn
+
+        image_1CHW = (image_1CHW * 2 - 1).to(self.device, self.dtype)
+        follows, guidance, condition = self.settings.kind == "sd-x4", 1.0, {}
+        if follows:
+            guidance = self.settings.guidance
+            level = torch.tensor([self.settings.noise_level], device=self.device)
+            image_1CHW = pipe.low_res_scheduler.add_noise(image_1CHW, noise(3), level)
+            caption = caption.encode("utf-8", "replace").decode("utf-8")
+            with self._loading:  # a tokenizer is for one thread at a time
+                text, empty = pipe.encode_prompt([caption], self.device, 1, guidance > 1)
+            states_BLD = torch.cat([empty, text]) if guidance > 1 else text
+            condition = {
+                "encoder_hidden_states": states_BLD,
+                "class_labels": level.expand(len(states_BLD)),
+            }
+        latents = noise(pipe.unet.config.in_channels - 3) * scheduler.init_noise_sigma
+        takes = inspect.signature(scheduler.step).parameters
+        options = {"generator": generator} if "generator" in takes else {}
+        for time in scheduler.timesteps:
+            seen = torch.cat([scheduler.scale_model_input(latents, time), image_1CHW], dim=1)
+            if guidance > 1:
+                seen = seen.expand(2, -1, -1, -1)
+            predicted = pipe.unet(seen, time, **condition).sample
+            if guidance > 1:
+                without, following = predicted.chunk(2)
+                predicted = without + guidance * (following - without)
+            latents = scheduler.step(predicted, time, latents, **options).prev_sample
+            yield len(scheduler.timesteps)
+        if follows:
+            vae = pipe.vae
+            large_1CHW = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+        else:
+            large_1CHW = pipe.vqvae.decode(latents).sample
+        yield (large_1CHW / 2 + 0.5).float().clamp(0, 1).cpu()
 
     @cached_property
     def _pipe(self) -> Any:
@@ -268,7 +307,7 @@ class DiffusionUpsampler:
         decoder = pipe.vqvae if ldm else pipe.vae
         if (found := 1 << (len(decoder.config.block_out_channels) - 1)) != self.scale:
             raise ValueError(f"a decoder to {found} times the size, not {self.scale}")
-        if ldm:  # the pipeline gives no generator to its scheduler, so that it must draw no noise
+        if ldm:  # which its authors drew with
             settings = pipe.scheduler.config
             pipe.scheduler = diffusers.DDIMScheduler.from_config(settings)  # type: ignore[no-untyped-call]
         elif self.settings.noise_level > (most := pipe.config.max_noise_level):
