@@ -4,6 +4,6 @@ from dpwg.launch import launching
 
 if __name__ == "__main__":
     with launching():
-        from dpwg.ui.demo import serve
+        from dpwg.ui.serving import serve
 
         serve()

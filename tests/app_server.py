@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def serving(checkpoints: Path, work: Path) -> Iterator[tuple[str, int]]:
-    """Serve checkpoints on a free port; gives the address and the process."""
+def serving(checkpoints: Path, work: Path, **settings: str) -> Iterator[tuple[str, int]]:
+    """Serve checkpoints on a free port; gives the address and the process. `settings` go to the
+    environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,6 +26,7 @@ def serving(checkpoints: Path, work: Path) -> Iterator[tuple[str, int]]:
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(work),
         "PYTHONUNBUFFERED": "1",
+        **settings,
     }
     process = subprocess.Popen(
         [sys.executable, ROOT / "app.py"],

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -44,7 +43,7 @@ from dpwg.ui.plans import (
     noise_to_signal,
 )
 from dpwg.ui.promises import describe_checkpoint
-from dpwg.ui.runs import Measured, Order, Run, remove_leftovers
+from dpwg.ui.runs import Measured, Order, Run
 from dpwg.ui.train import FACES, UPLOAD, draw, plan, stop
 
 MEASURED = Measured(micro_batch=64, seconds_per_micro_batch=0.5, trainable_parameters=10_000)
@@ -66,7 +65,7 @@ def _checkpoints(root, tmp_path, monkeypatch):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "shared"))
     (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: str(tmp_path / "runs"))
+    monkeypatch.setattr(runs, "server_folder", lambda: tmp_path)
 
 
 @pytest.fixture
@@ -231,33 +230,6 @@ def test_runs_are_counted_and_old_ones_removed(tmp_path, monkeypatch):
     folders[1].rmdir()
     with pytest.raises(ValueError, match="MB of free disk"):
         Run()
-
-
-def test_what_a_killed_server_left_is_removed_at_the_next_start(tmp_path):
-    mine = Run()
-    if not (child := os.fork()):
-        Run()
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert len(kept(tmp_path)) == 2
-    remove_leftovers()
-    assert kept(tmp_path) == [mine.folder]
-    mine.remove()
-    remove_leftovers()
-    assert kept(tmp_path) == []
-
-
-def test_a_folder_is_not_a_dead_server_s_while_its_training_process_lives(tmp_path):
-    run = Run()
-    training = subprocess.Popen(["sleep", "60"], pass_fds=(run._lock,))
-    os.close(run._lock)
-    run._lock = None
-    remove_leftovers()
-    assert kept(tmp_path) == [run.folder]
-    training.kill()
-    training.wait()
-    remove_leftovers()
-    assert kept(tmp_path) == []
 
 
 def test_a_stopped_run_goes_on_and_its_ledger_has_all_steps(

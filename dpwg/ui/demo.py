@@ -1,12 +1,8 @@
-"""The whole app: its tabs in one frame, and how they are served."""
+"""The whole app: its tabs in one frame."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import signal
-import sys
-import threading
 
 import gradio as gr
 
@@ -18,17 +14,10 @@ from dpwg.ui.bands import build_bands
 from dpwg.ui.compare import build_compare
 from dpwg.ui.families import ordered
 from dpwg.ui.generate import build_generate
-from dpwg.ui.limits import (
-    KEPT_SECONDS,
-    MAX_UPLOAD_MEGABYTES,
-    QUEUE_SIZE,
-    TRAIN_UPLOAD_MEGABYTES,
-)
+from dpwg.ui.limits import KEPT_SECONDS
 from dpwg.ui.own import offer_after
-from dpwg.ui.pipelines import borrowing
 from dpwg.ui.privacy import build_privacy
-from dpwg.ui.runs import Run, remove_leftovers
-from dpwg.ui.style import CSS, SCRIPT, THEME
+from dpwg.ui.runs import Run
 from dpwg.ui.train import build_train, train_tab_is_on
 
 HEADING = """# DP-Wavelet
@@ -82,22 +71,8 @@ def _forget(own: Run | None) -> None:
         own.remove()
 
 
-def _read_cards() -> None:
+def read_cards() -> None:
     """Have the accountant loaded and every epsilon recomputed while the browser gets the page."""
     for name in checkpoint_names():
         with contextlib.suppress(ValueError, OSError):  # who picks a broken card is told
             load_card(find_checkpoint(name))
-
-
-def serve() -> None:
-    """Build the app and serve it where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that visitors' runs are removed
-    remove_leftovers()
-    if importlib.util.find_spec("spaces"):
-        borrowing()
-    demo = build_demo().queue(max_size=QUEUE_SIZE)
-    threading.Thread(target=_read_cards, daemon=True).start()
-    megabytes = TRAIN_UPLOAD_MEGABYTES if train_tab_is_on() else MAX_UPLOAD_MEGABYTES
-    demo.launch(
-        theme=THEME, css=CSS, head=SCRIPT, footer_links=["api"], max_file_size=megabytes * 1_000_000
-    )

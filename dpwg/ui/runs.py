@@ -4,17 +4,15 @@ A run trains as `python -m dpwg finetune` does. Its process is killed by `stop`,
 and when nobody waits for its reports; it dies by itself when the server does. The state of its last
 finished step stays, and training goes on from there. The folder has an unguessable name, is closed
 to other users of the machine, and is known to nobody but the `Run`, which is its visitor's alone.
-Its server holds a lock on it, which ends with the server, however that ends.
+It lies in the folder of its server (`serving`).
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import json
 import math
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -38,9 +36,9 @@ from dpwg.ui.limits import (
     MAX_TRAIN_MINUTES,
     TRAIN_UPLOAD,
 )
+from dpwg.ui.serving import server_folder
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-PREFIX = "dpwg-run-"
 POLITENESS = 10
 """How much a run yields to the server, by the system's measure of niceness."""
 FRESH_SECONDS = 600
@@ -69,7 +67,7 @@ class Run:
     """One visitor's run, from the records to the release. `reports` are private."""
 
     def __init__(self) -> None:
-        self.folder, self._lock = _new_folder()
+        self.folder = _new_folder()
         self.order: Order | None = None
         self.reports: list[dict[str, Any]] = []
         self._data: list[str] = []
@@ -151,9 +149,6 @@ class Run:
             process.kill()
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
         atexit.unregister(self.remove)
 
     def _finetune(self, order: Order) -> list[str]:
@@ -174,7 +169,7 @@ class Run:
             raise ValueError("Your last order is still at work; stop it first.")
         self._stopped = False
         started, limit = time.monotonic(), 60.0 * MAX_TRAIN_MINUTES
-        process = self._process = _start(arguments, self.folder, self._lock)
+        process = self._process = _start(arguments, self.folder)
         timer = Timer(limit, process.kill)
         timer.daemon = True
         timer.start()
@@ -208,11 +203,8 @@ _measured: dict[Path, tuple[float, Measured]] = {}
 _creating = Lock()
 
 
-def _start(arguments: list[str], folder: Path, lock: int | None) -> subprocess.Popen[str]:
-    """`python -m dpwg` on half of the cores, politely, with its caches in `folder`.
-
-    It holds the lock too, so that its folder is not a dead server's before it has ended itself.
-    """
+def _start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """`python -m dpwg` on half of the cores, politely, with its caches in `folder`."""
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
         "DPWG_CACHE": str(folder / "cache"),
@@ -226,7 +218,6 @@ def _start(arguments: list[str], folder: Path, lock: int | None) -> subprocess.P
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
-        pass_fds=() if lock is None else (lock,),
     )
     if hasattr(os, "setpriority"):
         nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + POLITENESS)
@@ -235,46 +226,24 @@ def _start(arguments: list[str], folder: Path, lock: int | None) -> subprocess.P
     return process
 
 
-def remove_leftovers() -> None:
-    """Remove the folders of servers that are no more, and those that have outlived their time."""
-    oldest = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it went away, or is not ours
-            old = folder.stat().st_mtime < oldest
-            lock = _locked(folder)
-            if old or lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-
-
-def _new_folder() -> tuple[Path, int | None]:
-    """A locked folder for a run, if there is room for one more."""
-    root = Path(tempfile.gettempdir())
+def _new_folder() -> Path:
+    """A private folder for a run, if there is room for one more; old ones are removed."""
+    root = server_folder() / "runs"
     with _creating:
-        remove_leftovers()
-        if len(list(root.glob(f"{PREFIX}*"))) >= MAX_RUNS:
+        root.mkdir(mode=0o700, exist_ok=True)
+        oldest = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES
+        for folder in root.iterdir():
+            with suppress(FileNotFoundError):  # its visitor has just made another plan
+                if folder.stat().st_mtime < oldest:
+                    shutil.rmtree(folder, ignore_errors=True)
+        if len(list(root.iterdir())) >= MAX_RUNS:
             raise ValueError(
                 f"Expected fewer than {MAX_RUNS} runs on the disk; try again in a few minutes, "
                 "when one has been removed."
             )
         if shutil.disk_usage(root).free < MAX_RUN_MEGABYTES * 1_000_000:
             raise ValueError(f"Expected {MAX_RUN_MEGABYTES} MB of free disk; try again later.")
-        fresh = Path(tempfile.mkdtemp(prefix=".dpwg-", dir=root))  # seen by no other server yet
-        lock = _locked(fresh)
-        folder = fresh.rename(root / f"{PREFIX}{secrets.token_hex(16)}")
-    return folder, lock
-
-
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds a lock on the folder until it is closed; None if another does."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        return Path(tempfile.mkdtemp(dir=root))
 
 
 def _zip(folder: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,17 @@ SUFFIXES = list(KINDS)
 def read_upload(path: str | Path, size: int) -> np.ndarray:
     """The central square of a picture at `size` pixels a side: uint8 RGB (size, size, 3).
 
-    Raises ValueError, in words and without the path, for a file that is no such picture, is
-    broken, or is too large.
+    The file is removed, whatever it is. Raises ValueError, in words and without the path, for one
+    that is no such picture, is broken, is too large, or was read before.
     """
-    if Path(path).stat().st_size > MAX_UPLOAD_MEGABYTES * 1_000_000:
+    most = MAX_UPLOAD_MEGABYTES * 1_000_000
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise ValueError("This picture was read and removed; choose it again.") from None
+    finally:
+        Path(path).unlink(missing_ok=True)
+    if len(content) > most:
         raise ValueError(f"Expected a file of at most {MAX_UPLOAD_MEGABYTES} MB; shrink it first.")
-    return central_square(open_picture(path, MAX_UPLOAD_PIXELS), size)
+    return central_square(open_picture(io.BytesIO(content), MAX_UPLOAD_PIXELS), size)
