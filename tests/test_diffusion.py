@@ -22,7 +22,8 @@ from torch import Tensor
 from dpwg.cli import main
 from dpwg.method.pipeline import DPWaveletPipeline, Stage
 from dpwg.release.export import Export, export_dataset
-from dpwg.ui.generate import describe_upsampler, generate
+from dpwg.ui.drawing import generate
+from dpwg.ui.generate import describe_upsampler
 from dpwg.ui.pipelines import draw, load_pipeline
 from dpwg.ui.sharing import from_query
 from dpwg.upsampling import upsamplers

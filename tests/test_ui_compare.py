@@ -1,6 +1,7 @@
 """The Compare tab's handlers, on tiny releases and a made-up result file."""
 
 import json
+import shutil
 
 import gradio as gr
 import numpy as np
@@ -37,6 +38,16 @@ def test_checkpoints_stream_from_left_to_right_and_end_with_all():
         "A person", seed=7, upsampler="bicubic"
     )
     np.testing.assert_array_equal(last[f"ε = {epsilon_text(epsilon)}"], alone.image[0])
+
+
+def test_a_damaged_release_is_left_out_and_the_others_are_drawn(root, tmp_path, monkeypatch):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    next((tmp_path / "faces" / "eps-1").glob("*.safetensors")).write_bytes(b"cut off")
+    for rows in compare_checkpoints("faces", "a", 7, "bicubic"):
+        drawn = [label for _, label in rows.images]
+    assert drawn == ["public, ε = 0", "no privacy"]
+    assert "faces/eps-1" in rows.status
 
 
 def test_captions_share_a_seed_and_are_numbered():
@@ -100,7 +111,8 @@ def test_the_curve_shows_what_the_result_file_says(tmp_path, monkeypatch):
     ticks = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert ticks == ["public\nε = 0", "1", "no\nprivacy"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.000", "2.500", "2.000"]
-    assert mark("faces/eps-2")[1].startswith("No measurement of faces/eps-2")
+    assert mark("faces/eps-2")[0] is not None
+    assert mark("elsewhere/eps-2")[0] is None
     figure, told = mark("faces/eps-1", second.title)
     assert told.startswith("**faces/eps-1**: 25.000 % of pictures. Pictures of 40 captions")
     assert "own codes reach 97.5 %; a reranker chose each from 1 or 6 candidates" in told

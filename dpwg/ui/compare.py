@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -12,11 +13,10 @@ from gradio.components import Component
 from matplotlib.figure import Figure
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
-from dpwg.method.pipeline import MAX_SEED, GenerationResult
+from dpwg.method.pipeline import MAX_SEED
+from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.families import (
     carried,
-    families_of,
-    family_choices,
     family_of,
     first_caption,
     siblings,
@@ -27,14 +27,27 @@ from dpwg.ui.families import (
 from dpwg.ui.figures import quality_figure
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.own import YOURS, Chooser, choices, is_trained, loader, refitted
-from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE, draw
+from dpwg.ui.parts import (
+    ON_MODEL,
+    QUIET,
+    big_button,
+    caption_box,
+    family_choice,
+    in_words,
+    plot,
+    seed_field,
+    upsampler_choice,
+)
+from dpwg.ui.pictures import watch
+from dpwg.ui.pipelines import draw
 from dpwg.ui.promises import label
 from dpwg.ui.results import measures
 from dpwg.ui.rows import ONE_CANDIDATE, Rows, build_rows, compare_pipelines
 from dpwg.ui.runs import Run
-from dpwg.ui.shown import random_seed
-from dpwg.upsampling.upsamplers import all_upsamplers
+
+INTRODUCTION = """What does privacy cost in quality? What does the caption change? All pictures
+start from the same seed, with one candidate each, so any difference comes from the checkpoint or
+from the caption."""
 
 
 def compare_checkpoints(
@@ -44,49 +57,35 @@ def compare_checkpoints(
 
     The model that the visitor trained, if there is one, is the last.
     """
-    try:
+    with in_words():
         seed = whole("seed", seed, 0, MAX_SEED)
         if not (names := siblings(family)):
             raise ValueError(f"There is no checkpoint for {family!r:.80}; choose another data set.")
         titles = [*names, YOURS] if is_trained(own) else names
         pipes = [(title, loader(title, own)) for title in titles]
         yield from compare_pipelines(pipes, caption, seed, upsampler)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
 
 
 def compare_captions(
     checkpoint: str, text: str, seed: int, upsampler: str, own: Run | None = None
 ) -> Iterator[Rows]:
     """Every line of `text` as a caption under one checkpoint, all from one seed."""
-    try:
+    with in_words(), TemporaryDirectory(prefix="dpwg-") as folder:
         seed = whole("seed", seed, 0, MAX_SEED)
         captions = tuple(line.strip() for line in text.splitlines() if line.strip())
         if not 1 <= len(captions) <= MAX_CAPTIONS:
             raise ValueError(
-                f"Expected 1 to {MAX_CAPTIONS} captions, one a line, found {len(captions)}."
+                f"Write 1 to {MAX_CAPTIONS} captions, one a line; found {len(captions)}."
             )
         load = loader(checkpoint, own)
-        pipe = load()
+        facts = [label(load().release.card), f"seed {seed} for all"]
         labels = [f"line {number}" for number in range(1, len(captions) + 1)]
-        asked = {"seed": (seed,) * len(captions), "settings": ONE_CANDIDATE, "upsampler": upsampler}
-        steps = draw(load, captions, **asked)
-        coarse: Pictures = []
-        with TemporaryDirectory(prefix="dpwg-") as name:
-            folder = Path(name)
-            for step in steps:
-                if isinstance(step, GenerationResult):
-                    images = saved(folder, "image", step.image, labels)
-                    facts = f"seed {seed} for all · drawn in {step.seconds['total']:.2f} s"
-                    yield Rows(coarse, images, f"{label(pipe.release.card)} · {facts}")
-                elif step.images is None:
-                    yield Rows(coarse, [], f"{upsampler}: {step} …")
-                else:
-                    size = step.images.shape[1]
-                    coarse = saved(folder, f"coarse-{size}", enlarged(step.images), labels)
-                    yield Rows(coarse, [], f"{size}×{size} is drawn …")
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
+        seeds = (seed,) * len(captions)
+        steps = draw(load, captions, seed=seeds, settings=ONE_CANDIDATE, upsampler=upsampler)
+        for moment in watch(steps, Path(folder), labels, upsampler):
+            if moment.result:
+                facts += [f"drawn in {moment.result.seconds['total']:.2f} s"]
+            yield Rows(moment.coarse, moment.images, moment.doing or " · ".join(facts))
 
 
 def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, str]:
@@ -97,14 +96,15 @@ def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, s
     if not found:
         return None, "This copy has no result file. `python -m dpwg evaluate` writes one."
     measure = found.get(title or "") or next(iter(found.values()))
-    points = [point for point in measure.points if family_of(point.name) == family_of(picked or "")]
+    family = family_of(picked or "")
+    points = {point.name: point for point in measure.points if family_of(point.name) == family}
     if not points:
-        return None, f"No measurement of {picked} yet."
-    measure = measure._replace(points=tuple(points))
-    values = {point.name: point for point in points}
-    if picked not in values:
-        return quality_figure(measure, None), f"No measurement of {picked} yet. {measure.source}"
-    told = f"**{picked}**: {values[picked].value:.3f} {measure.unit}."
+        return None, f"{picked} has not been measured yet."
+    measure = measure._replace(points=tuple(points.values()))
+    if picked not in points:
+        told = f"{picked} has not been measured yet."
+    else:
+        told = f"**{picked}**: {points[picked].value:.3f} {measure.unit}."
     return quality_figure(measure, picked), f"{told} {measure.source}"
 
 
@@ -147,19 +147,8 @@ def build_compare(
 
     Returns the choice of a checkpoint to draw with, and the rows of one picture a checkpoint.
     """
-    gr.Markdown(
-        "What does privacy cost in quality? What does the caption change? All pictures share one "
-        "seed and have one candidate each, so any difference comes from the checkpoint or the "
-        "caption."
-    )
-    families = families_of(names)
-    family = gr.Radio(
-        family_choices(names),
-        value=families[0],
-        label="Data set",
-        visible=len(families) > 1,
-        elem_id="compared-family",
-    )
+    gr.Markdown(INTRODUCTION)
+    family = family_choice(names, "compared-family")
     with gr.Tabs():
         with gr.Tab("Checkpoints"):
             of_checkpoints = _build_checkpoints(names, family, own)
@@ -173,9 +162,7 @@ def build_compare(
         switched,
         [family, caption, captions, own],
         [*of_checkpoints, *of_captions],
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
+        **QUIET,
     )
     return Chooser(family, checkpoint), rows
 
@@ -184,18 +171,9 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
     """The first components that follow the family, in the order of `Switched`."""
     usual = usual_checkpoint(names)
     with gr.Row(elem_classes="prompt"):
-        caption = gr.Textbox(
-            first_caption(family_of(usual)),
-            label="Caption",
-            info="Leave empty to draw without a caption.",
-            max_lines=4,
-            max_length=MAX_CAPTION_CHARACTERS,
-            scale=6,
-            min_width=300,
-            elem_id="compared-caption",
-        )
-        button = gr.Button("Compare", variant="primary", size="lg", min_width=140)
-    seed, upsampler = _build_settings(suited_upsampler(usual))
+        caption = caption_box("compared-caption", first_caption(family_of(usual)))
+        button = big_button("Compare", "primary")
+    seed, upsampler = _build_settings(usual)
     rows = build_rows("checkpoints", len(siblings(family_of(usual), names)))
     with gr.Row():
         with gr.Column(min_width=280):
@@ -210,16 +188,15 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
             picked = gr.Radio(names, value=usual, label="Mark a checkpoint")
             told = gr.Markdown(elem_classes="status")
         with gr.Column(scale=2, min_width=300):
-            curve = gr.Plot(label="Quality against epsilon", format="png", elem_classes="framed")
+            curve = plot("Quality against epsilon")
     gr.on(
         [button.click, caption.submit],
         compare_checkpoints,
         [family, caption, seed, upsampler, own],
         rows,
         api_name="compare_checkpoints",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
+        **ON_MODEL,
     )
     gr.on(fn=mark, inputs=[picked, title], outputs=[curve, told], api_name="mark")
     for row in rows[:2]:
@@ -242,38 +219,36 @@ def _build_captions(names: Sequence[str], own: gr.State) -> list[Any]:
             min_width=300,
             elem_id="captions",
         )
-        button = gr.Button("Draw all", variant="primary", size="lg", min_width=140)
+        button = big_button("Draw all", "primary")
     checkpoint = gr.Radio(names, value=usual, label="Checkpoint")
-    seed, upsampler = _build_settings(suited_upsampler(usual))
-    checkpoint.input(
-        refitted, [upsampler, checkpoint, own], upsampler, queue=False, api_visibility="private"
-    )
+    seed, upsampler = _build_settings(usual)
+    checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **QUIET)
     rows = build_rows("captions", MAX_CAPTIONS)
     button.click(
         compare_captions,
         [checkpoint, text, seed, upsampler, own],
         rows,
         api_name="compare_captions",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
+        **ON_MODEL,
     )
     return [text, checkpoint, upsampler]
 
 
 def _build_settings(usual: str) -> tuple[Component, Component]:
-    """A seed and an upsampler, `usual` at first."""
+    """A seed and an upsampler, at first that of the usual checkpoint."""
     with gr.Row():
         with gr.Column(min_width=160), gr.Group():
-            seed = gr.Number(0, step=1, label="Seed")
-            dice = gr.Button("⚄ Random seed", size="sm")
+            seed = seed_field()
         with gr.Column(min_width=160):
-            upsampler = gr.Dropdown(list(all_upsamplers()), value=usual, label="Upsampler")
-    dice.click(random_seed, outputs=seed, api_visibility="private")
+            upsampler = upsampler_choice(suited_upsampler(usual))
     return seed, upsampler
 
 
 def _chosen(family: str, picked: str | None, event: gr.SelectData) -> str | None:
     """The checkpoint of a picture that was clicked on; the visitor's own was not measured."""
-    names = siblings(family)
-    return names[int(event.index)] if int(event.index) < len(names) else picked
+    for name in siblings(family):
+        with suppress(ValueError, OSError):
+            if label(load_card(find_checkpoint(name))) == event.value["caption"]:
+                return name
+    return picked

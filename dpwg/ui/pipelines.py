@@ -1,4 +1,4 @@
-"""Pipelines for the pages: loaded once each, and run so that every finished scale can be shown."""
+"""Pipelines for the pages: loaded once each, and run where there is a GPU to borrow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from dpwg.device import pick_device
 from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult, Stage
 from dpwg.release.folder import checkpoint_names, find_checkpoint
-from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, chosen_upsampler
+from dpwg.upsampling.upsamplers import chosen_upsampler
 
 KEPT_TRAINED = 2
 """How many models of visitors stay loaded, those that were drawn with last."""
 MODEL_QUEUE = "model"
 """One line for all handlers that run a model: two at once would each take twice as long."""
 
-
-Frames = Iterator[Stage | GenerationResult]
+Load = Callable[[], DPWaveletPipeline]
+Steps = Iterator[Stage | GenerationResult]
 
 _loading = Lock()
 
@@ -28,7 +28,7 @@ _loading = Lock()
 def load_pipeline(name: str) -> DPWaveletPipeline:
     """The pipeline of a named checkpoint, loaded by its first use. Paths are refused."""
     if name not in (names := checkpoint_names()):
-        raise ValueError(f"Expected checkpoint={name!r} in {names}.")
+        raise ValueError(f"Expected checkpoint={name!r:.80} in {names}.")
     with _loading:
         return _load(find_checkpoint(name))
 
@@ -39,33 +39,27 @@ def load_trained(folder: Path) -> DPWaveletPipeline:
         return _load_trained(folder)
 
 
-def draw(
-    load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], **settings: Any
-) -> Frames:
+def draw(load: Load, captions: tuple[str, ...], *, upsampler: str, **settings: Any) -> Steps:
     """The stages of the pipeline that `load` gives, on a GPU where there is one.
 
     The upsampler is one of `all_upsamplers`, by its public name; ValueError for any other.
     On ZeroGPU, which lends a GPU to decorated functions only, the package `spaces` is there.
     """
-    settings["upsampler"] = chosen_upsampler(settings.get("upsampler", DEFAULT_UPSAMPLER))
-    if importlib.util.find_spec("spaces") is None:
-        return _draw(load, captions, settings)
-    return borrowing()(load, captions, settings)
+    settings["upsampler"] = chosen_upsampler(upsampler)
+    lent = importlib.util.find_spec("spaces") is not None
+    return (borrowing() if lent else _draw)(load, captions, settings)
 
 
-def borrowing() -> Callable[..., Frames]:
+def borrowing() -> Callable[..., Steps]:
     """What `draw` runs, decorated by `spaces`; ZeroGPU wants to know of it before the launch."""
     import spaces
 
-    decorated: Callable[..., Frames] = spaces.GPU(_draw)
+    decorated: Callable[..., Steps] = spaces.GPU(_draw)
     return decorated
 
 
-def _draw(
-    load: Callable[[], DPWaveletPipeline], captions: tuple[str, ...], settings: dict[str, Any]
-) -> Frames:
-    pipe = load().to(pick_device())
-    yield from pipe.stages(captions, **settings)
+def _draw(load: Load, captions: tuple[str, ...], settings: dict[str, Any]) -> Steps:
+    yield from load().to(pick_device()).stages(captions, **settings)
 
 
 @functools.cache

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
 from dpwg.method.sampling import Sampling
 from dpwg.ui.own import YOURS
-from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import draw
+from dpwg.ui.parts import gallery
+from dpwg.ui.pictures import Pictures, watch
+from dpwg.ui.pipelines import Load, draw
 from dpwg.ui.promises import label
 
 ONE_CANDIDATE = Sampling(candidates=1)
@@ -29,63 +29,48 @@ class Rows(NamedTuple):
 
 
 def compare_pipelines(
-    pipes: Sequence[tuple[str, Callable[[], DPWaveletPipeline]]],
-    caption: str,
-    seed: int,
-    upsampler: str,
+    pipes: Sequence[tuple[str, Load]], caption: str, seed: int, upsampler: str
 ) -> Iterator[Rows]:
-    """One caption and seed under several pipelines, each loaded when it is its turn."""
+    """One caption and seed under several pipelines, each loaded when it is its turn.
+
+    One that cannot be loaded is left out, and told; ValueError where none can.
+    """
     caption = caption.strip()
-    coarse: Pictures = []
-    images: Pictures = []
-    seconds = 0.0
-    with TemporaryDirectory(prefix="dpwg-") as name:
-        folder = Path(name)
-        for place, (title, load) in enumerate(pipes):
-            status = f"{title} … ({place + 1} of {len(pipes)})"
-            yield Rows(coarse, images, status)
-            pipe = load()
-            labels: list[str | None] = [
-                ("yours, " if title == YOURS else "") + label(pipe.release.card)
-            ]
-            asked = {"seed": seed, "settings": ONE_CANDIDATE, "upsampler": upsampler}
-            for step in draw(load, (caption,), **asked):
-                if isinstance(step, GenerationResult):
-                    images = [*images, *saved(folder, f"image-{place}", step.image, labels)]
-                    seconds += step.seconds["total"]
-                elif step.images is None:
-                    yield Rows(coarse, images, f"{status} · {step} …")
-                    continue
-                else:
-                    part = saved(
-                        folder,
-                        f"coarse-{place}-{step.images.shape[1]}",
-                        enlarged(step.images),
-                        labels,
-                    )
-                    coarse = [*coarse[:place], *part]
-                yield Rows(coarse, images, status)
-        told = "" if caption else "no caption · "
-        yield Rows(coarse, images, f"{told}seed {seed} for all · drawn in {seconds:.2f} s")
+    asked: dict[str, Any] = {"seed": seed, "settings": ONE_CANDIDATE, "upsampler": upsampler}
+    rows, seconds, damaged = Rows([], [], ""), 0.0, dict[str, str]()
+    with TemporaryDirectory(prefix="dpwg-") as folder:
+        for place, (title, load) in enumerate(pipes, start=1):
+            status = f"{title} … ({place} of {len(pipes)})"
+            yield rows._replace(status=status)
+            try:
+                card = load().release.card
+            except (ValueError, OSError) as error:
+                damaged[title] = str(error)
+                continue
+            name = [("yours, " if title == YOURS else "") + label(card)]
+            before = rows
+            steps = draw(load, (caption,), **asked)
+            for moment in watch(steps, Path(folder), name, upsampler, f"{place}-"):
+                coarse, images = before.coarse + moment.coarse, before.images + moment.images
+                rows = Rows(coarse, images, f"{status} {moment.doing}")
+                seconds += moment.result.seconds["total"] if moment.result else 0
+                yield rows
+        if not rows.images:
+            raise ValueError(" ".join(damaged.values()))
+        facts = [] if caption else ["no caption"]
+        facts += [f"seed {seed} for all", f"drawn in {seconds:.2f} s"]
+        facts += [f"{', '.join(damaged)} left out, because it is damaged"] if damaged else []
+        yield rows._replace(status=" · ".join(facts))
 
 
 def build_rows(name: str, columns: int) -> list[Any]:
     """A row of coarse pictures, one of upsampled ones, and the status."""
-    shown: list[Any] = []
-    for row, title in (
-        ("coarse", "Coarse, by the checkpoint"),
-        ("images", "Upsampled, by the public model"),
-    ):
-        shown.append(
-            gr.Gallery(
-                label=title,
-                columns=columns,
-                height="auto",
-                format="png",
-                interactive=False,
-                buttons=["fullscreen", "download"],
-                elem_id=f"{name}-{row}",
-                elem_classes=["compared", "framed"],
-            )
+    titles = {"coarse": "Coarse, by the checkpoint", "images": "Upsampled, by the public model"}
+    rows = [
+        gallery(
+            f"{name}-{row}", ["compared", "framed"], label=title, columns=columns, height="auto"
         )
-    return [*shown, gr.Markdown("They appear one after the other.", elem_classes="status")]
+        for row, title in titles.items()
+    ]
+    status = gr.Markdown("The pictures appear one after the other.", elem_classes="status")
+    return [*rows, status]

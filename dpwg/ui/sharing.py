@@ -1,9 +1,10 @@
-"""Links that open the same images: what was asked for, as a query and back."""
+"""All that decides what is drawn, checked in one place, as a link and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 from urllib.parse import urlencode
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
@@ -12,25 +13,46 @@ from dpwg.method.sampling import MAX_CANDIDATES, Sampling
 from dpwg.release.folder import checkpoint_names
 from dpwg.ui.families import suited_upsampler, usual_checkpoint
 from dpwg.ui.limits import MAX_IMAGES, whole
-from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, chosen_upsampler
+
+NUMBERS = ("seed", "count", "guidance", "temperature", "candidates")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Drawing:
-    """All that decides what is drawn, in the order of `generate`'s parameters."""
+    """What is drawn, in the order of `generate`'s parameters; ValueError, in words, for what cannot
+    be. Whether there is such a checkpoint is left to whoever loads it.
+    """
 
     checkpoint: str
     caption: str
-    seed: int
+    seed: int = 0
     count: int = 1
     guidance: float = Sampling.guidance
     temperature: float = Sampling.temperature
     upsampler: str = DEFAULT_UPSAMPLER
     candidates: int = Sampling.candidates
 
+    def __post_init__(self) -> None:
+        self.caption = self.caption.strip()
+        if len(self.caption) > MAX_CAPTION_CHARACTERS:
+            raise ValueError(
+                f"A caption has at most {MAX_CAPTION_CHARACTERS} characters, this one has "
+                f"{len(self.caption)}; shorten it."
+            )
+        self.seed = whole("seed", self.seed, 0, MAX_SEED)
+        self.count = whole("count", self.count, 1, MAX_IMAGES)
+        self.candidates = whole("candidates", self.candidates, 1, MAX_CANDIDATES)
+        _ = chosen_upsampler(self.upsampler), self.sampling
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each picture."""
+        return tuple(range(self.seed, self.seed + self.count))
+
     @property
     def sampling(self) -> Sampling:
-        """How its codes are drawn. Raises ValueError for what is out of range."""
+        """How its codes are drawn."""
         return Sampling(
             guidance=self.guidance, temperature=self.temperature, candidates=self.candidates
         )
@@ -54,41 +76,14 @@ def from_query(query: Mapping[str, str]) -> Drawing | None:
     """
     if not {"caption", "seed"} & set(query):
         return None
-    names, caption = checkpoint_names(), query.get("caption", "")
-    if len(caption) > MAX_CAPTION_CHARACTERS:
-        raise ValueError(
-            f"Expected a caption of at most {MAX_CAPTION_CHARACTERS} characters in the link, found "
-            f"{len(caption)}; shorten it."
-        )
+    names = checkpoint_names()
     checkpoint = query.get("checkpoint", usual_checkpoint(names) if names else "")
-    _check("checkpoint", checkpoint, names)
-    upsampler = query.get("upsampler", suited_upsampler(checkpoint))
-    _check("upsampler", upsampler, list(all_upsamplers()))
-    drawing = Drawing(
-        checkpoint=checkpoint,
-        caption=caption,
-        seed=whole("seed", _number(query, "seed", 0), 0, MAX_SEED),
-        count=whole("count", _number(query, "count", 1), 1, MAX_IMAGES),
-        guidance=_number(query, "guidance", Sampling.guidance),
-        temperature=_number(query, "temperature", Sampling.temperature),
-        upsampler=upsampler,
-        candidates=whole(
-            "candidates", _number(query, "candidates", Sampling.candidates), 1, MAX_CANDIDATES
-        ),
-    )
-    _ = drawing.sampling  # refuses what is absurd
-    return drawing
-
-
-def _check(name: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        raise ValueError(f"Expected {name}={value!r:.80} in the link to be in {known}.")
-
-
-def _number(query: Mapping[str, str], name: str, default: float) -> float:
     try:
-        return float(query.get(name, default))
-    except ValueError:
-        raise ValueError(
-            f"Expected {name}={query[name]!r:.80} in the link to be a number."
-        ) from None
+        if checkpoint not in names:
+            raise ValueError(f"there is no checkpoint {checkpoint!r:.80} here.")
+        numbers: dict[str, Any] = {n: float(query[n]) for n in NUMBERS if n in query}
+        upsampler = query.get("upsampler", suited_upsampler(checkpoint))
+        caption = query.get("caption", "")
+        return Drawing(checkpoint=checkpoint, caption=caption, upsampler=upsampler, **numbers)
+    except ValueError as error:
+        raise ValueError(f"This link does not work: {error}") from None

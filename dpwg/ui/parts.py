@@ -1,0 +1,104 @@
+"""What several pages are built of, so that one thing looks and works alike everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.ui.families import families_of, family_choices
+from dpwg.ui.pipelines import MODEL_QUEUE
+from dpwg.ui.shown import random_seed
+from dpwg.upsampling.upsamplers import all_upsamplers
+
+ON_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": MODEL_QUEUE}
+"""How events are run that need a model."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How events are run that only move things on the page."""
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """What is refused below is told to the visitor as it is worded there."""
+    try:
+        yield
+    except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
+        raise gr.Error(str(error)) from error
+
+
+def caption_box(elem_id: str, value: str = "", placeholder: str = "") -> gr.Textbox:
+    """A field for one caption, in a row with the button that draws it."""
+    return gr.Textbox(
+        value,
+        label="Caption",
+        info="Leave empty to draw without a caption.",
+        placeholder=placeholder,
+        max_lines=4,
+        max_length=MAX_CAPTION_CHARACTERS,
+        scale=6,
+        min_width=300,
+        elem_id=elem_id,
+    )
+
+
+def big_button(text: str, variant: Any = "secondary") -> gr.Button:
+    """A button beside a field for captions."""
+    return gr.Button(text, variant=variant, size="lg", min_width=140)
+
+
+def family_choice(names: Sequence[str], elem_id: str) -> gr.Radio:
+    """The families of all names; hidden where there is one alone."""
+    choices = family_choices(names)
+    return gr.Radio(
+        choices,
+        value=families_of(names)[0],
+        label="Data set",
+        visible=len(choices) > 1,
+        elem_id=elem_id,
+    )
+
+
+def seed_field(api_name: str | None = None) -> gr.Number:
+    """A seed and a button that makes one up, which programs can press where it has a name."""
+    seed = gr.Number(0, step=1, label="Seed")
+    dice = gr.Button("⚄ Random seed", size="sm")
+    seen = "public" if api_name else "private"
+    dice.click(random_seed, outputs=seed, api_name=api_name, api_visibility=seen)
+    return seed
+
+
+def upsampler_choice(value: str, info: str | None = None) -> gr.Dropdown:
+    """Every upsampler that there is."""
+    return gr.Dropdown(list(all_upsamplers()), value=value, label="Upsampler", info=info)
+
+
+def gallery(elem_id: str, elem_classes: str | list[str], **options: Any) -> gr.Gallery:
+    """Pictures to look at."""
+    return gr.Gallery(
+        format="png",
+        interactive=False,
+        buttons=["fullscreen", "download"],
+        elem_id=elem_id,
+        elem_classes=elem_classes,
+        **options,
+    )
+
+
+def picture(label: str, elem_id: str | None = None, *classes: str) -> gr.Image:
+    """One picture to look at."""
+    return gr.Image(
+        label=label,
+        format="png",
+        interactive=False,
+        buttons=["fullscreen", "download"],
+        elem_id=elem_id,
+        elem_classes=["framed", *classes],
+    )
+
+
+def plot(label: str) -> gr.Plot:
+    """A figure."""
+    return gr.Plot(label=label, format="png", elem_classes="framed")
