@@ -1,50 +1,62 @@
-"""Settings of every trained part: frozen, validated once, JSON in and out."""
+"""Settings of every trained part: frozen, validated once by their types, JSON in and out."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+HubName = Annotated[str, Field(pattern=r"^(?-u:\w[\w.-]{0,95}(/\w[\w.-]{0,95})?)$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of all settings: plain JSON values, unknown names refused."""
+    """Base of all settings: plain values, of the types and in the ranges that their fields tell.
+
+    Raises ValueError for any other; names that are none are refused by `from_json`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in self._types().items():
+            given = getattr(self, name)
+            try:
+                object.__setattr__(self, name, kind.validate_python(given))
+            except ValidationError as error:
+                wanted = re.sub(r"^\w+ should ", "to ", error.errors()[0]["msg"])
+                raise ValueError(f"Expected {name}={given!r:.80} {wanted}.") from None
+
+    @classmethod
+    @functools.cache
+    def _types(cls) -> dict[str, TypeAdapter[Any]]:
+        hints = get_type_hints(cls, include_extras=True)
+        return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{cls.__name__} has no {unknown}; it knows {sorted(known)}.")
-        return cls(**{name: _tuples(value) for name, value in values.items()})
+        if unknown := sorted(set(values) - cls._types().keys()):
+            raise ValueError(f"{cls.__name__} has no {unknown}; it knows {sorted(cls._types())}.")
+        return cls(**values)
 
-
-_LEAST = {
-    **dict.fromkeys(("steps", "batch", "micro_batch", "images"), 1),
-    **dict.fromkeys(("report_every", "save_every", "revive_every"), 1),
-    **dict.fromkeys(("lora_rank", "warmup"), 0),
-}
-
-
-def check_run(settings: Config) -> None:
-    """Raise ValueError for a count, rate or share in the settings of a run that is out of range."""
-    given = settings.to_json()
-    for name, least in _LEAST.items():
-        if name in given and given[name] < least:
-            raise ValueError(f"Expected {name}={given[name]} to be {least} or more.")
-    if not 0 < given["learning_rate"] < math.inf:
-        raise ValueError(f"Expected learning_rate={given['learning_rate']} in (0, inf).")
-    for name, below in (("ema_decay", 1.0), ("caption_dropout", math.nextafter(1.0, 2.0))):
-        if name in given and not 0 <= given[name] < below:
-            interval = "[0, 1)" if below == 1 else "[0, 1]"
-            raise ValueError(f"Expected {name}={given[name]} in {interval}.")
+    def _divisible(self, **divisors: int) -> None:
+        """Raise ValueError unless the fields of these names are multiples of the numbers."""
+        for name, divisor in divisors.items():
+            if (value := getattr(self, name)) % divisor:
+                raise ValueError(f"Expected {name}={value} to be a multiple of {divisor}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,10 +68,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"Expected names with values in {path.name}, found {values!r:.60}.")
     return values
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,30 +83,26 @@ class TokenizerConfig(Config):
     transformers of `width`, `heads` and `..._blocks` do the work.
     """
 
-    coarse_size: int = 32
-    levels: int = 2
-    grid: int = 4
-    split: int = 2
-    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024)
-    width: int = 256
-    heads: int = 4
-    encoder_blocks: int = 2
-    decoder_blocks: int = 4
-    channels: int = 0
-    residuals: int = 3
+    coarse_size: Count = 32
+    levels: Natural = 2
+    grid: Count = 4
+    split: Count = 2
+    codebook_sizes: tuple[Count, ...] = (1024, 1024, 1024)
+    width: Count = 256
+    heads: Count = 4
+    encoder_blocks: Count = 2
+    decoder_blocks: Count = 4
+    channels: Natural = 0
+    residuals: Count = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.codebook_sizes) != self.levels + 1:
             raise ValueError(
                 f"Expected {self.levels + 1} codebook_sizes, found {len(self.codebook_sizes)}; "
                 "give one for LL and one for each level of details."
             )
-        cells = self.grid * self.split
-        if self.coarse_size % (cells << self.levels):
-            raise ValueError(
-                f"Expected coarse_size={self.coarse_size} to be a multiple of "
-                f"grid * split * 2**levels = {cells << self.levels}."
-            )
+        self._divisible(coarse_size=self.grid * self.split << self.levels)
 
     @property
     def scales(self) -> int:
@@ -138,20 +142,20 @@ class TokenizerConfig(Config):
 class ModelConfig(Config):
     """WaveletGPT. The code sizes are its tokenizer's, the text sizes its text encoder's."""
 
-    codebook_sizes: tuple[int, ...] = (1024, 1024, 1024)
-    code_widths: tuple[int, ...] = (3, 9, 36)
-    positions: int = 16
-    codes: int = 4
-    text_width: int = 384
-    text_tokens: int = 40
-    width: int = 256
-    blocks: int = 6
-    heads: int = 4
-    code_hidden: int = 256
+    codebook_sizes: tuple[Count, ...] = (1024, 1024, 1024)
+    code_widths: tuple[Count, ...] = (3, 9, 36)
+    positions: Count = 16
+    codes: Count = 4
+    text_width: Count = 384
+    text_tokens: Count = 40
+    width: Count = 256
+    blocks: Count = 6
+    heads: Count = 4
+    code_hidden: Count = 256
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+        super().__post_init__()
+        self._divisible(width=self.heads)
         if len(self.codebook_sizes) != len(self.code_widths):
             raise ValueError(
                 f"Expected as many code_widths as codebook_sizes={self.codebook_sizes}, found "
@@ -186,7 +190,6 @@ class ModelConfig(Config):
 
 MINILM = "all-MiniLM-L6-v2"
 """The embedded text encoder, which a package brings."""
-TEXT_ENCODER_KINDS = ("bert", "clip", "t5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,47 +202,11 @@ class TextEncoderId(Config):
     same encoder.
     """
 
-    kind: str
-    name: str
-    digest: str
-    max_tokens: int = 40
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in TEXT_ENCODER_KINDS:
-            raise ValueError(
-                f"Expected the text encoder's kind={self.kind!r:.80} in {TEXT_ENCODER_KINDS}."
-            )
-        if not _matches(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", self.name):
-            raise ValueError(
-                f"Expected the text encoder's name={self.name!r:.120} to be letters, digits, '-', "
-                "'.' and '_', with one slash at most; rename its folder."
-            )
-        if not _matches(r"[0-9a-f]{64}", self.digest):
-            raise ValueError(
-                f"Expected the text encoder's digest={self.digest!r:.80} to be a SHA-256 in "
-                "hexadecimal; take it from the encoder's `id`."
-            )
-        if self.revision is not None and not _matches(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f"Expected the text encoder's revision={self.revision!r:.80} to be a commit, or "
-                "None; a branch can change."
-            )
-        if type(self.max_tokens) is not int or self.max_tokens < 3:
-            raise ValueError(
-                f"Expected the text encoder's max_tokens={self.max_tokens!r:.80} >= 3; 40 is usual."
-            )
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any] | str) -> Self:
-        """Reads a bare digest too, as releases held it when MiniLM was the only encoder."""
-        if isinstance(values, str):
-            values = {"kind": "bert", "name": MINILM, "digest": values}
-        return super().from_json(values)
-
-
-def _matches(pattern: str, value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
+    kind: Annotated[str, Field(pattern="^(bert|clip|t5)$")]
+    name: HubName
+    digest: Sha256
+    max_tokens: Annotated[int, Field(ge=3)] = 40
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,24 +217,18 @@ class SuperResolutionConfig(Config):
     `channels` and `residuals` those of the convolutions.
     """
 
-    coarse_size: int = 32
-    levels: int = 2
-    patch: int = 4
-    width: int = 256
-    heads: int = 4
-    blocks: int = 4
-    channels: int = 48
-    residuals: int = 3
+    coarse_size: Count = 32
+    levels: Count = 2
+    patch: Count = 4
+    width: Count = 256
+    heads: Count = 4
+    blocks: Count = 4
+    channels: Count = 48
+    residuals: Count = 3
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"Expected levels={self.levels} >= 1; 2 makes 128 pixels of 32.")
-        if self.coarse_size % self.patch:
-            raise ValueError(
-                f"Expected coarse_size={self.coarse_size} to be a multiple of patch={self.patch}."
-            )
-        if self.width % self.heads:
-            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+        super().__post_init__()
+        self._divisible(coarse_size=self.patch, width=self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,23 +243,19 @@ class RerankerConfig(Config):
 
     text_encoder_sha256: str = ""
     codebook_sha256: str = ""
-    text_tokens: int = 40
-    image_size: int = 8
-    patch: int = 2
-    text_width: int = 384
-    width: int = 128
-    heads: int = 4
-    blocks: int = 3
-    slots: int = 8
-    slot_width: int = 64
+    text_tokens: Count = 40
+    image_size: Count = 8
+    patch: Count = 2
+    text_width: Count = 384
+    width: Count = 128
+    heads: Count = 4
+    blocks: Count = 3
+    slots: Count = 8
+    slot_width: Count = 64
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise ValueError(
-                f"Expected image_size={self.image_size} to be a multiple of patch={self.patch}."
-            )
-        if self.width % self.heads:
-            raise ValueError(f"Expected width={self.width} to be a multiple of heads={self.heads}.")
+        super().__post_init__()
+        self._divisible(image_size=self.patch, width=self.heads)
 
     @property
     def positions(self) -> int:

@@ -158,11 +158,11 @@ def test_a_folder_of_ones_own_becomes_a_private_release(capsys, own):
     [
         (("--out", "DATA"), "found '0.png' in it"),
         (("--count", "5"), "count=5 with data="),
-        (("--save-every", "0"), "save_every=0 to be 1 or more"),
-        (("--micro-batch", "0"), "micro_batch=0 to be 1 or more"),
-        (("--lora-rank", "-1"), "lora_rank=-1 to be 0 or more"),
-        (("--learning-rate", "nan"), "learning_rate=nan in (0, inf)"),
-        (("--ema-decay", "1"), "ema_decay=1.0 in [0, 1)"),
+        (("--save-every", "0"), "save_every=0"),
+        (("--micro-batch", "0"), "micro_batch=0"),
+        (("--lora-rank", "-1"), "lora_rank=-1"),
+        (("--learning-rate", "nan"), "learning_rate=nan"),
+        (("--ema-decay", "1"), "ema_decay=1.0"),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_anything_is_lost(

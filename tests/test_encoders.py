@@ -220,14 +220,6 @@ def test_a_record_of_an_encoder_is_checked(change, message) -> None:
         TextEncoderId.from_json(good | change)
 
 
-def test_a_release_of_before_needs_minilm(root, tmp_path) -> None:
-    release = load_release(root / "faces" / "public")
-    save_release(tmp_path / "old", release)
-    edit(tmp_path / "old" / "config.json", text_encoder=default_encoder().digest)
-    assert load_release(tmp_path / "old").text_encoder == default_encoder().id
-    assert DPWaveletPipeline.from_pretrained(tmp_path / "old").encoder is default_encoder()
-
-
 def test_another_encoder_than_the_one_of_training_is_refused(encoders, root) -> None:
     release = load_release(root / "faces" / "public")
     clip = TextEncoder.from_folder(encoders / "tiny" / "clip")

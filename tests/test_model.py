@@ -121,7 +121,7 @@ def test_a_model_for_a_tokenizer_copies_its_codebooks(make_tokenizer) -> None:
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="width=10 to be a multiple of heads=4"):
+    with pytest.raises(ValueError, match="width=10 to be a multiple of 4"):
         ModelConfig(width=10)
     with pytest.raises(ValueError, match="code_widths"):
         ModelConfig(codebook_sizes=(4, 4))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from dpwg.config import Config
+from dpwg.config import Config, Natural
 from dpwg.method.captions import EncodedText
 from dpwg.method.transformer import WaveletGPT
 
@@ -36,30 +38,11 @@ class Sampling(Config):
     scale is drawn `candidates` times where something chooses among them.
     """
 
-    guidance: float = 1.5
-    temperature: float = 0.5
-    top_k: int = 0
-    top_p: float = 0.9
-    candidates: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.guidance <= 20:
-            raise ValueError(f"Expected guidance={self.guidance} in [0, 20]; 1 is no guidance.")
-        if not 0 <= self.temperature <= 5:
-            raise ValueError(
-                f"Expected temperature={self.temperature} in [0, 5]; 1 is the model's."
-            )
-        for name in ("top_k", "candidates"):
-            if not isinstance(value := getattr(self, name), int):
-                raise ValueError(f"Expected {name}={value!r} to be an integer.")
-        if self.top_k < 0:
-            raise ValueError(f"Expected top_k={self.top_k} >= 0; 0 cuts nothing.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"Expected top_p={self.top_p} in (0, 1]; 1 cuts nothing.")
-        if not 1 <= self.candidates <= MAX_CANDIDATES:
-            raise ValueError(
-                f"Expected candidates={self.candidates} in [1, {MAX_CANDIDATES}]; 1 is no choice."
-            )
+    guidance: Annotated[float, Field(ge=0, le=20)] = 1.5
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.5
+    top_k: Natural = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 8
 
     @property
     def candidates_drawn(self) -> int:

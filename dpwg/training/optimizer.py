@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from dpwg.config import Config, check_run
-from dpwg.device import PRECISIONS, pick_precision
+from dpwg.config import Config, Decay, Positive
+from dpwg.device import pick_precision
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization(Config):
-    """AdamW and the average of its iterates. `precision` is one of `dpwg.device.PRECISIONS`."""
+    """AdamW and the average of its iterates. `precision` is as in `dpwg.device`."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     beta1: float = 0.9
     beta2: float = 0.98
     weight_decay: float = 0.0
-    ema_decay: float = 0.99
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"Expected precision={self.precision!r:.80} in {PRECISIONS}.")
-        check_run(self)
+    ema_decay: Decay = 0.99
+    precision: Annotated[str, Field(pattern="^(auto|bfloat16|float32)$")] = "auto"
 
 
 class Weights(Generic[M]):

@@ -44,6 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpwg.config import Count, Decay, Natural, Positive, Share
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
@@ -67,15 +68,15 @@ class Finetuning(Optimization):
     steps (docs/LOG.md).
     """
 
-    learning_rate: float = 1e-2
+    learning_rate: Positive = 1e-2
     beta1: float = 0.6
     beta2: float = 0.9
-    ema_decay: float = 0.9
-    warmup: int = 5
-    caption_dropout: float = 0.1
-    lora_rank: int = 16
-    micro_batch: int = 64
-    save_every: int = 5
+    ema_decay: Decay = 0.9
+    warmup: Natural = 5
+    caption_dropout: Share = 0.1
+    lora_rank: Natural = 16
+    micro_batch: Count = 64
+    save_every: Count = 5
 
 
 class PrivateTraining:

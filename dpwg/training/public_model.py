@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpwg.config import Count, Decay, Natural, Share
 from dpwg.method.transformer import WaveletGPT
 from dpwg.training.descent import descend
 from dpwg.training.examples import Examples
@@ -23,15 +24,15 @@ from dpwg.training.run_state import check_same_run, fingerprint, load_state, sav
 class Pretraining(Optimization):
     """Settings of public pretraining."""
 
-    steps: int = 6000
-    batch: int = 64
-    warmup: int = 200
+    steps: Count = 6000
+    batch: Count = 64
+    warmup: Natural = 200
     weight_decay: float = 0.05
-    ema_decay: float = 0.998
+    ema_decay: Decay = 0.998
     max_grad_norm: float = 1.0
-    caption_dropout: float = 0.1
-    report_every: int = 20
-    save_every: int = 500
+    caption_dropout: Share = 0.1
+    report_every: Count = 20
+    save_every: Count = 500
     seed: int = 0
 
 

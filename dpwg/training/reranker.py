@@ -11,12 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from dpwg.config import Count, Decay, Natural
 from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.training.descent import descend
@@ -37,22 +40,19 @@ CHUNK = 500
 class RerankerTraining(Optimization):
     """Settings. A batch is of groups of `group` records with similar captions."""
 
-    steps: int = 2400
-    batch: int = 256
-    group: int = 64
-    warmup: int = 200
+    steps: Count = 2400
+    batch: Count = 256
+    group: Annotated[int, Field(ge=2)] = 64
+    warmup: Natural = 200
     weight_decay: float = 0.01
-    ema_decay: float = 0.998
+    ema_decay: Decay = 0.998
     max_grad_norm: float = 1.0
-    report_every: int = 50
+    report_every: Count = 50
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group < 2:
-            raise ValueError(f"Expected group={self.group} to be 2 or more.")
-        if self.batch % self.group:
-            raise ValueError(f"Expected batch={self.batch} to be a multiple of group={self.group}.")
+        self._divisible(batch=self.group)
 
 
 def train_reranker(

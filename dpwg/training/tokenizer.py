@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpwg.config import Config, check_run
+from dpwg.config import Config, Count, Decay, Natural, Positive
 from dpwg.device import fast_autocast
 from dpwg.method.codebook import Codebook
 from dpwg.method.predictive import PredictiveTokenizer
@@ -27,22 +27,19 @@ class TokenizerTraining(Config):
     from what that leaves.
     """
 
-    steps: int = 1500
-    batch: int = 64
-    learning_rate: float = 8e-4
-    warmup: int = 50
+    steps: Count = 1500
+    batch: Count = 64
+    learning_rate: Positive = 8e-4
+    warmup: Natural = 50
     weight_decay: float = 0.01
     max_grad_norm: float = 0.2
     commitment: float = 0.25
     codebook_decay: float = 0.99
     foresee_steps: int = 400
-    revive_every: int = 500
-    ema_decay: float = 0.99
-    report_every: int = 50
+    revive_every: Count = 500
+    ema_decay: Decay = 0.99
+    report_every: Count = 50
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_run(self)
 
 
 def train_tokenizer(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpwg.config import Count, Decay, Natural
 from dpwg.device import fast_autocast
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
@@ -28,17 +29,17 @@ class SuperResolutionTraining(Optimization):
     in their codebook, as sampled codes seldom fit together exactly.
     """
 
-    images: int = 40_000
-    steps: int = 6000
-    batch: int = 32
-    warmup: int = 100
+    images: Count = 40_000
+    steps: Count = 6000
+    batch: Count = 32
+    warmup: Natural = 100
     weight_decay: float = 0.01
-    ema_decay: float = 0.998
+    ema_decay: Decay = 0.998
     max_grad_norm: float = 1.0
     disturbed: float = 0.3
     neighbours: int = 16
-    report_every: int = 50
-    save_every: int = 200
+    report_every: Count = 50
+    save_every: Count = 200
     seed: int = 0
 
 
