@@ -1,9 +1,16 @@
 """Serve the app."""
 
-from dpwg.launch import launching
+import sys
+
+from dpwg.launch import run
+
+
+def serve() -> None:
+    """Import the app only inside of `run`, which tells what is missing."""
+    from dpwg.ui.serving import serve
+
+    serve()
+
 
 if __name__ == "__main__":
-    with launching():
-        from dpwg.ui.serving import serve
-
-        serve()
+    sys.exit(run(serve))

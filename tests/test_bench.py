@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench
 import pytest
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -14,7 +15,6 @@ from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClippi
 
 from dpwg.config import ModelConfig
 from dpwg.device import pick_precision
-from dpwg.measure import bench
 from dpwg.method.encoders import default_encoder
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger

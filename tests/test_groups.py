@@ -307,7 +307,7 @@ def test_a_private_release_of_persons(
     assert json.loads(capsys.readouterr().out)["epsilon"] == card.epsilon
     assert main([*ask, "--unit", "household", *run, "--resume"]) == 2
     assert "Expected the data of the run" in capsys.readouterr().err
-    assert main(["audit", "--checkpoint", str(tmp_path / "out")]) == 2
+    assert main(["attack", str(tmp_path / "out")]) == 2
     assert "groups" in capsys.readouterr().err
 
 

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from app_server import ROOT, serving
+from bench import machine
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
-from dpwg.measure.bench import machine
 
 CHROMIUM = shutil.which("chromium")
 SHIPPED = ROOT / "checkpoints"

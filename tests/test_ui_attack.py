@@ -297,9 +297,9 @@ def test_an_absurd_search_is_an_error_in_words(count):
 
 
 def test_the_engines_audit_is_shown_where_it_was_run(tmp_path):
-    assert engine_told().startswith("No result came with this copy; `python -m dpwg audit --engine")
+    assert engine_told().startswith("No result came with this copy; `python -m dpwg audit")
     path = tmp_path / results.ENGINE
-    assert main(["audit", "--engine", "2", "--count", "400", "--results", str(path), "--json"]) == 0
+    assert main(["audit", "--epsilons", "2", "--count", "400", "--results", str(path)]) == 0
     (run,) = results.engine_runs(tmp_path)
     assert 1.99 < run.claimed <= 2
     assert run.proven <= run.claimed

@@ -1,103 +1,122 @@
 """The command line. Every verb prints for people, or one JSON value with `--json`.
 
-A verb is an `add_…`, which names it and its arguments, and below it the function that runs it.
+A verb is a function of the module that `VERBS` names: its arguments, with their types, defaults and
+docstrings, are the verb's options, read by tyro. Only the module of the verb that runs is imported.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
+import importlib
+import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any
 
-from dpwg.cli import data, family, finetune, measure, train, use
-from dpwg.cli.console import plain, table
-from dpwg.cli.options import Run
+from dpwg.launch import run
+
+PROGRAM = "python -m dpwg"
+VERBS = {
+    "data": ("data", "render the embedded data sets"),
+    "check": ("data", "tell what is wrong with a data set of yours, before budget is spent"),
+    "train": ("family", "train a whole family of checkpoints within a time budget"),
+    "tokenizer": ("train", "train the spectral tokenizer on public images"),
+    "upsampler": ("train", "train the super-resolution model on public images"),
+    "pretrain": ("train", "train WaveletGPT on public images and captions"),
+    "reranker": ("train", "train the model that chooses among candidates, on public images"),
+    "finetune": ("finetune", "fine-tune privately on sensitive images and captions"),
+    "sample": ("sample", "generate images of a caption, or a data set of captions"),
+    "list": ("releases", "show every checkpoint with its privacy figures"),
+    "push": ("releases", "publish a checkpoint with its model card on the Hugging Face Hub"),
+    "space": ("releases", "write the app as a folder for Hugging Face Spaces"),
+    "account": ("privacy", "answer with noise and epsilon, by PLD, PRV and RDP"),
+    "evaluate": ("measure", "measure checkpoints on held-out records"),
+    "attack": ("measure", "attack checkpoints: which records were they trained on?"),
+    "audit": ("measure", "bound the private engine's epsilon from below, with canaries"),
+    "bench": ("measure", "measure training, sampling and start-up on this machine"),
+}
+"""The module and the one-line help of each verb, in the order that the help shows them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0; or 2 after one clear line on bad input, or a report of faults.
-
-    Raises ModuleNotFoundError where a package is missing, and SystemExit(2) where no such verb or
-    option can be parsed.
+    """Run one verb. Returns 0; 2 after an error told in one sentence, or a report of faults.
 
     `data check` is the verb `check`.
     """
+    # Two busy processes on few cores stall each other when OpenMP threads spin; before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return run(lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
     if words[:2] == ["data", "check"]:
         del words[0]
-    options = parser().parse_args(words)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    if words[0] == "--version":
+        from dpwg import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        near = "".join(f", perhaps {word}" for word in get_close_matches(name, VERBS, 1))
+        raise ValueError(f"There is no verb {name!r}{near}; `{PROGRAM} --help` shows all.")
+    as_json = "--json" in rest
+    call = parsed(name, [word for word in rest if word != "--json"])
+    from dpwg.cli.console import Bars, as_table, plain
+
     try:
-        answer = options.run(options)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            raise  # a package of requirements.txt: `dpwg.launch` tells
-        print(f"dpwg: {error}", file=sys.stderr)
-        return 2
+        answer = call()
+    finally:
+        Bars.close()
     if answer is None:
         return 0
     try:
-        if options.json:
-            print(json.dumps(plain(answer), indent=2, allow_nan=False), flush=True)
-        else:
-            print(table(answer), flush=True)
+        told = json.dumps(plain(answer), indent=2, allow_nan=False) if as_json else as_table(answer)
+        print(told, flush=True)
     except BrokenPipeError:  # who reads has seen enough, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 2 if isinstance(answer, dict) and answer.get("wrong") else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Faults in one line, a mistyped option before what is then missing."""
+def parsed(name: str, words: Sequence[str]) -> Callable[[], Any]:
+    """A verb with its options read, ready to run."""
+    import tyro
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        known = list(self._option_string_actions)
-        for word in args or ():
-            name, *_ = word.split("=")
-            if self._subparsers or word in ("--", "-h", "--help"):
-                break  # a verb's own words, or none that matter
-            if not name.startswith("--") or " " in name:
-                continue  # a value
-            if not any(own.startswith(name) for own in known):
-                near = get_close_matches(name, known, 1, cutoff=0.7)
-                found = f"{name!r:.80}" + "".join(f"; near it is {own}" for own in near)
-                self.error(f"Expected an option of this verb, found {found}")
-        return super().parse_known_args(args, namespace)
+    function = getattr(importlib.import_module(f"dpwg.cli.{VERBS[name][0]}"), name)
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"dpwg: {message}. `{self.prog} --help` shows what there is.\n")
+    @functools.wraps(function)
+    def ready(*given: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(function, *given, **options)
 
+    signature = inspect.signature(function)
+    if {"preset", "settings"} <= signature.parameters.keys():
+        from dpwg.cli.options import preset_settings
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of every verb, in the order that the help shows them."""
-    commands = _Parser(
-        prog="python -m dpwg", description="Differentially private text-to-image generation."
+        settings = signature.parameters["settings"]
+        settings = settings.replace(default=preset_settings(settings.default, words))
+        changed = signature.parameters | {"settings": settings}
+        ready.__signature__ = signature.replace(parameters=[*changed.values()])  # type: ignore[attr-defined]
+    call: Callable[[], Any] = tyro.cli(
+        ready,
+        prog=f"{PROGRAM} {name}",
+        args=words,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    verbs = commands.add_subparsers(required=True, metavar="verb")
+    return call
 
-    def verb(name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        command = verbs.add_parser(name, help=text, description=text)
-        command.add_argument("--json", action="store_true", help="print one JSON value")
-        command.set_defaults(run=run, verb=command)
-        return command
 
-    data.add_data(verb)
-    data.add_check(verb)
-    family.add_train(verb)
-    train.add_tokenizer(verb)
-    train.add_upsampler(verb)
-    train.add_pretrain(verb)
-    train.add_reranker(verb)
-    finetune.add_finetune(verb)
-    use.add_sample(verb)
-    use.add_push(verb)
-    use.add_space(verb)
-    use.add_list(verb)
-    use.add_account(verb)
-    measure.add_bench(verb)
-    measure.add_evaluate(verb)
-    measure.add_audit(verb)
-    measure.add_readme(verb)
-    return commands
+def overview() -> str:
+    """The verbs, a line each."""
+    lines = "\n".join(f"  {name:10}  {text}" for name, (_, text) in VERBS.items())
+    return (
+        "DP-Wavelet: differentially private text-to-image generation from coarse to fine.\n\n"
+        f"usage: {PROGRAM} VERB [options]\n\n{lines}\n\n"
+        f"`{PROGRAM} VERB --help` shows a verb's options; `--json` after any prints one JSON value."
+    )

@@ -5,60 +5,79 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
+
+from dpwg.files import whole
 
 if TYPE_CHECKING:
     from dpwg.training.processes import Ranks
     from dpwg.training.progress import Progress
 
 
-@contextmanager
-def progress_bar(title: str, ranks: Ranks | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of the leading rank, moved by how many are done, and in all."""
-    with tqdm(desc=title, unit="", disable=bool(ranks and not ranks.leads)) as bar:
+class Bars:
+    """A progress bar on standard error, begun anew for every stage; or JSON lines instead.
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    Of several processes the leading one shows it. There is one bar at a time.
+    """
 
-        yield show
+    _bar: ClassVar[Any] = None
+    _stage: ClassVar[str] = ""
 
+    def __init__(self, ranks: Ranks | None = None, *, lines: bool = False) -> None:
+        self._leads, self._lines = ranks is None or ranks.leads, lines
 
-def run_counted(done: Iterable[int], total: int, title: str) -> None:
-    """Run something that yields how much is done, with a progress bar on standard error."""
-    with tqdm(desc=title, total=total, unit="") as bar:
+    def __call__(self, stage: str, done: int, total: int, **facts: Any) -> None:
+        """Show how many of a stage are done, and in all."""
+        if not self._leads:
+            return
+        if self._lines:
+            print_line({"stage": stage, "done": done, "total": total, **facts})
+            return
+        if Bars._bar is None or Bars._stage != stage:
+            Bars.close()
+            Bars._bar, Bars._stage = tqdm(desc=stage, total=total, unit="", mininterval=0.5), stage
+        Bars._bar.total = total
+        if facts:
+            Bars._bar.set_postfix(facts, refresh=False)
+        Bars._bar.update(done - Bars._bar.n)
+
+    @classmethod
+    def close(cls) -> None:
+        """End the bar of the last stage."""
+        if Bars._bar is not None:
+            Bars._bar.close()
+            Bars._bar = None
+
+    def of(self, stage: str) -> Callable[[int, int], None]:
+        """The same for one stage."""
+        return lambda done, total: self(stage, done, total)
+
+    def run(self, done: Iterable[int], total: int, stage: str) -> None:
+        """Run something that yields how much is done."""
         for number in done:
-            bar.update(number - bar.n)
+            self(stage, number, total)
 
+    def train(self, reports: Iterable[Progress], stage: str) -> None:
+        """Run a training to its end."""
+        from dpwg.privacy.accounting import epsilon_text
+        from dpwg.training.memory import keep_freed_memory
 
-def run_training(
-    reports: Iterable[Progress], title: str, ranks: Ranks, *, lines: bool = False
-) -> None:
-    """Run a training to its end, with the leading rank's progress bar on standard error."""
-    from dpwg.privacy.accounting import epsilon_text
-    from dpwg.training.memory import keep_freed_memory
-
-    keep_freed_memory()
-    shown: dict[str, str] = {}
-    with tqdm(desc=title, unit="step", disable=lines or not ranks.leads) as bar:
+        keep_freed_memory()
+        shown: dict[str, str] = {}
         for report in reports:
-            if lines and ranks.leads:
-                print_line({"stage": "training", **asdict(report)})
-            bar.total = report.steps
-            if report.gradient_norm is None:
-                shown = {"loss": f"{report.loss:.4f}"}
-            else:
-                shown["private loss"] = f"{report.loss:.4f}"
+            private = report.gradient_norm is not None
+            shown["private loss" if private else "loss"] = f"{report.loss:.4f}"
             if report.epsilon is not None:
                 shown["epsilon"] = epsilon_text(report.epsilon)
-            bar.set_postfix(shown, refresh=False)
-            bar.update(report.step - bar.n)
+            if self._lines and self._leads:
+                print_line({"stage": "training", **asdict(report)})
+            else:
+                self(stage, report.step, report.steps, **shown)
 
 
 def warn(text: str) -> None:
@@ -74,8 +93,8 @@ def print_line(values: dict[str, Any]) -> None:
 def kept(answer: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """The same answer, written to a result file where one is asked for."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plain(answer), indent=2, allow_nan=False) + "\n")
+        with whole(path) as partial:
+            partial.write_text(json.dumps(plain(answer), indent=2, allow_nan=False) + "\n")
     return answer
 
 
@@ -90,15 +109,24 @@ def plain(value: Any) -> Any:
     return value
 
 
-def table(answer: Any) -> str:
+def as_table(answer: Any) -> str:
     """A list of dicts as columns, one dict as lines."""
     if isinstance(answer, dict):
-        return "\n".join(f"{name}: {_cell(value)}" for name, value in answer.items())
+        return "\n".join(f"{name}: {_several(value)}" for name, value in answer.items())
     if not answer:
         return "none"
     rows = [list(answer[0]), *([_cell(v) for v in row.values()] for row in answer)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+
+
+def _several(value: Any) -> str:
+    """A cell; several texts a line each."""
+    if isinstance(value, dict) and any(isinstance(item, str) for item in value.values()):
+        value = [f"{name}: {item}" for name, item in value.items()]
+    if isinstance(value, list | tuple) and not any(isinstance(item, int | float) for item in value):
+        return "".join(f"\n  {_cell(item)}" for item in value) or "none"
+    return _cell(value)
 
 
 def _cell(value: Any) -> str:
@@ -107,19 +135,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def listed(value: Any) -> Any:
-    """Several values as a line each, for people."""
-    if isinstance(value, dict):
-        value = tuple(f"{name}: {item}" for name, item in value.items())
-    if not isinstance(value, tuple):
-        return value
-    rows = (", ".join(row) if isinstance(row, tuple) else row for row in value)
-    return "".join(f"\n  {row}" for row in rows) or "none"

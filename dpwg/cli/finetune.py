@@ -2,91 +2,82 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from dpwg.cli.console import print_line, run_training, warn
+import tyro
+
+from dpwg.cli.console import Bars, print_line, warn
 from dpwg.cli.options import (
     SHIPPED_PRESET,
-    Verb,
-    checkpointing_option,
-    data_options,
-    delta_option,
-    device_option,
+    Data,
+    Delta,
+    Device,
+    Unit,
     encode_examples,
     new_or_resumed,
-    precision_option,
-    preset_option,
-    read_delta,
-    read_records,
-    read_settings,
-    unit_option,
 )
+from dpwg.cli.privacy import make_plan
+from dpwg.training.private import Finetuning
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dpwg.data import Records
     from dpwg.privacy.accounting import PrivacyPlan
-    from dpwg.training.processes import Ranks
 
 BASE = "faces/public"
+PROMISE = tyro.conf.create_mutex_group(required=True)
 
 
-def add_finetune(verb: Verb) -> None:
-    command = verb("finetune", _finetune, "fine-tune privately on sensitive images and captions")
-    data_options(command, "faces-train")
-    unit_option(command)
-    command.add_argument("--base", help=f"public checkpoint to start from; {BASE} by default")
-    preset_option(command, None)
-    promise = command.add_mutually_exclusive_group(required=True)
-    promise.add_argument("--epsilon", type=float, help="inf: without privacy")
-    promise.add_argument("--noise-multiplier", type=float, help="epsilon then follows")
-    delta_option(command)
-    command.add_argument(
-        "--batch",
-        type=int,
-        help="expected size of a batch; a twelfth of the records by default, at most 4096",
-    )
-    command.add_argument("--steps", type=int, default=40, help="40 by default")
-    command.add_argument("--max-grad-norm", type=float, default=0.1)
-    command.add_argument("--learning-rate", type=float)
-    command.add_argument("--warmup", type=int)
-    command.add_argument("--ema-decay", type=float)
-    command.add_argument("--lora-rank", type=int, help="0 trains every parameter")
-    command.add_argument("--micro-batch", type=int)
-    device_option(command)
-    precision_option(command)
-    checkpointing_option(command)
-    command.add_argument("--tokenizer", type=Path, help="refer to this folder, do not copy it")
-    command.add_argument(
-        "--whole",
-        action="store_true",
-        help="write the whole model. Otherwise, if --tokenizer is given and both base and --out "
-        "are in the checkpoints folder, only the adapter is written; it needs its base to load",
-    )
-    command.add_argument("--run-folder", type=Path, help="private training state")
-    command.add_argument("--resume", action="store_true", help="go on with the run folder")
-    command.add_argument("--save-every", type=int, help="steps from one saved state to the next")
-    command.add_argument(
-        "--reports",
-        action="store_true",
-        help="print a JSON line for every report instead of bars; its losses are private",
-    )
-    command.add_argument("--out", type=Path, help="release folder")
-    command.add_argument(
-        "--plan",
-        action="store_true",
-        help="show noise, epsilon, memory and time; trains nothing, decodes no image but for "
-        "--skip-broken; with --preset and no --base, of an untrained model of that size",
-    )
-    command.add_argument("--records", type=int, help="with --plan: so many, of no data set")
+def finetune(
+    *,
+    source: Data = Data(data="faces-train"),
+    unit: Unit = "image",
+    base: str | None = None,
+    preset: str | None = None,
+    epsilon: Annotated[float | None, PROMISE] = None,
+    noise_multiplier: Annotated[float | None, PROMISE] = None,
+    delta: Delta = None,
+    batch: int | None = None,
+    steps: int = 40,
+    max_grad_norm: float = 0.1,
+    settings: Finetuning = Finetuning(),
+    checkpointing: bool = False,
+    tokenizer: Path | None = None,
+    whole: bool = False,
+    run_folder: Path | None = None,
+    resume: bool = False,
+    reports: bool = False,
+    out: Path | None = None,
+    plan: bool = False,
+    records: int | None = None,
+    device: Device = None,
+) -> Any:
+    """Fine-tune privately on sensitive images and captions.
 
-
-def _finetune(options: argparse.Namespace) -> Any:
+    Args:
+        base: public checkpoint to start from; faces/public by default
+        preset: settings, which the other options change; with --plan and no --base, sizes too
+        epsilon: the promise; inf is without privacy
+        noise_multiplier: epsilon then follows
+        batch: expected size of a batch; a twelfth of the records by default, at most 4096
+        steps: of DP-SGD
+        max_grad_norm: to which each record's gradient is clipped
+        checkpointing: compute activations again in the backward pass instead of keeping them
+        tokenizer: refer to this folder, do not copy it
+        whole: write the whole model. Otherwise, if --tokenizer is given and both base and --out are
+            in the checkpoints folder, only the adapter is written; it needs its base to load
+        run_folder: private training state
+        resume: go on with the run folder
+        reports: print a JSON line for every report instead of bars; its losses are private
+        out: release folder
+        plan: show noise, epsilon, memory and time; trains nothing, decodes no image but for
+            --skip-broken
+        records: with --plan, so many, of no data set
+    """
     from dpwg.data.cache import cache_root
     from dpwg.method.encoders import open_encoder
     from dpwg.privacy.card import PrivacyCard
@@ -97,125 +88,126 @@ def _finetune(options: argparse.Namespace) -> Any:
         load_public,
         save_release,
     )
-    from dpwg.training.presets import get_preset
-    from dpwg.training.private import Finetuning, PrivateTraining
+    from dpwg.training.private import PrivateTraining
     from dpwg.training.processes import Ranks
 
-    if options.plan:
-        return _rehearse(options)
-    if options.records is not None:
-        raise ValueError(
-            f"Expected no records={options.records} without --plan: a run counts its own."
+    ranks = Ranks.from_environment(device)
+    bars = Bars(ranks, lines=reports)
+
+    if noise_multiplier is not None and not noise_multiplier > 0:
+        raise ValueError("Expected noise above 0; pass --epsilon inf to train without privacy.")
+
+    def promise(units: int) -> PrivacyPlan:
+        size = min(4096, -(-units // 12)) if batch is None else batch
+        return make_plan(units, size, steps, epsilon, noise_multiplier, delta, max_grad_norm)
+
+    if plan:
+        return _rehearse(
+            source, unit, base, preset, records, promise, settings, checkpointing, ranks, bars
         )
-    if options.preset and not options.base:
+    if records is not None or (preset and not base):
         raise ValueError(
-            f"Expected --base with preset={options.preset!r}, which has sizes and settings but no "
-            "weights; pretrain a model with it, or pass --plan."
+            "Expected --plan with --records, and with --preset but no --base: a run counts its "
+            "own records, and a preset has no weights to start from."
         )
-    preset = get_preset(options.preset or SHIPPED_PRESET)
-    ranks = Ranks.from_environment(options.device)
-    run_folder = _run_folder(options)
-    base = load_public(options.base or BASE)
-    if options.tokenizer is not None:
-        check_same_tokenizer(options.tokenizer, base.tokenizer)
-    encoder = open_encoder(base.text_encoder)
-    records, group_I, units = _private_set(options, ranks)
-    left_out = len(getattr(records, "left_out", ()))
-    plan, target = _promise(options, units)
-    base.model.checkpointing = options.checkpointing
-    examples = encode_examples(
-        records, base.tokenizer, encoder, ranks, group_I, lines=options.reports
-    )
+    run_folder = _run_folder(run_folder, out, resume)
+    assert out is not None
+    start = load_public(base or BASE)
+    if tokenizer is not None:
+        check_same_tokenizer(tokenizer, start.tokenizer)
+    encoder = open_encoder(start.text_encoder)
+    private, group_I, units = _private_set(source, unit, bars)
+    made = promise(units)
+    start.model.checkpointing = checkpointing
+    examples = encode_examples(private, start.tokenizer, encoder, bars, ranks, group_I)
     if ranks.leads and (repeated := examples.repeated):
         told = (
             f"{repeated:,} of {len(examples):,} records hold an image that another one holds too. "
             "Of what is there k times, epsilon is k times as large or more; keep one of each, or "
             "join them with --unit. `data check` names equal files."
         )
-        if options.reports:
+        if reports:
             print_line({"stage": "repeated", "told": told})
         else:
             warn(told)
-    training = PrivateTraining(
-        base.model.requires_grad_(True),
-        examples,
-        plan,
-        read_settings(Finetuning, options, preset.finetuning),
-        run_folder,
-        ranks=ranks,
-    )
-    run_training(training.run(), "fine-tuning", ranks, lines=options.reports)
+    model = start.model.requires_grad_(True)
+    training = PrivateTraining(model, examples, made, settings, run_folder, ranks=ranks)
+    bars.train(training.run(), "fine-tuning")
     if not ranks.leads:
         return None
     card = PrivacyCard.from_ledger(
         training.ledger,
-        delta=plan.delta,
-        dataset=records.name,
-        records=plan.records,
-        max_grad_norm=plan.max_grad_norm if plan.noise_multiplier else None,
-        public_inputs=base.card.public_inputs,
-        target_epsilon=target,
-        group_column=None if group_I is None else options.unit,
-        images=len(records),
-        left_out=options.skip_broken,
+        delta=made.delta,
+        dataset=private.name,
+        records=made.records,
+        max_grad_norm=made.max_grad_norm if made.noise_multiplier else None,
+        public_inputs=start.card.public_inputs,
+        target_epsilon=None if epsilon == math.inf else epsilon,
+        group_column=None if group_I is None else unit,
+        images=len(private),
+        left_out=source.skip_broken,
     )
     release = Release(
-        model=base.model.cpu(),
-        tokenizer=base.tokenizer,
+        model=start.model.cpu(),
+        tokenizer=start.tokenizer,
         card=card,
-        text_encoder=base.text_encoder,
+        text_encoder=start.text_encoder,
         adapter=training.adapter,
-        upsampler=base.upsampler,
+        upsampler=start.upsampler,
     )
-    base_folder = find_checkpoint(options.base or BASE)
-    apart = training.adapter is not None and options.tokenizer is not None and not options.whole
-    beside = apart and _among_checkpoints(base_folder) and _among_checkpoints(options.out)
+    base_folder = find_checkpoint(base or BASE)
+    apart = training.adapter is not None and tokenizer is not None and not whole
+    beside = apart and _among_checkpoints(base_folder) and _among_checkpoints(out)
     save_release(
-        options.out,
-        release,
-        tokenizer_folder=options.tokenizer,
-        base_folder=base_folder if beside else None,
+        out, release, tokenizer_folder=tokenizer, base_folder=base_folder if beside else None
     )
     answer = {
-        "folder": str(options.out),
+        "folder": str(out),
         "epsilon": card.epsilon,
         "steps": card.steps,
-        "unit": options.unit,
+        "unit": unit,
         "records": card.records,
-        "images": len(records),
-        "left_out": left_out,
+        "images": len(private),
+        "left_out": len(getattr(private, "left_out", ())),
         "private_encodings": str(cache_root() / "encoded"),
     }
-    if options.reports:
-        return print_line({"stage": "release", **answer})
-    return answer
+    return print_line({"stage": "release", **answer}) if reports else answer
 
 
-def _rehearse(options: argparse.Namespace) -> Any:
+def _rehearse(
+    source: Data,
+    unit: str,
+    base: str | None,
+    preset: str | None,
+    count: int | None,
+    promise: Any,
+    settings: Finetuning,
+    checkpointing: bool,
+    ranks: Any,
+    bars: Bars,
+) -> Any:
     """A plan and what it will take, for a person who decides whether to run it."""
     from dpwg.method.transformer import WaveletGPT
     from dpwg.release.folder import load_public
     from dpwg.training.presets import get_preset
-    from dpwg.training.private import Finetuning
-    from dpwg.training.processes import Ranks
     from dpwg.training.rehearsal import rehearse
 
-    preset = get_preset(options.preset or SHIPPED_PRESET)
-    ranks = Ranks.from_environment(options.device)
+    sizes = get_preset(preset or SHIPPED_PRESET)
     parts = {}
-    if options.preset and not options.base:
-        model = WaveletGPT(preset.model)
-        parts = {"text_encoder": preset.text_encoder, "upsampler": preset.upsampler}
+    if preset and not base:
+        model = WaveletGPT(sizes.model)
+        parts = {"text_encoder": sizes.text_encoder, "upsampler": sizes.upsampler}
     else:
-        model = load_public(options.base or BASE).model
-    name, counts = "none: as many records as were asked for", {"unit": options.unit}
-    if options.records is None:
-        records, _, units = _private_set(options, ranks)
+        model = load_public(base or BASE).model
+    counts: dict[str, Any] = {"unit": unit}
+    name = "none: as many records as were asked for"
+    units = count
+    if units is None:
+        records, _, units = _private_set(source, unit, bars)
         left_out = len(getattr(records, "left_out", ()))
         name, counts = records.name, counts | {"images": len(records), "left_out": left_out}
-    plan, _ = _promise(options, options.records if options.records is not None else units)
-    settings = read_settings(Finetuning, options, preset.finetuning)
-    model.checkpointing = options.checkpointing
+    plan = promise(units)
+    model.checkpointing = checkpointing
     told = rehearse(model, plan, settings, ranks)
     if not ranks.leads:
         return None
@@ -234,41 +226,17 @@ def _rehearse(options: argparse.Namespace) -> Any:
     }
 
 
-def _private_set(options: argparse.Namespace, ranks: Ranks) -> tuple[Records, Tensor | None, int]:
+def _private_set(source: Data, unit: str, bars: Bars) -> tuple[Records, Tensor | None, int]:
     """The images, the number of each one's group if groups are protected, and how many units."""
     import torch
 
     from dpwg.data.groups import group_numbers
 
-    records = read_records(options, ranks)
-    if options.unit == "image":
+    records = source.records(bars)
+    if unit == "image":
         return records, None, len(records)
-    group_I = torch.tensor(group_numbers(records, options.unit))
+    group_I = torch.tensor(group_numbers(records, unit))
     return records, group_I, int(group_I.max()) + 1
-
-
-def _promise(options: argparse.Namespace, units: int) -> tuple[PrivacyPlan, float | None]:
-    """The plan for so many units, and the epsilon that it was calibrated to."""
-    from dpwg.privacy.accounting import PrivacyPlan
-
-    sizes = {
-        "records": units,
-        "batch_size": min(4096, -(-units // 12)) if options.batch is None else options.batch,
-        "steps": options.steps,
-        "delta": read_delta(options, units),
-        "max_grad_norm": options.max_grad_norm,
-    }
-    if options.epsilon == math.inf:
-        return PrivacyPlan(**sizes, noise_multiplier=0.0), None
-    if options.epsilon is not None:
-        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=options.epsilon)
-        return plan, options.epsilon
-    if options.noise_multiplier > 0:
-        return PrivacyPlan(**sizes, noise_multiplier=options.noise_multiplier), None
-    raise ValueError(
-        f"Expected noise-multiplier={options.noise_multiplier} > 0; pass --epsilon inf to train "
-        "without privacy."
-    )
 
 
 def _among_checkpoints(folder: Path) -> bool:
@@ -277,16 +245,16 @@ def _among_checkpoints(folder: Path) -> bool:
     return folder.resolve().is_relative_to(checkpoint_root().resolve())
 
 
-def _run_folder(options: argparse.Namespace) -> Path:
+def _run_folder(run_folder: Path | None, out: Path | None, resume: bool) -> Path:
     """The folder of a private run's state, which must not be inside the release."""
     from dpwg.release.folder import check_release_folder
 
-    if not (options.run_folder and options.out):
+    if not (run_folder and out):
         raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
-    if options.run_folder.resolve().is_relative_to(options.out.resolve()):
+    if run_folder.resolve().is_relative_to(out.resolve()):
         raise ValueError(
-            f"Expected run-folder={options.run_folder} outside of out={options.out}: the training "
-            "state is private, the release is not."
+            f"Expected run-folder={run_folder} outside of out={out}: the training state is "
+            "private, the release is not."
         )
-    check_release_folder(options.out)
-    return new_or_resumed(options.run_folder, resume=options.resume)
+    check_release_folder(out)
+    return new_or_resumed(run_folder, resume=resume)

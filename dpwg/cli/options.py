@@ -1,20 +1,18 @@
-"""Arguments that several verbs take, and what is read from them."""
+"""Options that several verbs take, and what is read from them."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from tqdm import tqdm
-
-from dpwg.cli.console import print_line, progress_bar
+import tyro
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dpwg.cli.console import Bars
     from dpwg.data import Records
     from dpwg.method.captions import TextEncoder
     from dpwg.method.tokenizer import SpectralTokenizer
@@ -22,191 +20,126 @@ if TYPE_CHECKING:
     from dpwg.training.processes import Ranks
 
 T = TypeVar("T")
-Run = Callable[[argparse.Namespace], Any]
-"""Runs a verb. What it gives is printed by `main`, unless it is None."""
-Verb = Callable[[str, Run, str], argparse.ArgumentParser]
-"""Adds a verb by name, function and help, and gives the parser that its arguments go to."""
 SHIPPED_PRESET = "faces-128"
-PATH_HELP = "a folder of images with their captions; FORMAT:PATH where its format is not clear"
 
-
-def data_options(command: argparse.ArgumentParser, default: str) -> None:
-    """What `read_records` needs."""
-    command.add_argument("--data", default=default, help=f"a rendered set, or {PATH_HELP}")
-    command.add_argument("--count", type=int, help="only the first records of a rendered set")
-    command.add_argument(
-        "--skip-broken",
-        action="store_true",
-        help="leave out images that are broken or have no caption; changes how many there are",
-    )
-
-
-def unit_option(command: argparse.ArgumentParser) -> None:
-    """The unit of privacy."""
-    command.add_argument(
-        "--unit",
-        default="image",
+Device = Annotated[
+    Literal["cpu", "cuda", "mps"] | None, tyro.conf.arg(help="a GPU by default, if there is one")
+]
+Unit = Annotated[
+    str,
+    tyro.conf.arg(
         metavar="COLUMN",
-        help="what is protected: each image (default), or all images together that have the same "
-        "value in this column of the metadata: a person, a patient",
-    )
+        help="what is protected: each image, or all images together that have the same value in "
+        "this column of the metadata: a person, a patient",
+    ),
+]
+Delta = Annotated[
+    float | None,
+    tyro.conf.arg(metavar="FLOAT", help="must be below one over the records; by default well so"),
+]
+Results = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help="write the measurement to this file")
+]
 
 
-def delta_option(command: argparse.ArgumentParser) -> None:
-    """Delta, which `read_delta` fills in."""
-    command.add_argument(
-        "--delta",
-        type=float,
-        help="must be below one over the records; by default the power of ten at or below a tenth "
-        "of that",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where records come from."""
 
+    data: str
+    """A set by its name, or a folder of images with their captions; FORMAT:PATH where its format is
+    not clear."""
+    count: int | None = None
+    """Only the first records of a set that is known by name."""
+    skip_broken: bool = False
+    """Leave out images that are broken or have no caption; changes how many there are."""
 
-def read_delta(options: argparse.Namespace, records: int) -> float:
-    """The delta that was given, or the usual one for so many records."""
-    from dpwg.privacy.accounting import default_delta
+    def records(self, bars: Bars) -> Records:
+        """The set, without broken records where --skip-broken says so."""
+        from dpwg.data import open_records
 
-    return default_delta(records) if options.delta is None else float(options.delta)
-
-
-def preset_option(command: argparse.ArgumentParser, default: str | None = SHIPPED_PRESET) -> None:
-    """Sizes and settings by name, which the other options change."""
-    command.add_argument(
-        "--preset", default=default, help=f"{SHIPPED_PRESET} (what ships), celeba-256 or coco-256"
-    )
-
-
-def device_option(command: argparse.ArgumentParser) -> None:
-    """Where a verb computes."""
-    command.add_argument(
-        "--device", choices=("cpu", "cuda"), help="cuda by default where there is a GPU"
-    )
-
-
-def precision_option(command: argparse.ArgumentParser) -> None:
-    """What a verb computes in."""
-    command.add_argument(
-        "--precision",
-        choices=("auto", "bfloat16", "float32"),
-        help="auto by default: bfloat16 where the device multiplies it, float32 elsewhere",
-    )
-
-
-def checkpointing_option(command: argparse.ArgumentParser) -> None:
-    """A training's memory against its time."""
-    command.add_argument(
-        "--checkpointing",
-        action="store_true",
-        help="compute activations again in the backward pass instead of keeping them",
-    )
-
-
-SAMPLING = ("guidance", "temperature", "top_k", "top_p", "candidates")
-
-
-def sampling_options(command: argparse.ArgumentParser) -> None:
-    """What `read_settings` needs for a `Sampling`."""
-    command.add_argument("--guidance", type=float, help="1 is none")
-    command.add_argument("--temperature", type=float, help="0 takes the likeliest codes")
-    command.add_argument("--top-k", type=int, help="0 cuts nothing")
-    command.add_argument("--top-p", type=float, help="1 cuts nothing")
-    command.add_argument("--candidates", type=int, help="of the coarsest band, 1 is no choice")
-
-
-def read_settings(
-    kind: type[T], options: argparse.Namespace, default: T | None = None, **more: Any
-) -> T:
-    """The settings of a run: the default ones, but for what the command line gave, and `more`."""
-    given = vars(options) | more
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    changed = {n: v for n, v in given.items() if n in known and v is not None}
-    return kind(**changed) if default is None else replace(default, **changed)  # type: ignore[type-var]
-
-
-def refuse_unused(options: argparse.Namespace, *names: str, beside: str) -> None:
-    """Raise ValueError for an option that was given and would change nothing."""
-    for name in names:
-        if (value := getattr(options, name)) != options.verb.get_default(name):
-            raise ValueError(
-                f"Expected no {name.replace('_', '-')}={value!r} with {beside}, where it changes "
-                "nothing; leave it out."
-            )
-
-
-def refuse_all_but(options: argparse.Namespace, *names: str, beside: str) -> None:
-    """Raise ValueError for an option that was given, other than these: it would change nothing."""
-    others = set(vars(options)) - {"run", "verb", "json", *names}
-    refuse_unused(options, *sorted(others), beside=beside)
-
-
-def read_records(options: argparse.Namespace, ranks: Ranks | None = None) -> Records:
-    """The set that --data names, without broken records where --skip-broken says so."""
-    from dpwg.data import open_records
-
-    if not options.skip_broken:
-        return open_records(options.data, count=options.count)
-    with progress_bar("looking for broken images", ranks) as progress:
-        return open_records(options.data, count=options.count, skip_broken=True, progress=progress)
-
-
-def is_public_mix(data: str) -> bool:
-    """Whether --data names a rendered set of the mix, not one that its user declares public."""
-    from dpwg.data import RENDERED_SETS
-
-    return data in RENDERED_SETS and data.startswith("public-")
-
-
-def read_public_records(options: argparse.Namespace) -> Records:
-    """The set that a public part is trained on. It leaves no trace in a privacy ledger."""
-    from dpwg.data import PHOTO_SETS, RENDERED_SETS, is_public
-    from dpwg.data.public_photos import PUBLIC_PHOTOS
-
-    known = {*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS}
-    declared = options.public and options.data not in known
-    public = options.data in PUBLIC_PHOTOS or is_public(options.data)
-    if not (is_public_mix(options.data) or public or declared):
-        raise ValueError(
-            f"Expected data={options.data!r} to be public: public parts are trained without noise. "
-            "Pass a public set, or --public for a folder in which nothing is sensitive."
+        return open_records(
+            self.data,
+            count=self.count,
+            skip_broken=self.skip_broken,
+            progress=bars.of("looking for broken images"),
         )
-    return read_records(options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicData(Data):
+    """Where public records come from. They leave no trace in a privacy ledger."""
+
+    public: bool = False
+    """Declare that nothing in a folder given as --data, or behind --text-encoder, is sensitive."""
+
+    @property
+    def rendered(self) -> bool:
+        """Whether this is a rendered set of the mix, not one that its user declares public."""
+        from dpwg.data import RENDERED_SETS
+
+        return self.data in RENDERED_SETS and self.data.startswith("public-")
+
+    def records(self, bars: Bars) -> Records:
+        """The set. Raises ValueError unless it is public, or declared to be."""
+        from dpwg.data import PHOTO_SETS, RENDERED_SETS, is_public
+        from dpwg.data.public_photos import PUBLIC_PHOTOS
+
+        known = {*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS}
+        public = self.rendered or self.data in PUBLIC_PHOTOS or is_public(self.data)
+        if not (public or (self.public and self.data not in known)):
+            raise ValueError(
+                f"Expected data={self.data!r} to be public: public parts are trained without "
+                "noise. Pass a public set, or --public for a folder in which nothing is sensitive."
+            )
+        return super().records(bars)
+
+
+def preset_settings(default: T, words: Sequence[str]) -> T:
+    """The settings of that kind in the preset that the words of a command line name."""
+    from dpwg.training.presets import get_preset
+
+    name = SHIPPED_PRESET
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        option, _, value = word.partition("=")
+        if option == "--preset":
+            name = value or following
+    return next(
+        (own for own in vars(get_preset(name)).values() if type(own) is type(default)), default
+    )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def encode_examples(
     records: Records,
     tokenizer: SpectralTokenizer,
     encoder: TextEncoder,
+    bars: Bars,
     ranks: Ranks | None = None,
     group_I: Tensor | None = None,
-    *,
-    lines: bool = False,
 ) -> Examples:
-    """The set's training examples, with a bar while they are encoded, by the leading rank alone."""
+    """The set's training examples, encoded by the leading process before the others read them."""
     from dpwg.data.cache import cache_root
     from dpwg.training.examples import prepare_examples
+    from dpwg.training.processes import Ranks
 
-    if ranks and not ranks.leads:
-        ranks.wait()
-    title = f"encoding {records.name}"
-    with tqdm(total=2 * len(records), desc=title, unit="", disable=lines) as bar:
+    ranks = ranks or Ranks()
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if lines:
-                print_line({"stage": stage, "done": done, "total": total})
-            else:
-                bar.update(done + (total if stage == "images" else 0) - bar.n)
-
-        examples = prepare_examples(
+    def prepare() -> Examples:
+        return prepare_examples(
             records,
-            encoder.to(ranks.device if ranks else "cpu"),
+            encoder.to(ranks.device),
             tokenizer,
             cache_root() / "encoded",
             group_I=group_I,
-            progress=progress,
+            progress=bars,
         )
-    if ranks and ranks.leads:
-        ranks.wait()
-    return examples
+
+    return ranks.leader_first(prepare)
 
 
 def new_or_resumed(folder: Path, *, resume: bool) -> Path:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+import torch
 
-from dpwg.cli.console import kept, run_training
+from dpwg.cli.console import Bars, kept
 from dpwg.cli.options import (
-    Verb,
-    checkpointing_option,
-    data_options,
-    device_option,
+    SHIPPED_PRESET,
+    Device,
+    PublicData,
+    Results,
     encode_examples,
-    is_public_mix,
     new_or_resumed,
-    precision_option,
-    preset_option,
-    read_public_records,
-    read_settings,
-    refuse_all_but,
 )
+from dpwg.data import open_records
+from dpwg.modules import check_module_folder, checkpoint_root
+from dpwg.release.folder import load_tokenizer
+from dpwg.training.presets import Preset, get_preset
+from dpwg.training.processes import Ranks
+from dpwg.training.public_model import Pretraining
+from dpwg.training.public_model import pretrain as train_public
+from dpwg.training.reranker import RerankerTraining
+from dpwg.training.tokenizer import TokenizerTraining
+from dpwg.training.upsampler import SuperResolutionTraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,169 +36,145 @@ if TYPE_CHECKING:
     from dpwg.method.tokenizer import SpectralTokenizer
     from dpwg.release.folder import Release
     from dpwg.training.examples import Examples
-    from dpwg.training.presets import Preset
-    from dpwg.training.processes import Ranks
-
-PUBLIC_HELP = "declare that nothing in a folder given as --data is sensitive"
-TEXT_ENCODER_HELP = (
-    "a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the preset's "
-    "by default; any but the embedded one needs --public"
-)
 
 
-def evaluate_options(command: argparse.ArgumentParser) -> None:
-    """To measure what is there."""
-    command.add_argument(
-        "--evaluate", metavar="SET", help="train nothing; measure what is in --out on this set"
-    )
-    command.add_argument("--results", type=Path, help="write the measurement to this file")
+def tokenizer(
+    *,
+    records: PublicData = PublicData(data="public-train"),
+    preset: str = SHIPPED_PRESET,
+    codebook_sizes: tuple[int, ...] = (),
+    settings: TokenizerTraining = TokenizerTraining(),
+    out: Path | None = None,
+    evaluate: str | None = None,
+    results: Results = None,
+    device: Device = None,
+) -> Any:
+    """Train the spectral tokenizer on public images.
 
-
-def add_tokenizer(verb: Verb) -> None:
-    command = verb("tokenizer", _tokenizer, "train the spectral tokenizer on public images")
-    data_options(command, "public-train")
-    command.add_argument("--public", action="store_true", help=PUBLIC_HELP)
-    preset_option(command)
-    command.add_argument("--codebook-sizes", type=int, nargs="+", help="of each scale")
-    command.add_argument("--steps", type=int, help="optimizer steps")
-    command.add_argument("--batch", type=int, help="images a step")
-    command.add_argument("--seed", type=int, default=0)
-    device_option(command)
-    command.add_argument("--out", type=Path, help="folder; checkpoints/tokenizer by default")
-    evaluate_options(command)
-
-
-def _tokenizer(options: argparse.Namespace) -> Any:
-    import torch
-
+    Args:
+        preset: sizes and settings, which the other options change
+        codebook_sizes: of each scale; the preset's by default
+        out: folder; checkpoints/tokenizer by default
+        evaluate: train nothing; measure what is in --out on this set
+    """
     from dpwg.config import TokenizerConfig
-    from dpwg.data import open_records
     from dpwg.measure.quality import tokenizer_quality
     from dpwg.method.predictive import new_tokenizer
-    from dpwg.modules import check_module_folder, checkpoint_root
-    from dpwg.release.folder import load_tokenizer, save_tokenizer
+    from dpwg.release.folder import save_tokenizer
     from dpwg.training.examples import coarse_batches
-    from dpwg.training.presets import get_preset
-    from dpwg.training.processes import Ranks
-    from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
+    from dpwg.training.tokenizer import train_tokenizer
 
-    folder = options.out or checkpoint_root() / "tokenizer"
-    if options.evaluate:
-        refuse_all_but(options, "evaluate", "out", "count", "results", beside="--evaluate")
-        records = open_records(options.evaluate, count=options.count)
-        quality = tokenizer_quality(load_tokenizer(folder), records)
-        return kept({"data": options.evaluate, **quality.to_json()}, options.results)
-    preset = get_preset(options.preset)
-    sizes = tuple(options.codebook_sizes or preset.tokenizer.codebook_sizes)
-    settings = read_settings(TokenizerTraining, options, preset.tokenizer_training)
-    ranks = Ranks.from_environment(options.device)
+    folder = out or checkpoint_root() / "tokenizer"
+    if evaluate:
+        held_out = open_records(evaluate, count=records.count)
+        quality = tokenizer_quality(load_tokenizer(folder), held_out)
+        return kept({"data": evaluate, **quality.to_json()}, results)
+    config = get_preset(preset).tokenizer
+    ranks = Ranks.from_environment(device)
+    bars = Bars(ranks)
     check_module_folder(folder, TokenizerConfig)
-    records = read_public_records(options)
-    torch.manual_seed(options.seed)
-    tokenizer = new_tokenizer(replace(preset.tokenizer, codebook_sizes=sizes))
-    size = tokenizer.config.coarse_size
-    images_NCHW = torch.cat(list(tqdm(coarse_batches(records, size), desc="coarse images")))
-    run_training(train_tokenizer(tokenizer, images_NCHW, settings, ranks), "tokenizer", ranks)
+    public = records.records(bars)
+    torch.manual_seed(settings.seed)
+    model = new_tokenizer(replace(config, codebook_sizes=codebook_sizes or config.codebook_sizes))
+    batches = []
+    for batch in coarse_batches(public, model.config.coarse_size):
+        batches.append(batch)
+        bars("coarse images", sum(map(len, batches)), len(public))
+    bars.train(train_tokenizer(model, torch.cat(batches), settings, ranks), "tokenizer")
     if not ranks.leads:
         return None
-    save_tokenizer(folder, tokenizer.cpu())
+    save_tokenizer(folder, model.cpu())
     return {"folder": str(folder), "steps": settings.steps}
 
 
-def add_upsampler(verb: Verb) -> None:
-    command = verb("upsampler", _upsampler, "train the super-resolution model on public images")
-    data_options(command, "public-train")
-    command.add_argument("--public", action="store_true", help=PUBLIC_HELP)
-    preset_option(command)
-    command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
-    command.add_argument("--steps", type=int)
-    command.add_argument("--seed", type=int, default=0)
-    device_option(command)
-    command.add_argument("--out", type=Path, help="folder; checkpoints/upsampler by default")
-    evaluate_options(command)
+def upsampler(
+    *,
+    records: PublicData = PublicData(data="public-train"),
+    preset: str = SHIPPED_PRESET,
+    tokenizer: Path | None = None,
+    settings: SuperResolutionTraining = SuperResolutionTraining(),
+    out: Path | None = None,
+    evaluate: str | None = None,
+    results: Results = None,
+    device: Device = None,
+) -> Any:
+    """Train the super-resolution model on public images.
 
-
-def _upsampler(options: argparse.Namespace) -> Any:
+    Args:
+        preset: sizes and settings, which the other options change
+        tokenizer: checkpoints/tokenizer by default
+        out: folder; checkpoints/upsampler by default
+        evaluate: train nothing; measure what is in --out, and the other upsamplers, on this set
+    """
     import numpy as np
-    import torch
 
     from dpwg.config import SuperResolutionConfig
-    from dpwg.data import open_records
     from dpwg.measure.quality import upsampler_quality
-    from dpwg.modules import check_module_folder, checkpoint_root
-    from dpwg.release.folder import load_tokenizer
-    from dpwg.training.presets import get_preset
-    from dpwg.training.processes import Ranks
-    from dpwg.training.upsampler import SuperResolutionTraining, train_superresolution
+    from dpwg.training.upsampler import train_superresolution
     from dpwg.upsampling.superresolution import UPSAMPLER, SuperResolution, save_superresolution
     from dpwg.upsampling.upsamplers import embedded_upsamplers
 
-    folder = options.out or checkpoint_root() / UPSAMPLER
-    tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
-    if options.evaluate:
-        used = ("evaluate", "out", "tokenizer", "count", "results")
-        refuse_all_but(options, *used, beside="--evaluate")
-        records = open_records(options.evaluate)
-        rows = [
-            upsampler_quality(upsampler, tokenizer, records, options.count or 500)
-            for upsampler in tqdm(embedded_upsamplers(folder), desc="upsamplers")
-        ]
-        answer = {"data": options.evaluate, "upsamplers": [row.to_json() for row in rows]}
-        return kept(answer, options.results)
-    preset = get_preset(options.preset)
-    settings = read_settings(SuperResolutionTraining, options, preset.superresolution_training)
-    ranks = Ranks.from_environment(options.device)
+    folder = out or checkpoint_root() / UPSAMPLER
+    codes = load_tokenizer(tokenizer or checkpoint_root() / "tokenizer")
+    ranks = Ranks.from_environment(device)
+    bars = Bars(ranks)
+    if evaluate:
+        held_out, rows = open_records(evaluate), []
+        measured = embedded_upsamplers(folder)
+        for number, own in enumerate(measured):
+            bars("upsamplers", number, len(measured))
+            rows.append(upsampler_quality(own, codes, held_out, records.count or 500).to_json())
+        return kept({"data": evaluate, "upsamplers": rows}, results)
     check_module_folder(folder, SuperResolutionConfig)
-    records = read_public_records(options)
-    torch.manual_seed(options.seed)
-    coarse_size = tokenizer.config.coarse_size
-    model = SuperResolution(replace(preset.superresolution, coarse_size=coarse_size))
+    public = records.records(bars)
+    torch.manual_seed(settings.seed)
+    coarse_size = codes.config.coarse_size
+    model = SuperResolution(replace(get_preset(preset).superresolution, coarse_size=coarse_size))
     size = coarse_size << model.config.levels
-    images_NHWC = np.empty((min(settings.images, len(records)), size, size, 3), np.uint8)
-    for index in tqdm(range(len(images_NHWC)), desc="images"):
-        images_NHWC[index] = records[index].image(size)
+    images_NHWC = np.empty((min(settings.images, len(public)), size, size, 3), np.uint8)
+    for index in range(len(images_NHWC)):
+        images_NHWC[index] = public[index].image(size)
+        bars("images", index + 1, len(images_NHWC))
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
-    run_training(
-        train_superresolution(model, tokenizer, images_NCHW, settings, ranks), "upsampler", ranks
-    )
+    bars.train(train_superresolution(model, codes, images_NCHW, settings, ranks), "upsampler")
     if not ranks.leads:
         return None
     save_superresolution(folder, model.cpu())
     return {"folder": str(folder), "steps": settings.steps}
 
 
-def add_pretrain(verb: Verb) -> None:
-    command = verb("pretrain", _pretrain, "train WaveletGPT on public images and captions")
-    data_options(command, "public-train")
-    command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
-    preset_option(command)
-    command.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="a folder, declared public by being named; checkpoints/tokenizer by default",
-    )
-    command.add_argument("--text-encoder", metavar="NAME_OR_FOLDER", help=TEXT_ENCODER_HELP)
-    command.add_argument("--base", help="public checkpoint to start from, with its text encoder")
-    command.add_argument("--steps", type=int)
-    command.add_argument("--batch", type=int, help="examples a step")
-    command.add_argument("--learning-rate", type=float)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--delta", type=float, default=1e-5)
-    device_option(command)
-    precision_option(command)
-    checkpointing_option(command)
-    command.add_argument("--compile", action="store_true", help="with torch.compile: for GPUs")
-    command.add_argument("--run-folder", type=Path, default=Path("runs/pretrain"))
-    command.add_argument("--resume", action="store_true", help="go on with the run folder")
-    command.add_argument(
-        "--out", type=Path, help="release folder; faces/public of the checkpoints by default"
-    )
+def pretrain(
+    *,
+    records: PublicData = PublicData(data="public-train"),
+    preset: str = SHIPPED_PRESET,
+    tokenizer: Path | None = None,
+    text_encoder: str | None = None,
+    base: str | None = None,
+    settings: Pretraining = Pretraining(),
+    checkpointing: bool = False,
+    compile: bool = False,
+    delta: float = 1e-5,
+    run_folder: Path = Path("runs/pretrain"),
+    resume: bool = False,
+    out: Path | None = None,
+    device: Device = None,
+) -> Any:
+    """Train WaveletGPT on public images and captions.
 
-
-def _pretrain(options: argparse.Namespace) -> Any:
-    import torch
-
-    from dpwg.modules import checkpoint_root, module_sha256
+    Args:
+        preset: sizes and settings, which the other options change
+        tokenizer: a folder, declared public by being named; checkpoints/tokenizer by default
+        text_encoder: a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a
+            folder; any but the embedded one needs --public
+        base: public checkpoint to start from, with its text encoder
+        checkpointing: compute activations again in the backward pass instead of keeping them
+        compile: with torch.compile: for GPUs
+        delta: of the card's promise
+        run_folder: training state
+        resume: go on with the run folder
+        out: release folder; faces/public of the checkpoints by default
+    """
+    from dpwg.modules import module_sha256
     from dpwg.privacy.accounting import Ledger
     from dpwg.privacy.card import PrivacyCard
     from dpwg.release.folder import (
@@ -203,160 +182,127 @@ def _pretrain(options: argparse.Namespace) -> Any:
         check_release_folder,
         check_same_tokenizer,
         load_public,
-        load_tokenizer,
         save_release,
     )
     from dpwg.release.provenance import public_inputs
-    from dpwg.training.presets import get_preset
-    from dpwg.training.processes import Ranks
-    from dpwg.training.public_model import Pretraining, pretrain
 
-    preset = get_preset(options.preset)
-    ranks = Ranks.from_environment(options.device)
-    tokenizer_folder = options.tokenizer or checkpoint_root() / "tokenizer"
-    out = options.out or checkpoint_root() / "faces" / "public"
+    ranks = Ranks.from_environment(device)
+    bars = Bars(ranks)
+    tokenizer_folder = tokenizer or checkpoint_root() / "tokenizer"
+    out = out or checkpoint_root() / "faces" / "public"
     check_release_folder(out)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    base = load_public(options.base) if options.base else None
-    if base is not None:
-        check_same_tokenizer(tokenizer_folder, base.tokenizer)
-    encoder = _encoder(options, preset, base)
-    torch.manual_seed(options.seed)
-    model = preset.new_model(tokenizer, encoder)
-    if base is not None:
-        model.load_state_dict(base.model.state_dict())
-    model.checkpointing = options.checkpointing
-    settings = read_settings(Pretraining, options, preset.pretraining)
-    folder = new_or_resumed(options.run_folder, resume=options.resume)
-    records = read_public_records(options)
-    examples = encode_examples(records, tokenizer, encoder, ranks)
-    steps = pretrain(model, examples, settings, folder, ranks, compiled=options.compile)
-    run_training(steps, "pretraining", ranks)
+    codes = load_tokenizer(tokenizer_folder)
+    start = load_public(base) if base else None
+    if start is not None:
+        check_same_tokenizer(tokenizer_folder, start.tokenizer)
+    sizes = get_preset(preset)
+    encoder = _encoder(text_encoder, records.public, sizes, start)
+    torch.manual_seed(settings.seed)
+    model = sizes.new_model(codes, encoder)
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
+    model.checkpointing = checkpointing
+    folder = new_or_resumed(run_folder, resume=resume)
+    public = records.records(bars)
+    examples = encode_examples(public, codes, encoder, bars, ranks)
+    steps = train_public(model, examples, settings, folder, ranks, compiled=compile)
+    bars.train(steps, "pretraining")
     if not ranks.leads:
         return None
-    text_encoder = encoder.id if base is None else base.text_encoder
-    digest = module_sha256(tokenizer_folder)
-    inputs = public_inputs(
-        records.name, len(records), text_encoder, digest, rendered=is_public_mix(options.data)
-    )
-    before = () if base is None else base.card.public_inputs
+    told = encoder.id if start is None else start.text_encoder
+    digest, rendered = module_sha256(tokenizer_folder), records.rendered
+    inputs = public_inputs(public.name, len(public), told, digest, rendered=rendered)
+    before = () if start is None else start.card.public_inputs
     card = PrivacyCard.from_ledger(
         Ledger(),
-        delta=options.delta,
+        delta=delta,
         dataset="none: public data only",
         records=0,
         max_grad_norm=None,
         public_inputs=(*inputs, *(item for item in before if item not in inputs)),
         target_epsilon=0.0,
     )
-    release = Release(model=model.cpu(), tokenizer=tokenizer, card=card, text_encoder=text_encoder)
+    release = Release(model=model.cpu(), tokenizer=codes, card=card, text_encoder=told)
     save_release(out, release, tokenizer_folder=tokenizer_folder)
-    return {"folder": str(out), "steps": settings.steps, "text_encoder": text_encoder.name}
+    return {"folder": str(out), "steps": settings.steps, "text_encoder": told.name}
 
 
-def add_reranker(verb: Verb) -> None:
-    command = verb(
-        "reranker", _reranker, "train the reranker of captions and coarsest bands on public images"
-    )
-    data_options(command, "public-more")
-    command.add_argument("--public", action="store_true", help=f"{PUBLIC_HELP}; or --text-encoder")
-    preset_option(command)
-    command.add_argument("--tokenizer", type=Path, help="checkpoints/tokenizer by default")
-    command.add_argument("--text-encoder", metavar="NAME_OR_FOLDER", help=TEXT_ENCODER_HELP)
-    command.add_argument("--steps", type=int)
-    command.add_argument("--batch", type=int, help="examples a step")
-    command.add_argument("--group", type=int, help="similar captions that a batch holds together")
-    command.add_argument("--learning-rate", type=float)
-    command.add_argument("--seed", type=int, default=0)
-    device_option(command)
-    precision_option(command)
-    command.add_argument("--out", type=Path, help="folder; checkpoints/reranker by default")
-    evaluate_options(command)
+def reranker(
+    *,
+    records: PublicData = PublicData(data="public-more"),
+    preset: str = SHIPPED_PRESET,
+    tokenizer: Path | None = None,
+    text_encoder: str | None = None,
+    settings: RerankerTraining = RerankerTraining(),
+    out: Path | None = None,
+    evaluate: str | None = None,
+    results: Results = None,
+    device: Device = None,
+) -> Any:
+    """Train the reranker of captions and coarsest bands, which chooses among candidates.
 
-
-def _reranker(options: argparse.Namespace) -> Any:
-    import torch
-
+    Args:
+        preset: whose text encoder is taken
+        tokenizer: checkpoints/tokenizer by default
+        text_encoder: a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a
+            folder; any but the embedded one needs --public
+        out: folder; checkpoints/reranker by default
+        evaluate: train nothing; measure what is in --out on this set
+    """
     from dpwg.config import RerankerConfig
+    from dpwg.measure.quality import reranker_quality
     from dpwg.method.reranker import Reranker
-    from dpwg.modules import check_module_folder, checkpoint_root
-    from dpwg.release.folder import RERANKER, load_tokenizer, reranker_reads, save_reranker
+    from dpwg.release.folder import RERANKER, load_reranker, reranker_reads, save_reranker
     from dpwg.release.provenance import reranker_input
-    from dpwg.training.presets import get_preset
-    from dpwg.training.processes import Ranks
-    from dpwg.training.reranker import RerankerTraining, check_sizes, train_reranker
+    from dpwg.training.reranker import check_sizes, train_reranker
 
-    folder = options.out or checkpoint_root() / RERANKER
-    tokenizer = load_tokenizer(options.tokenizer or checkpoint_root() / "tokenizer")
-    encoder = _encoder(options, get_preset(options.preset), None)
-    reads = reranker_reads(tokenizer, encoder.digest, encoder.max_tokens)
-    if options.evaluate:
-        return _evaluate_reranker(options, folder, tokenizer, encoder, reads)
-    settings = read_settings(RerankerTraining, options)
-    ranks = Ranks.from_environment(options.device)
+    folder = out or checkpoint_root() / RERANKER
+    codes = load_tokenizer(tokenizer or checkpoint_root() / "tokenizer")
+    encoder = _encoder(text_encoder, records.public, get_preset(preset), None)
+    reads = reranker_reads(codes, encoder.digest, encoder.max_tokens)
+    ranks = Ranks.from_environment(device)
+    bars = Bars(ranks)
+    if evaluate:
+        model = load_reranker(folder).model
+        for name, own in reads.items():
+            if (found := getattr(model.config, name)) != own:
+                raise ValueError(
+                    f"Expected the reranker in {folder} to have {name}={own!r:.20}, found "
+                    f"{found!r:.20}; name the tokenizer and text encoder that it was trained with."
+                )
+        held_out = open_records(evaluate, count=records.count)
+        quality = reranker_quality(model, *_pairs(held_out, codes, encoder, bars, ranks))
+        return kept({"data": held_out.name, **quality.to_json()}, results)
     check_module_folder(folder, RerankerConfig)
-    records = read_public_records(options)
-    check_sizes(settings, len(records), ranks.world)
-    size = tokenizer.config.image_size(0)
+    public = records.records(bars)
+    check_sizes(settings, len(public), ranks.world)
+    size = codes.config.image_size(0)
     config = RerankerConfig(
         **reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4)
     )
-    torch.manual_seed(options.seed)
+    torch.manual_seed(settings.seed)
     model = Reranker(config)
-    pairs = _matched(records, tokenizer, encoder, ranks)
-    run_training(train_reranker(model, *pairs, settings, ranks), "reranker", ranks)
+    pairs = _pairs(public, codes, encoder, bars, ranks)
+    bars.train(train_reranker(model, *pairs, settings, ranks), "reranker")
     if not ranks.leads:
         return None
-    rendered = is_public_mix(options.data)
-    save_reranker(
-        folder, model.cpu(), reranker_input(records.name, len(records), rendered=rendered)
-    )
+    source = reranker_input(public.name, len(public), rendered=records.rendered)
+    save_reranker(folder, model.cpu(), source)
     return {"folder": str(folder), "steps": settings.steps}
 
 
-def _evaluate_reranker(
-    options: argparse.Namespace,
-    folder: Path,
-    tokenizer: SpectralTokenizer,
-    encoder: TextEncoder,
-    reads: dict[str, Any],
-) -> Any:
-    from dpwg.data import open_records
-    from dpwg.measure.quality import reranker_quality
-    from dpwg.release.folder import load_reranker
-
-    used = ("evaluate", "out", "tokenizer", "text_encoder", "preset", "public", "count", "results")
-    refuse_all_but(options, *used, beside="--evaluate")
-    reranker = load_reranker(folder).model
-    for name, own in reads.items():
-        if (found := getattr(reranker.config, name)) != own:
-            raise ValueError(
-                f"Expected the reranker in {folder} to have {name}={own!r:.20}, found "
-                f"{found!r:.20}; name the tokenizer and text encoder that it was trained with."
-            )
-    records = open_records(options.evaluate, count=options.count)
-    quality = reranker_quality(reranker, *_matched(records, tokenizer, encoder))
-    return kept({"data": records.name, **quality.to_json()}, options.results)
-
-
-def _matched(
-    records: Records,
-    tokenizer: SpectralTokenizer,
-    encoder: TextEncoder,
-    ranks: Ranks | None = None,
+def _pairs(
+    records: Records, codes: SpectralTokenizer, encoder: TextEncoder, bars: Bars, ranks: Ranks
 ) -> tuple[Tensor, Examples, list[str]]:
     """A set's coarsest images, its examples, and its first captions in words."""
-    import torch
-
     from dpwg.training.reranker import coarsest_images
 
-    examples = encode_examples(records, tokenizer, encoder, ranks)
-    captions = [records[index].captions[0] for index in tqdm(range(len(records)), desc="captions")]
-    parts = tqdm(coarsest_images(tokenizer, examples), desc="coarsest images", unit="part")
-    return torch.cat(list(parts)), examples, captions
+    examples = encode_examples(records, codes, encoder, bars, ranks)
+    captions = [records[index].captions[0] for index in range(len(records))]
+    return torch.cat(list(coarsest_images(codes, examples))), examples, captions
 
 
-def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) -> TextEncoder:
+def _encoder(name: str | None, public: bool, preset: Preset, base: Release | None) -> TextEncoder:
     """The text encoder of the base, or the one that is asked for.
 
     Any but MiniLM may have been trained on anything, a repository of the user's own too: its user
@@ -366,17 +312,16 @@ def _encoder(options: argparse.Namespace, preset: Preset, base: Release | None) 
     from dpwg.method.encoders import find_encoder, open_encoder
 
     if base is not None:
-        if options.text_encoder:
+        if name:
             raise ValueError(
-                f"Expected no text-encoder={options.text_encoder!r} with --base: a model reads "
-                "captions as it began to."
+                f"Expected no text-encoder={name!r} with --base: a model reads captions as it "
+                "began to."
             )
         return open_encoder(base.text_encoder)
-    name = options.text_encoder or preset.text_encoder
-    tokens = None if options.text_encoder else preset.model.text_tokens
-    if name != MINILM and not options.public:
+    asked = name or preset.text_encoder
+    if asked != MINILM and not public:
         raise ValueError(
-            f"Expected --public with the text encoder {name!r}, which is not the embedded "
+            f"Expected --public with the text encoder {asked!r}, which is not the embedded "
             f"{MINILM}: it must have seen nothing that is sensitive, neither images nor captions."
         )
-    return find_encoder(name, max_tokens=tokens)
+    return find_encoder(asked, max_tokens=None if name else preset.model.text_tokens)

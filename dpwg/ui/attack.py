@@ -138,7 +138,7 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
 
 def engine_told() -> str:
     """What attacks on the engine proved, as a table with the command that made it."""
-    command = f"`python -m dpwg audit --engine --results docs/results/{ENGINE}`"
+    command = f"`python -m dpwg audit --results docs/results/{ENGINE}`"
     try:
         runs = engine_runs()
     except ValueError as error:

@@ -2,15 +2,15 @@
 
 The ways to compute a training step take turns in one process, so that a machine that slows down
 slows them all; medians are compared, of each way at its best micro-batch. Peak memory is from a
-process for each way.
+process for each way. Run it as `python -m dpwg bench`.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -352,7 +352,7 @@ def _seconds_to_ready(folder: Path) -> float:
     )
     started = time.perf_counter()
     command = [sys.executable, "-c", code, str(folder)]
-    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True)
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True)
     return time.perf_counter() - started
 
 
@@ -382,6 +382,8 @@ def _peak_bytes() -> int:
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -400,3 +402,9 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "opacus": version("opacus"),
     }
+
+
+if __name__ == "__main__":
+    checkpoint, precision, *sizes = sys.argv[1:]
+    found = measure(checkpoint, precision=precision, micro_batches=[*map(int, sizes)])
+    print(json.dumps(found, indent=2))

@@ -1,11 +1,17 @@
-"""A picture of captions by checkpoints, for the documentation."""
+"""A picture of captions by checkpoints, for the documentation.
+
+    python scripts/sheet.py docs/sheet.png --captions examples/sheet.txt \\
+        --checkpoints faces/public faces/eps-1 faces/eps-3 faces/eps-10 faces/eps-inf
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from dpwg.method.pipeline import DPWaveletPipeline
@@ -43,3 +49,21 @@ def _wrapped(text: str, font: Any, width: int) -> str:
         else:
             lines.append(word)
     return "\n".join(lines)
+
+
+def main(
+    out: tyro.conf.Positional[Path],
+    /,
+    *,
+    captions: Path,
+    checkpoints: tuple[str, ...],
+    seed: int = 0,
+    settings: Sampling = Sampling(),
+) -> None:
+    """Draw every caption of a file under every checkpoint, all from one seed."""
+    lines = captions.read_text().splitlines()
+    sheet(checkpoints, lines, seed=seed, settings=settings).save(out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
