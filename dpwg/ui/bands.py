@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -28,14 +29,18 @@ from dpwg.method.pipeline import to_uint8
 from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
+from dpwg.ui.parts import ON_MODEL, QUIET, in_words, picture, plot
 from dpwg.ui.pictures import enlarged
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.pipelines import load_pipeline
 from dpwg.ui.shown import Shown, shown_or_example
 from dpwg.ui.uploads import SUFFIXES, read_upload
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 WAVELETS: tuple[str, ...] = tuple(pywt.wavelist(kind="discrete"))
 DEFAULT_LEVELS = 4
+INTRODUCTION = """An image is a coarse picture plus bands of detail, each level twice as fine as the
+one before. The private model decides the coarse picture, which is the first few bands; the public
+upsampler adds the others, and may change those few a little."""
 
 
 class Subject(NamedTuple):
@@ -65,116 +70,92 @@ class Rebuilt(NamedTuple):
 
 def from_generated(shown: Shown | None, default: str) -> Subject:
     """The first image of the last generation; without one, an example under `default`."""
-    shown = shown_or_example(shown, default, lambda: load_pipeline(default))
+    with in_words():
+        shown = shown_or_example(shown, default, lambda: load_pipeline(default))
     return Subject(shown.title, shown.image[0], shown.coarse[0], shown.image[0], real=False)
 
 
 def from_upload(path: str | None) -> Subject:
     """An upload at the size of the models' images, its block means, and those upsampled again."""
-    if path is None:
-        raise gr.Error("Choose a picture first.")
-    upsample = get_upsampler(DEFAULT_UPSAMPLER)
-    try:
-        image = read_upload(path, IMAGE_SIZE)
+    with in_words():
+        if path is None:
+            raise ValueError("Choose a picture first.")
+        image, upsample = read_upload(path, IMAGE_SIZE), get_upsampler(DEFAULT_UPSAMPLER)
         image_BCHW = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
         coarse_BCHW = coarse_image(image_BCHW, upsample.scale.bit_length() - 1).clamp(0, 1)
-        return Subject(
-            "your picture",
-            image,
-            to_uint8(coarse_BCHW)[0],
-            to_uint8(upsample(coarse_BCHW))[0],
-            real=True,
-        )
-    except (ValueError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
+        coarse, upsampled = to_uint8(coarse_BCHW)[0], to_uint8(upsample(coarse_BCHW))[0]
+    return Subject("your picture", image, coarse, upsampled, real=True)
 
 
-def pyramid(subject: Subject | None, wavelet: str, levels: int) -> Pyramid | None:
+def pyramid(subject: Subject | None, wavelet: str, levels: int) -> Pyramid:
     """Every band: a picture of all, and a table of name, size and share of the energy."""
-    if subject is None:
-        return None
-    bands = _bands(subject, wavelet, levels)
-    try:
+    with _looking_at(subject) as taken:
+        image = taken.image / 255
+        bands = decompose(image, wavelet=wavelet, levels=levels)
         shares = energy_shares(bands)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            figure = bands_figure(subject.image / 255, wavelet=wavelet, levels=int(levels))
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
+        figure = bands_figure(image, wavelet=wavelet, levels=levels)
     so_far, table = 0.0, []
     for name, band in bands:
         so_far += shares[name]
         size = f"{band.shape[1]}×{band.shape[0]}"
         table.append([name, size, f"{shares[name]:.3%}", f"{so_far:.3%}"])
-    basis = pywt.Wavelet(wavelet)
+    basis, (height, width) = pywt.Wavelet(wavelet), image.shape[:2]
     kind = (
-        "is orthogonal, so that the shares are those of the image's own energy"
+        "is orthogonal: the shares are those of the image's own energy"
         if basis.orthogonal
-        else "is not orthogonal: the shares are those of the coefficients, not quite of the image"
+        else "is not orthogonal: the shares are those of its coefficients, not quite of the image"
     )
-    fits = pywt.dwt_max_level(subject.image.shape[0], basis)
+    fits = pywt.dwt_max_level(height, basis)
     wide = (
         f" Its filters wrap around the borders from level {fits + 1} on." if levels > fits else ""
     )
-    height, width = subject.image.shape[:2]
     about = (
-        f"**{subject.title}**, {width}×{height} pixels. The basis `{wavelet}` "
+        f"**{taken.title}**, {width}×{height} pixels. The wavelet `{wavelet}` "
         f"({basis.family_name}) {kind}.{wide}"
     )
     return Pyramid(about, figure, table)
 
 
-def rebuild(subject: Subject | None, wavelet: str, levels: int, count: int) -> Rebuilt | None:
+def rebuild(subject: Subject | None, wavelet: str, levels: int, count: int) -> Rebuilt:
     """The image from its first `count` bands alone, the others being zero."""
-    if subject is None:
-        return None
-    bands = _bands(subject, wavelet, levels)
-    count = min(int(count), len(bands))
-    image = subject.image / 255
-    try:
+    with _looking_at(subject) as taken:
+        image = taken.image / 255
+        bands = decompose(image, wavelet=wavelet, levels=levels)
+        count = min(count, len(bands))
         kept = reconstruct(first_bands(bands, count), wavelet=wavelet, shape=image.shape)
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
-    picture = kept.clip(0, 1)
-    loss = float(np.square(picture - image).mean())
-    psnr = "all of the image" if loss < 1e-12 else f"PSNR {-10 * math.log10(loss):.1f} dB"
+    clipped = kept.clip(0, 1)
+    loss = float(np.square(clipped - image).mean())
+    psnr = "the whole image" if loss < 1e-12 else f"PSNR {-10 * math.log10(loss):.1f} dB"
     numbers = sum(band.size for _, band in bands[:count]) / sum(band.size for _, band in bands)
-    last = bands[count - 1][0]
     return Rebuilt(
-        enlarged((picture * 255).round().astype(np.uint8)[None])[0],
-        f"**{count} of {len(bands)} bands**, up to {last}: {numbers:.2%} of the coefficients, "
-        f"{psnr}.",
+        enlarged((clipped * 255).round().astype(np.uint8)[None])[0],
+        f"**{count} of {len(bands)} bands**, up to {bands[count - 1][0]}: {numbers:.2%} of the "
+        f"coefficients, {psnr}.",
     )
 
 
-def spectra(subject: Subject | None) -> Figure | None:
+def spectra(subject: Subject | None) -> Figure:
     """Radial power spectra: coarse, upsampled, and the real image where there is one."""
-    if subject is None:
-        return None
-    shown = {"real": subject.image} if subject.real else {}
-    shown |= {"coarse": subject.coarse, "upsampled": subject.upsampled}
-    return spectra_figure(
-        {name: image / 255 for name, image in shown.items()}, marked=subject.coarse.shape[0]
-    )
+    with _looking_at(subject) as taken:
+        shown = {"real": taken.image} if taken.real else {}
+        shown |= {"coarse": taken.coarse, "upsampled": taken.upsampled}
+        images = {name: image / 255 for name, image in shown.items()}
+        return spectra_figure(images, marked=taken.coarse.shape[0])
 
 
-def _bands(subject: Subject, wavelet: str, levels: int) -> list[tuple[str, np.ndarray]]:
-    if wavelet not in WAVELETS:
-        raise gr.Error(f"{wavelet!r:.40} is no discrete basis of PyWavelets; choose one.")
-    if levels not in range(1, MAX_LEVELS + 1):
-        raise gr.Error(f"Expected 1 to {MAX_LEVELS} levels, found {levels}.")
-    with warnings.catch_warnings():  # of long filters on few pixels: `pyramid` says so
+@contextmanager
+def _looking_at(subject: Subject | None) -> Iterator[Subject]:
+    """The subject, if one was taken; what cannot be done with it is told in words."""
+    with in_words(), warnings.catch_warnings():  # of long filters on few pixels: `pyramid` says so
         warnings.simplefilter("ignore", UserWarning)
-        return decompose(subject.image / 255, wavelet=wavelet, levels=int(levels))
+        if subject is None:
+            raise ValueError("Take the generated image or choose your own first.")
+        yield subject
 
 
 def build_bands(names: Sequence[str], shown: gr.State) -> None:
     """Add the tab's components; `shown` holds what the Generate tab drew last."""
-    gr.Markdown(
-        "An image is a coarse one and bands of details, each level twice as fine as the one "
-        "before. The private model decides the coarse image, the first few bands; the upsampler "
-        "adds the others, and may change those few a little."
-    )
+    gr.Markdown(INTRODUCTION)
     subject, default = gr.State(), gr.State(usual_checkpoint(names))
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
@@ -189,18 +170,15 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
                 list(WAVELETS),
                 value="haar",
                 label="Wavelet",
-                info="Any discrete one of PyWavelets.",
+                info="Any discrete wavelet of PyWavelets.",
             )
-            levels = gr.Slider(1, MAX_LEVELS, value=DEFAULT_LEVELS, step=1, label="Levels")
+            levels = gr.Slider(
+                1, MAX_LEVELS, value=DEFAULT_LEVELS, step=1, precision=0, label="Levels"
+            )
             about = gr.Markdown("Take or choose an image.", elem_classes="status")
         with gr.Column(elem_classes="results"):
-            figure = gr.Image(
-                label="Wavelet pyramid: every band with its name, size and share of the energy",
-                format="png",
-                interactive=False,
-                buttons=["fullscreen", "download"],
-                elem_id="bands",
-                elem_classes="framed",
+            figure = picture(
+                "Wavelet pyramid: every band with its name, size and share of the energy", "bands"
             )
         with gr.Column(elem_classes="extras"), gr.Row():
             with gr.Column(min_width=280):
@@ -209,65 +187,37 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
                     len(band_names(DEFAULT_LEVELS)),
                     value=1,
                     step=1,
+                    precision=0,
                     label="Rebuild from the first bands",
                     elem_id="kept-bands",
                 )
                 told = gr.Markdown(elem_classes="status")
-                picture = gr.Image(
-                    label="Rebuilt",
-                    format="png",
-                    interactive=False,
-                    buttons=["download"],
-                    elem_id="rebuilt",
-                    elem_classes="framed",
-                )
+                rebuilt = picture("Rebuilt", "rebuilt")
             with gr.Column(min_width=280):
-                curve = gr.Plot(label="Radial power spectrum", format="png", elem_classes="framed")
+                curve = plot("Radial power spectrum")
                 table = gr.Dataframe(
                     headers=["band", "pixels", "energy", "so far"],
                     label="Share of the energy",
                     interactive=False,
                     max_height=380,
                 )
-    generated.click(
-        from_generated,
-        [shown, default],
-        subject,
-        api_name="take_generated",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
-        show_progress_on=figure,
-    )
-    upload.upload(
-        from_upload,
-        upload,
-        subject,
-        api_name="take_upload",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
-        show_progress_on=figure,
-    )
-    basis = [subject, wavelet, levels]
+    working: dict[str, Any] = {"show_progress_on": figure, **ON_MODEL}
+    generated.click(from_generated, [shown, default], subject, api_name="take_generated", **working)
+    upload.upload(from_upload, upload, subject, api_name="take_upload", **working)
+    basis, seen = [subject, wavelet, levels], [rebuilt, told]
+    quiet: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
     gr.on(
         [subject.change, wavelet.input, levels.release],
         pyramid,
         basis,
         [about, figure, table],
         api_name="pyramid",
-    )
-    levels.change(_slider, [levels, count], count, api_visibility="private", queue=False)
-    gr.on(
-        [subject.change, wavelet.input, levels.release, count.change],
-        rebuild,
-        [*basis, count],
-        [picture, told],
-        api_name="rebuild",
-        trigger_mode="always_last",
-        show_progress="hidden",
-    )
+    ).success(rebuild, [*basis, count], seen, api_visibility="private", **quiet)
+    count.change(rebuild, [*basis, count], seen, api_name="rebuild", **quiet)
+    levels.change(_slider, [levels, count], count, **QUIET)
     subject.change(spectra, subject, curve, api_name="spectra")
 
 
 def _slider(levels: int, count: int) -> gr.Slider:
-    bands = len(band_names(int(levels)))
-    return gr.Slider(maximum=bands, value=min(int(count), bands))
+    bands = len(band_names(levels))
+    return gr.Slider(maximum=bands, value=min(count, bands))
