@@ -1,7 +1,7 @@
 """The Privacy and About tabs: every figure is that of the accountants and of the cards."""
 
 import math
-import re
+import shutil
 
 import gradio as gr
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from dpwg.privacy.accounting import MAX_EPSILON, epsilon_text, epsilons, explain
 from dpwg.release.folder import find_checkpoint, load_card
-from dpwg.ui.about import ROOT, section, story
+from dpwg.ui.about import story
 from dpwg.ui.limits import MAX_STEPS, described, whole
 from dpwg.ui.privacy import EPSILON, NOISE, _card, account, settings_of
 
@@ -105,23 +105,25 @@ def test_cards_are_whole():
 
 
 def test_the_story_takes_its_figures_from_the_checkpoint():
-    told = story("faces/eps-1")
-    assert "of `faces/eps-1`: 2 radii" in told.noise_text
-    assert "32×32 into 192 codes, 64 a scale" in told.codes_text
-    assert "(8×8, 16×16, 32×32)" in told.codes_text
-    assert told.image.shape == (512, 512, 3)
-    assert told.codes.shape == (512, 3 * 512, 3)
-    assert told.upsampled.shape == (512, 2 * 512, 3)
-    assert "an example: 1 radii" in story("faces/public").noise_text
+    _, image, _, _, codes_text, codes, noise_text, _, _, upsampled = story("faces/eps-1")
+    assert "of `faces/eps-1`: 2 radii" in noise_text
+    assert "32×32 into 192 codes, 64 per scale" in codes_text
+    assert "(8×8, 16×16, 32×32)" in codes_text
+    assert image.shape == (512, 512, 3)
+    assert codes.shape == (512, 3 * 512, 3)
+    assert upsampled.shape == (512, 2 * 512, 3)
+    assert "an example: 1 radii" in story("faces/public")[6]
 
 
-def test_sections_are_those_of_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    for title in ("Limits", "Cite", "Run it", "What is private, and what is not"):
-        assert section(title)
-        assert section(title) in readme
-        assert not re.search("^## ", section(title), flags=re.MULTILINE)
-    assert section("Nothing of the kind") == ""
+def test_a_damaged_checkpoint_leaves_the_story_to_the_next(root, tmp_path, monkeypatch):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    shutil.copytree(tmp_path / "faces" / "eps-1", tmp_path / "faces" / "eps-10")
+    for name in ("eps-10", "public"):
+        next((tmp_path / "faces" / name).glob("*.safetensors")).write_bytes(b"cut off")
+    told = story("faces/eps-10")[6]
+    assert "`faces/eps-1`" in told
+    assert "`faces/eps-10` is damaged" in told
 
 
 def test_bounds_are_stated_and_kept():

@@ -59,7 +59,7 @@ def write_space(
     """
     if missing := [name for name in FILES if not (ROOT / name).is_file()]:
         raise FileNotFoundError(f"Expected {missing} beside the package; run this in a checkout.")
-    package = [path for kind in ("py", "json") for path in (ROOT / "dpwg").rglob(f"*.{kind}")]
+    package = [path for kind in ("py", "json", "md", "css") for path in (ROOT / "dpwg").rglob(f"*.{kind}")]
     paths = (*map(ROOT.joinpath, FILES), *sorted(package))
     if links := [path.relative_to(ROOT).as_posix() for path in paths if path.resolve() != path]:
         raise ValueError(f"Expected files of this checkout, found links {links}; remove them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -16,6 +17,7 @@ from dpwg.privacy.accounting import (
     MIN_DELTA,
     LedgerEntry,
     PrivacyPlan,
+    default_delta,
     epsilon_text,
     explain,
     max_true_positive_rate,
@@ -25,42 +27,24 @@ from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
-from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole
+from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole, within
+from dpwg.ui.parts import QUIET, in_words, plot
 from dpwg.ui.plans import spent_after
 from dpwg.ui.promises import describe_checkpoint
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
 CURVE_POINTS = 10
-NOISE, EPSILON = "noise, find epsilon", "epsilon, find noise"
-SAMPLING = """### Why the batches must be drawn by Poisson sampling
-
-All three accountants assume that each step takes every record **independently with the same
-probability**. Most training code shuffles the records instead and cuts them into batches. That is
-another mechanism, with another epsilon:
-
-- With shuffling every record is used exactly once in each pass, and an attacker can count on it.
-  For the same noise its guarantee can be **substantially weaker** than the Poisson figure: lower
-  bounds for one pass ([Chua et al. 2024](https://arxiv.org/abs/2403.17673)) and for several
-  ([Chua et al. 2024](https://arxiv.org/abs/2411.04205)) can lie above what the accountants report.
-- Audits of shuffled training measured leakage of up to **4 times** the epsilon that was claimed
-  ([Annamalai et al. 2024](https://arxiv.org/abs/2411.10614)).
-- So an epsilon computed here and quoted for a shuffled run is not a bound at all. The training loop
-  of this project draws by Poisson sampling, divides by the *expected* batch size, and takes a noise
-  step for an empty batch too."""
-
-
-WORDS = """### The words
-
-- **ε (epsilon), δ (delta)**: whatever an outcome is, with a record it is at most e^ε times as
-  likely as without it, plus δ; and the other way round. Smaller is more private.
-- **PLD**, privacy loss distribution: follows the whole distribution of what the steps can give
-  away; tight, and the figure to quote. **PRV**, privacy random variable: another way to the same,
-  as a cross-check. **RDP**, Rényi differential privacy: older and looser.
-- **Noise multiplier**: the noise's standard deviation over the most that one record may add to a
-  step. **Sampling rate**: the chance of each record to be in a step.
-- **Nats a code** (in the tabs Compare, Attack and Train): how surprised the model is by a code of
-  an image, minus the natural logarithm of the probability that it gave. Lower is better; a guess
-  among 1,024 codes has 6.93."""
+RECORDS = 50_000
+"""What the page begins with."""
+NOISE, EPSILON = "epsilon, from the noise", "noise, from an epsilon"
+INTRODUCTION = """Epsilon is a figure about an **attacker**: how well anybody can tell whether one
+record was in the training set, from the released model and from everything it generates."""
+WORDS = Path(__file__).with_name("privacy.md")
+PRINT = """() => {
+  document.body.classList.add("printing-card");
+  window.print();
+  document.body.classList.remove("printing-card");
+}"""
 
 
 class Answer(NamedTuple):
@@ -80,30 +64,25 @@ def account(
     """Epsilon of a noise, or the noise for an epsilon: first by PLD, then with the curves, then by
     all three accountants, since PRV can take seconds.
     """
-    try:
-        run = {
+    with in_words():
+        run: dict[str, Any] = {
             "records": whole("records", records, 1, MAX_RECORDS),
             "batch_size": whole("batch", batch, 1, MAX_RECORDS),
             "steps": whole("steps", steps, 1, MAX_STEPS),
+            "delta": delta,
+            "max_grad_norm": 1.0,
         }
         if known == EPSILON:
-            if not 0 < (epsilon or 0) <= MAX_EPSILON:
-                raise ValueError(f"Expected epsilon={epsilon} in (0, {MAX_EPSILON:g}].")
-            plan = PrivacyPlan.calibrated(
-                **run, delta=delta, max_grad_norm=1.0, target_epsilon=float(epsilon)
-            )
+            target = within("epsilon", epsilon, 0, MAX_EPSILON)
+            plan = PrivacyPlan.calibrated(**run, target_epsilon=target)
         else:
-            if not 0 <= (noise if noise is not None else -1) <= MAX_NOISE:
-                raise ValueError(f"Expected noise={noise} in [0, {MAX_NOISE:,.0f}].")
-            plan = PrivacyPlan(**run, delta=delta, max_grad_norm=1.0, noise_multiplier=float(noise))
+            plan = PrivacyPlan(**run, noise_multiplier=within("noise", noise, 0, MAX_NOISE))
         answer = _figure_to_quote(plan)
         yield answer
         answer = _with_curves(answer, plan)
         yield answer
         spent = plan.epsilons()
-    except (TypeError, ValueError) as error:
-        raise gr.Error(str(error)) from error
-    yield answer._replace(table=_table(spent.pld, spent.prv, spent.rdp))
+        yield answer._replace(table=_table(spent.pld, spent.prv, spent.rdp))
 
 
 def _figure_to_quote(plan: PrivacyPlan) -> Answer:
@@ -162,40 +141,38 @@ def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> li
 
 def settings_of(name: str) -> tuple[int, int, int, float, str, float]:
     """Records, batch, steps, delta and noise of a checkpoint, from its card, for `account`."""
-    try:
+    with in_words():
         card = load_card(find_checkpoint(name))
-    except (ValueError, FileNotFoundError) as error:
-        raise gr.Error(str(error)) from error
-    if card.sampling_rate is None or card.noise_multiplier is None:
-        raise gr.Error(
-            f"{name} took no step on sensitive records: its epsilon is 0."
-            if card.epsilon == 0
-            else f"{name} has steps of several kinds: see the ledger in its card."
-        )
+        if not card.ledger:
+            raise ValueError(f"{name} took no step on sensitive records: its epsilon is 0.")
+        if card.sampling_rate is None or card.noise_multiplier is None:
+            raise ValueError(f"{name} has steps of several kinds: see the ledger in its card.")
     batch = round(card.sampling_rate * card.records)
     return card.records, batch, card.steps, card.delta, NOISE, card.noise_multiplier
 
 
 def build_privacy(names: Sequence[str]) -> None:
     """Add the tab's components. Reads no card before somebody asks."""
-    gr.Markdown(
-        "Epsilon is a figure about an **attacker**: how well anybody can tell, from the released "
-        "model and from all that it generates, whether one record was in the training set."
-    )
+    gr.Markdown(INTRODUCTION)
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
             origin = gr.Dropdown(
-                names, value=None, label="Fill in from a checkpoint", info="From its privacy card."
+                names,
+                value=None,
+                label="Fill in from a checkpoint",
+                info="Takes the figures of its privacy card.",
             )
             with gr.Group():
-                records = gr.Number(50_000, label="Records", step=1)
+                records = gr.Number(RECORDS, label="Records", step=1)
                 batch = gr.Number(1024, label="Expected batch size", step=1)
                 steps = gr.Number(200, label="Steps", step=1)
                 delta = gr.Number(
-                    1e-5, label="Delta", info=f"From {MIN_DELTA:g}, and below 1 / records."
+                    default_delta(RECORDS),
+                    label="Delta",
+                    info=f"At most a tenth of 1 / records, as a rule; from {MIN_DELTA:g}.",
                 )
             with gr.Group():
-                known = gr.Radio([NOISE, EPSILON], value=NOISE, label="I choose")
+                known = gr.Radio([NOISE, EPSILON], value=NOISE, label="Find")
                 noise = gr.Number(1.0, label="Noise multiplier")
                 epsilon = gr.Number(3.0, label="Epsilon", interactive=False)
             button = gr.Button("Compute", variant="primary", elem_id="account")
@@ -206,16 +183,11 @@ def build_privacy(names: Sequence[str]) -> None:
             )
             with gr.Row():
                 with gr.Column(min_width=280):
-                    growth = gr.Plot(
-                        label="Epsilon over the steps", format="png", elem_classes="framed"
-                    )
+                    growth = plot("Epsilon over the steps")
                 with gr.Column(min_width=280):
-                    trade_off = gr.Plot(
-                        label="The best attack that is left", format="png", elem_classes="framed"
-                    )
+                    trade_off = plot("The best attack that is left")
         with gr.Column(elem_classes="extras"):
-            gr.Markdown(SAMPLING)
-            gr.Markdown(WORDS)
+            gr.Markdown(WORDS.read_text())
             gr.Markdown("### Privacy cards")
             with gr.Row():
                 name = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint", scale=4)
@@ -223,30 +195,26 @@ def build_privacy(names: Sequence[str]) -> None:
             card = gr.Markdown(elem_classes="card", elem_id="printed-card")
     outputs = [noise, epsilon, told, table, growth, trade_off]
     inputs = [records, batch, steps, delta, known, noise, epsilon]
-    run: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "accountant"}
-    button.click(account, inputs, outputs, api_name="account", show_progress_on=told, **run)
-    origin.change(
-        settings_of, origin, [records, batch, steps, delta, known, noise], api_name="settings_of"
-    ).success(account, inputs, outputs, api_visibility="private", show_progress_on=told, **run)
+    run: dict[str, Any] = {
+        "fn": account,
+        "inputs": inputs,
+        "outputs": outputs,
+        "show_progress_on": told,
+        "concurrency_limit": 1,
+        "concurrency_id": "accountant",
+    }
+    button.click(api_name="account", **run)
+    origin.change(settings_of, origin, inputs[:-1], api_name="settings_of").success(
+        api_visibility="private", **run
+    )
     known.change(
-        lambda known: (
-            gr.Number(interactive=known == NOISE),
-            gr.Number(interactive=known == EPSILON),
-        ),
+        lambda asked: [gr.Number(interactive=asked == given) for given in (NOISE, EPSILON)],
         known,
         [noise, epsilon],
-        api_visibility="private",
-        queue=False,
+        **QUIET,
     )
     gr.on(fn=_card, inputs=name, outputs=card, api_name="card")
     printer.click(None, js=PRINT, api_visibility="private")
-
-
-PRINT = """() => {
-  document.body.classList.add("printing-card");
-  window.print();
-  document.body.classList.remove("printing-card");
-}"""
 
 
 def _card(name: str) -> str:
