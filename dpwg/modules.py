@@ -10,8 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpwg.config import Config, read_json
+from dpwg.files import whole
 
 M = TypeVar("M", bound=nn.Module)
 FORMAT = 1
@@ -33,6 +33,12 @@ FILES = (CONFIG, "*.safetensors", "*.safetensors.index.json")
 PUBLIC_INPUT = "public_input"
 """The configuration's entry, if any, that says what the module was trained on."""
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+_EPSILONS = ("eps-1", "eps-3", "eps-10", "eps-inf")
+SHIPPED_NAMES = (
+    *(f"faces/{name}" for name in ("public", *_EPSILONS)),
+    *(f"celeba/{name}" for name in ("public", *_EPSILONS, "person-eps-10")),
+)
+"""The checkpoints of this project: a user's own may lie beside them."""
 
 
 def checkpoint_root() -> Path:
@@ -50,18 +56,14 @@ def save_module(
 ) -> None:
     """Write a module's weights (bfloat16; those whose names begin with `keep` float32) and config.
 
-    The folder appears under its name only when whole, and replaces an earlier one of the same kind
-    at once. Raises ValueError as `check_module_folder` does.
+    The folder replaces an earlier one of the same kind. Raises ValueError as `check_module_folder`
+    does.
     """
-    folder = folder.resolve()
     check_module_folder(folder, type(config))
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_weights(partial, module, keep=keep)
     told = {} if public_input is None else {PUBLIC_INPUT: public_input}
-    write_json(partial / CONFIG, {"format": FORMAT, **config.to_json(), **told})
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with whole(folder.resolve()) as partial:
+        save_weights(partial, module, keep=keep)
+        write_json(partial / CONFIG, {"format": FORMAT, **config.to_json(), **told})
 
 
 def check_module_folder(folder: Path, kind: type[Config]) -> None:
@@ -69,28 +71,24 @@ def check_module_folder(folder: Path, kind: type[Config]) -> None:
 
     What is new, empty, or holds an earlier one and nothing else, may.
     """
-    strange = strange_file(folder, FILES)
-    if strange is None and folder.exists() and any(folder.iterdir()):
-        own = {field.name for field in dataclasses.fields(kind)} | {"format", PUBLIC_INPUT}
-        path = folder / CONFIG
-        if not path.exists() or not set(read_json(path)) <= own:
-            strange = next(path.name for path in sorted(folder.iterdir()))
-    if strange is not None:
-        raise ValueError(
-            f"Expected out={folder} to be new, empty or to hold an earlier {kind.__name__}, which "
-            f"is replaced; found {strange!r} in it. Choose another folder."
-        )
+    own = {field.name for field in dataclasses.fields(kind)} | {"format", PUBLIC_INPUT}
+    path = folder / CONFIG
+    check_replaced(folder, FILES, path.exists() and set(read_json(path)) <= own, kind.__name__)
 
 
-def strange_file(folder: Path, known: Collection[str]) -> str | None:
-    """The name of something in a folder that fits none of the `known` patterns, or None.
-
-    Raises ValueError where the folder is a file.
+def check_replaced(folder: Path, known: Collection[str], earlier: bool, what: str) -> None:
+    """Raise ValueError unless a folder is new or empty, or an `earlier` one of what is written, and
+    holds nothing but files of the `known` patterns.
     """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [n for n in names if not earlier or not any(fnmatch(n, own) for own in known)]
     if folder.is_file():
-        raise ValueError(f"Expected out={folder} to be a folder, found a file; choose another.")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    return next((name for name in names if not any(fnmatch(name, own) for own in known)), None)
+        strange = ["a file of that name"]
+    if strange:
+        raise ValueError(
+            f"Expected out={folder} to be a folder that is new, empty or an earlier {what}, which "
+            f"is replaced; found {strange[0]!r}. Choose another folder."
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -138,6 +136,11 @@ def as_saved(module: nn.Module, keep: tuple[str, ...]) -> dict[str, Tensor]:
         name: tensor.float() if name.startswith(keep) else tensor.bfloat16()
         for name, tensor in module.state_dict().items()
     }
+
+
+def same_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether tensors of the same names are equal as float32."""
+    return all(torch.equal(tensor.float(), others[n].float()) for n, tensor in tensors.items())
 
 
 def weights_sha256(folder: Path) -> str:

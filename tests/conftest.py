@@ -25,7 +25,8 @@ from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.lora import add_lora
-from dpwg.release.folder import Release, save_release, save_tokenizer
+from dpwg.release.folder import Release, save_release
+from dpwg.release.shared import save_tokenizer
 from dpwg.training.examples import Examples
 from dpwg.training.private import LORA_LAYERS
 

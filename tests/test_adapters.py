@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,16 +20,16 @@ from dpwg.method.transformer import WaveletGPT
 from dpwg.modules import SHIPPED, weights_sha256
 from dpwg.privacy.accounting import Ledger, PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
-from dpwg.release.adapters import corrections, merge_adapter, merged_weight
+from dpwg.release.adapters import merge_adapter, merged_weight
 from dpwg.release.folder import (
     Release,
-    base_folder,
+    base_of,
     describe,
     load_public,
     load_release,
     save_release,
-    save_tokenizer,
 )
+from dpwg.release.shared import save_tokenizer
 from dpwg.release.space import write_space
 from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
@@ -81,7 +79,12 @@ def train(base: Release, settings: Finetuning = SETTINGS) -> Release:
     assert run.adapter is None
     list(run.run())
     return dataclasses.replace(
-        base, model=model, card=a_card(run.ledger), adapter=run.adapter, weights_sha256=None
+        base,
+        model=model,
+        card=a_card(run.ledger),
+        adapter=run.adapter,
+        weights_sha256=None,
+        base_sha256=base.weights_sha256,
     )
 
 
@@ -167,8 +170,9 @@ def test_an_adapter_is_smaller_and_counts_the_whole_model(root) -> None:
     assert adapted["parameters"] == whole["parameters"]
     files = {path.name for path in (root / "faces" / "eps-1").iterdir()}
     assert files == {"adapter.safetensors", "config.json", "privacy_card.json"}
-    assert base_folder(root / "faces" / "eps-1") == (root / "faces" / "public").resolve()
-    assert base_folder(root / "faces" / "whole") is None
+    assert [base_of(f"faces/{name}") for name in ("eps-1", "whole", "public")] == [
+        *("faces/public", "faces/public", None)
+    ]
 
 
 def test_an_adapter_is_saved_again_whole_and_loads_alone(root, tmp_path) -> None:
@@ -203,99 +207,96 @@ def test_another_base_is_not_written_down(root, tmp_path, make_tokenizer) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_another_base_than_it_names_is_refused(root) -> None:
-    other = load_release("faces/public")
-    other.model.norm.weight += 1
-    save_release(root / "faces" / "public", other, tokenizer_folder=root / "tokenizer")
-    with pytest.raises(ValueError, match=r"Expected the base \w{12}\.\.\. of eps-1 in .*restore"):
-        load_release("faces/eps-1")
+def another_base(root: Path) -> None:
+    save_release(root / "faces" / "public", load_release("faces/whole"))
 
 
-def test_a_missing_base_is_told_where_it_belongs(root) -> None:
+def no_base(root: Path) -> None:
     shutil.rmtree(root / "faces" / "public")
-    with pytest.raises(FileNotFoundError, match="base of eps-1, which is an adapter, in "):
-        load_release("faces/eps-1")
 
 
-def test_a_private_base_is_refused(root) -> None:
-    base = load_release("faces/public")
-    private = dataclasses.replace(base, card=load_release("faces/eps-1").card)
-    save_release(root / "faces" / "public", private, tokenizer_folder=root / "tokenizer")
-    with pytest.raises(ValueError, match="base of eps-1 to be public, found epsilon="):
-        load_release("faces/eps-1")
+def a_private_base(root: Path) -> None:
+    base = weights_sha256(root / "faces" / "whole")
+    edit(root / "faces" / "eps-1", base="../whole", base_sha256=base)
 
 
-def test_an_adapter_is_no_base(root) -> None:
-    adapted = root / "faces" / "eps-1"
-    shutil.copytree(adapted, root / "faces" / "eps-2")
-    digest = weights_sha256(adapted)
-    edit(root / "faces" / "eps-2", base="../eps-1", base_sha256=digest)
-    with pytest.raises(ValueError, match="Expected the base"):
-        load_release("faces/eps-2")
+def an_adapter_as_base(root: Path) -> None:
+    shutil.copytree(root / "faces" / "eps-1", root / "faces" / "eps-2")
+    edit(
+        root / "faces" / "eps-1",
+        base="../eps-2",
+        base_sha256=weights_sha256(root / "faces" / "eps-2"),
+    )
 
 
-def test_another_adapter_than_it_names_is_refused(root) -> None:
-    file = root / "faces" / "eps-1" / "adapter.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match="the card is not theirs"):
-        load_release("faces/eps-1")
+def other_bytes(root: Path) -> None:
+    path = root / "faces" / "eps-1" / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("damage", "words"),
     [
-        lambda pair: {"blocks.9.qkv.down": pair["down"], "blocks.9.qkv.up": pair["up"]},
-        lambda pair: {"blocks.0.down": pair["down"], "blocks.0.up": pair["up"]},
-        lambda pair: {"down": pair["down"], "up": pair["up"]},
-        lambda pair: {"blocks.0.qkv.down": pair["down"]},
-        lambda pair: {"blocks.0.qkv.down": pair["down"], "blocks.0.qkv.up": pair["up"][1:]},
-        lambda pair: {"blocks.0.qkv.down": pair["down"][:, 1:], "blocks.0.qkv.up": pair["up"]},
-        lambda pair: {"blocks.0.qkv.down": pair["down"][:1], "blocks.0.qkv.up": pair["up"]},
-        lambda pair: {"blocks.0.qkv.down": pair["down"][0], "blocks.0.qkv.up": pair["up"]},
-        lambda pair: {
-            "blocks.0.qkv.down": pair["down"],
-            "blocks.0.qkv.up": pair["up"],
-            "blocks.0.qkv.skip": torch.full((9_999,), 255, dtype=torch.uint8),
-            "blocks.0.qkv.value": torch.zeros(9_999, dtype=torch.bfloat16),
-        },
-        lambda pair: {
-            "blocks.0.qkv.down": pair["down"],
-            "blocks.0.qkv.up": pair["up"],
-            "blocks.0.qkv.skip": torch.zeros(3, dtype=torch.uint8),
-            "blocks.0.qkv.value": torch.zeros(2, dtype=torch.bfloat16),
-        },
+        (another_base, "Expected the base weights"),
+        (no_base, "get the whole model"),
+        (a_private_base, "to be public"),
+        (an_adapter_as_base, "Expected the base weights"),
+        (other_bytes, "Expected the weights"),
     ],
 )
-def test_what_is_no_pair_of_the_model_is_refused(root, change) -> None:
+def test_another_base_or_adapter_than_it_names_is_refused(root, damage, words) -> None:
+    damage(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load_release("faces/eps-1")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        write_space(root.parent / "space", ["faces/eps-1"])
+
+
+LAYER = "blocks.0.qkv"
+SKIP, VALUE = torch.zeros(3, dtype=torch.uint8), torch.zeros(2, dtype=torch.bfloat16)
+NO_PAIRS = {
+    "no layer": lambda down, up: {"blocks.9.qkv.down": down, "blocks.9.qkv.up": up},
+    "a norm": lambda down, up: {"norm.down": down, "norm.up": up},
+    "half a pair": lambda down, up: {f"{LAYER}.down": down},
+    "turned": lambda down, up: {f"{LAYER}.down": up, f"{LAYER}.up": down},
+    "too few ranks": lambda down, up: {f"{LAYER}.down": down[:1], f"{LAYER}.up": up},
+    "a vector": lambda down, up: {f"{LAYER}.down": down[0], f"{LAYER}.up": up},
+    "another pair": lambda down, up: {f"{LAYER}.down": down * 2, f"{LAYER}.up": up},
+    "corrections outside": lambda down, up: {
+        f"{LAYER}.down": down,
+        f"{LAYER}.up": up,
+        f"{LAYER}.skip": torch.full((9_999,), 255, dtype=torch.uint8),
+        f"{LAYER}.value": torch.zeros(9_999, dtype=torch.bfloat16),
+    },
+    "fewer values": lambda down, up: {
+        f"{LAYER}.down": down, f"{LAYER}.up": up, f"{LAYER}.skip": SKIP, f"{LAYER}.value": VALUE
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", NO_PAIRS.values(), ids=NO_PAIRS)
+def test_what_is_no_pair_of_the_model_or_another_is_refused(root, change) -> None:
     folder = root / "faces" / "eps-1"
     own = load_file(folder / "adapter.safetensors")
-    pair = {part: own[f"blocks.0.qkv.{part}"] for part in ("down", "up")}
-    replace_adapter(folder, {n: t.contiguous() for n, t in change(pair).items()})
-    with pytest.raises(ValueError, match="to be a pair for a Linear of the model"):
+    changed = own | change(own.pop(f"{LAYER}.down"), own.pop(f"{LAYER}.up"))
+    replace_adapter(folder, {name: tensor.contiguous() for name, tensor in changed.items()})
+    with pytest.raises(ValueError, match=r"merged weights|to be a release of dpwg"):
         load_release("faces/eps-1")
 
 
-def test_what_suits_the_pictures_is_a_name(root) -> None:
-    edit(root / "faces" / "eps-1", upsampler=["photo"])
-    with pytest.raises(ValueError, match=r"upsampler=\['photo'\], which is no name; it is refused"):
-        load_release("faces/eps-1")
-
-
-@given(st.integers(1, 2_000), st.floats(0, 1), st.integers(0, 99))
-def test_corrections_restore_every_bit(entries: int, share: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weight_OI = torch.randn(entries, 1, generator=generator)
-    down_RI, up_OR = torch.randn(1, 1, generator=generator), torch.zeros(entries, 1)
-    wanted_OI = weight_OI.bfloat16()
-    other = torch.rand(entries, 1, generator=generator) < share
-    wanted_OI[other] = -wanted_OI[other] * 0  # minus zeros among them
-    model = torch.nn.ModuleDict({"it": torch.nn.Linear(1, entries)})
+def test_corrections_restore_every_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.ModuleDict({"it": torch.nn.Linear(1, 600)})
+    weight_OI = torch.randn(600, 1, generator=generator)
     model["it"].weight.data.copy_(weight_OI)
-    found = corrections(merged_weight(weight_OI, down_RI, up_OR), wanted_OI)
-    pair = {"down": down_RI, "up": up_OR} | found
-    merge_adapter(model, {f"it.{part}": tensor for part, tensor in pair.items()})
-    merged_OI = model["it"].weight.data.bfloat16()
-    assert torch.equal(merged_OI.view(torch.int16), wanted_OI.view(torch.int16))
+    pair = {"it.down": torch.ones(1, 1), "it.up": torch.zeros(600, 1)}
+    wanted_OI = merged_weight(weight_OI, *pair.values())
+    places = torch.tensor([0, 1, 255, 511, 599])
+    wanted_OI[places] = -0.0
+    pair["it.skip"] = torch.tensor([0, 0, 253, 255, 87], dtype=torch.uint8)
+    merge_adapter(model, pair | {"it.value": wanted_OI.flatten()[places]})
+    found_OI = model["it"].weight.data.bfloat16()
+    assert torch.equal(found_OI.view(torch.int16), wanted_OI.view(torch.int16))
 
 
 def test_finetune_beside_the_base_writes_an_adapter_unless_told_otherwise(

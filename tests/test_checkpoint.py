@@ -16,20 +16,20 @@ from dpwg.config import TextEncoderId
 from dpwg.method.captions import EncodedText
 from dpwg.method.sampling import Sampling, sample
 from dpwg.method.transformer import WaveletGPT
-from dpwg.modules import checkpoint_root, module_sha256, read_config
+from dpwg.modules import checkpoint_root, module_sha256
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import CardMismatchError, PrivacyCard
 from dpwg.release.folder import (
+    FAMILIES,
     Release,
     checkpoint_names,
     describe,
     find_checkpoint,
     load_card,
     load_release,
-    load_tokenizer,
     save_release,
-    save_tokenizer,
 )
+from dpwg.release.shared import load_tokenizer, save_tokenizer
 
 ENCODER = TextEncoderId(kind="clip", name="me/clip", digest="a" * 64, max_tokens=77)
 
@@ -123,52 +123,85 @@ def test_a_tokenizer_comes_back_with_the_same_codes(tmp_path, make_release, imag
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"epsilon": 0.5},
-        {"epsilon": None},
-        {"epsilon": 0.0},
-        {"steps": 4},
-        {"noise_multiplier": 3.0},
-        {"delta": 1e-3},
-        {"target_epsilon": 0.01},
-    ],
-)
-def test_a_card_that_its_ledger_does_not_bear_out_is_refused(saved, change) -> None:
-    edit(saved / "privacy_card.json", **change)
-    for use in (load_release, describe, lambda name: load_card(find_checkpoint(name))):
-        with pytest.raises(CardMismatchError):
-            use("faces/eps-3")
+def without(path: Path, name: str) -> None:
+    values = json.loads(path.read_text())
+    del values[name]
+    path.write_text(json.dumps(values))
 
 
-def test_a_true_card_of_another_release_is_refused(saved, root, make_release, card) -> None:
-    release = make_release()
+def another_card(saved: Path, **changes: object) -> None:
+    """Give a release a true card that is another's."""
+    card = load_card(saved)
     longer = Ledger(entries=[LedgerEntry(sampling_rate=0.02, noise_multiplier=9.0, steps=5)])
     other = PrivacyCard.from_ledger(
-        longer,
-        delta=card.delta,
-        dataset=card.dataset,
-        records=card.records,
-        max_grad_norm=card.max_grad_norm,
-        public_inputs=card.public_inputs,
+        longer, delta=card.delta, dataset="faces", records=100, max_grad_norm=0.5, public_inputs=[]
     )
-    save_release(root / "faces" / "other", dataclasses.replace(release, card=other))
-    assert load_card(root / "faces" / "other") == other
-    shutil.copy(root / "faces" / "other" / "privacy_card.json", saved)
-    for use in (load_release, describe, lambda name: load_card(find_checkpoint(name))):
-        with pytest.raises(ValueError, match="it is not of these weights"):
+    (saved / "privacy_card.json").write_text(json.dumps(other.to_json()))
+
+
+CARD, CONFIG, TOKENIZER = "privacy_card.json", "config.json", "tokenizer/config.json"
+DAMAGES = [
+    *(
+        (lambda at, change=change: edit(at / CARD, **change), "epsilon|delta|steps|noise")
+        for change in (
+            {"epsilon": 0.5},
+            {"epsilon": None},
+            {"epsilon": 0.0},
+            {"steps": 4},
+            {"noise_multiplier": 3.0},
+            {"delta": 1e-3},
+            {"target_epsilon": 0.01},
+        )
+    ),
+    (another_card, "not of these weights"),
+    (lambda at: without(at / CONFIG, "card_sha256"), "not of these weights"),
+    (lambda at: (at / CARD).write_text("[["), "Expected JSON"),
+    (lambda at: (at / CONFIG).write_text("[]"), "names with values"),
+    *(
+        (lambda at, name=name: without(at / CONFIG, name), name)
+        for name in ("weights_sha256", "tokenizer", "tokenizer_sha256", "model")
+    ),
+    *(
+        (lambda at, path=path, found=found: edit(at / path, format=found), "format=1|tokenizer")
+        for path in (CONFIG, TOKENIZER)
+        for found in (2, None, "1")
+    ),
+    (lambda at: edit(at / CONFIG, family="dp-other"), "dp-other"),
+    (lambda at: edit(at / CONFIG, upsampler=["photo"]), "upsampler="),
+    (lambda at: edit(at / TOKENIZER, heads=4), "tokenizer"),
+    (lambda at: (at / "model.safetensors").write_bytes(b"no weights"), "weights"),
+    (lambda at: (at / "model.safetensors").unlink(), "safetensors"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
+def test_a_damaged_release_is_refused_and_hides_no_other(saved, root, damage, words) -> None:
+    shutil.copytree(saved, root / "faces" / "eps-4")
+    damage(saved)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load_release("faces/eps-3")
+    assert checkpoint_names() == ["faces/eps-3", "faces/eps-4"]
+    assert describe("faces/eps-4")["steps"] == load_release("faces/eps-4").card.steps == 5
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES[:11])
+def test_a_listing_and_a_card_refuse_it_too(saved, damage, words) -> None:
+    damage(saved)
+    for use in (describe, lambda name: load_card(find_checkpoint(name))):
+        with pytest.raises(ValueError, match=words):
             use("faces/eps-3")
 
 
-def test_a_release_that_names_no_card_says_what_to_add(saved, card) -> None:
-    config = json.loads((saved / "config.json").read_text())
-    del config["card_sha256"]
-    (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=f'add "card_sha256": "{card.sha256}" to it'):
-        load_release("faces/eps-3")
-    edit(saved / "config.json", card_sha256=card.sha256)
-    assert load_release("faces/eps-3").card == card
+def test_a_family_is_looked_up_by_name(saved, monkeypatch) -> None:
+    edit(saved / CONFIG, family="dp-other")
+    monkeypatch.setitem(FAMILIES, "dp-other", FAMILIES["dp-wavelet"])
+    assert load_release("faces/eps-3").family == "dp-other"
+    without(saved / CONFIG, "family")  # as releases were before the second one
+    assert load_release("faces/eps-3").family == "dp-wavelet"
+
+
+def test_a_release_is_for_all_to_read_whatever_the_umask(saved) -> None:
+    assert {path.stat().st_mode & 0o777 for path in saved.rglob("*")} == {0o644, 0o755}
 
 
 def test_a_card_may_be_written_in_another_way(saved) -> None:
@@ -179,28 +212,15 @@ def test_a_card_may_be_written_in_another_way(saved) -> None:
 
 
 def test_a_release_with_a_false_card_is_not_written(root, make_release, card) -> None:
-    values = card.to_json() | {"epsilon": 0.1}
-    release = make_release()
-    false = Release(
-        model=release.model,
-        tokenizer=release.tokenizer,
-        card=PrivacyCard.from_json(values),
-        text_encoder=ENCODER,
-    )
+    false = PrivacyCard.from_json(card.to_json() | {"epsilon": 0.1})
     with pytest.raises(CardMismatchError):
-        save_release(root / "false", false)
+        save_release(root / "false", dataclasses.replace(make_release(), card=false))
     assert not (root / "false").exists()
 
 
 def test_another_tokenizer_than_the_one_of_training_is_refused(saved, make_release) -> None:
     save_tokenizer(saved / "tokenizer", make_release(seed=1).tokenizer)
-    with pytest.raises(ValueError, match=r"Expected the tokenizer .* for eps-3"):
-        load_release("faces/eps-3")
-
-
-def test_a_changed_tokenizer_configuration_is_refused(saved) -> None:
-    edit(saved / "tokenizer" / "config.json", heads=4)
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(ValueError, match="Expected the tokenizer"):
         load_release("faces/eps-3")
 
 
@@ -293,21 +313,14 @@ def test_a_release_describes_itself(saved, card, make_release) -> None:
 
 
 def test_no_bound_is_described_as_none(root, make_release) -> None:
-    release = make_release()
     free = PrivacyCard.from_ledger(
         Ledger(entries=[LedgerEntry(sampling_rate=0.1, noise_multiplier=0.0, steps=5)]),
-        delta=1e-4,
-        dataset="faces",
-        records=100,
-        max_grad_norm=None,
-        public_inputs=[],
-    )
-    save_release(
-        root / "faces" / "eps-inf",
-        Release(model=release.model, tokenizer=release.tokenizer, card=free, text_encoder=ENCODER),
-    )
-    assert describe("faces/eps-inf")["epsilon"] is None
-    assert math.isfinite(describe("faces/eps-inf")["delta"])
+        delta=1e-4, dataset="faces", records=100, max_grad_norm=None, public_inputs=[],
+    )  # fmt: skip
+    save_release(root / "faces" / "eps-inf", dataclasses.replace(make_release(), card=free))
+    found = describe("faces/eps-inf")
+    assert found["epsilon"] is None
+    assert math.isfinite(found["delta"])
 
 
 def test_nothing_but_a_release_is_replaced(make_release, tmp_path) -> None:
@@ -315,16 +328,13 @@ def test_nothing_but_a_release_is_replaced(make_release, tmp_path) -> None:
     save_release(out, make_release())
     save_release(out, make_release(1))
     (out / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"earlier release, which is replaced; found 'photo\.jpg'"):
-        save_release(out, make_release())
-    assert (out / "photo.jpg").read_bytes() == b"mine"
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"of something else")
-    with pytest.raises(ValueError, match=r"found 'model\.safetensors'"):
-        save_release(other, make_release())
-    with pytest.raises(ValueError, match="found a file"):
-        save_release(out / "photo.jpg", make_release())
+    for place in (out, other, out / "photo.jpg"):
+        with pytest.raises(ValueError, match="Choose another folder"):
+            save_release(place, make_release())
+    assert (out / "photo.jpg").read_bytes() == b"mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
@@ -335,41 +345,15 @@ def test_a_release_refers_to_no_other_tokenizer_than_its_own(make_release, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["weights_sha256", "tokenizer", "tokenizer_sha256", "model"])
-def test_a_release_without_an_entry_is_refused_in_words(saved, name: str) -> None:
-    path = saved / "config.json"
-    values = json.loads(path.read_text())
-    del values[name]
-    path.write_text(json.dumps(values))
-    told = rf"'faces/eps-3' to be a release of dpwg, found KeyError: '{name}'; it is refused"
-    with pytest.raises(ValueError, match=told):
-        load_release("faces/eps-3")
-    if name == "model":
-        with pytest.raises(ValueError, match=told):
-            describe("faces/eps-3")
-
-
-@pytest.mark.parametrize("path", ["config.json", "tokenizer/config.json"])
-@pytest.mark.parametrize("found", [2, None, "1"])
-def test_another_format_is_refused(saved, path: str, found: object) -> None:
-    edit(saved / path, format=found)
-    with pytest.raises(ValueError, match=f"Expected format=1 .*, found {found!r}"):
-        read_config((saved / path).parent)
-
-
 def test_a_tokenizer_replaces_a_tokenizer_and_nothing_else(make_release, tmp_path, saved) -> None:
     folder, tokenizer = tmp_path / "tokenizer", make_release().tokenizer
-    save_tokenizer(folder, tokenizer)
     save_tokenizer(folder, make_release(1).tokenizer)
     assert module_sha256(folder) != module_sha256(saved / "tokenizer")
     save_tokenizer(folder, tokenizer)
     assert module_sha256(folder) == module_sha256(saved / "tokenizer")
     (folder / "notes.txt").write_text("mine")
-    before = module_sha256(folder)
-    for place in (folder, saved, tmp_path):
-        with pytest.raises(ValueError, match=r"to hold an earlier TokenizerConfig.*; found '"):
+    for place in (folder, saved, tmp_path, folder / "notes.txt"):
+        with pytest.raises(ValueError, match="earlier TokenizerConfig"):
             save_tokenizer(place, make_release(1).tokenizer)
-    with pytest.raises(ValueError, match="to be a folder, found a file"):
-        save_tokenizer(folder / "notes.txt", tokenizer)
-    assert module_sha256(folder) == before
+    assert module_sha256(folder) == module_sha256(saved / "tokenizer")
     assert load_release("faces/eps-3").card.steps == 5

@@ -20,7 +20,8 @@ from dpwg.cli import VERBS, main, overview, parsed
 from dpwg.cli.console import as_table
 from dpwg.cli.measure import LEAST, _attackable
 from dpwg.measure.membership import MembershipAttack, result_file
-from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256, save_tokenizer
+from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256
+from dpwg.release.shared import save_tokenizer
 
 
 def ask(capsys, *arguments: object):

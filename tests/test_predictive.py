@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dpwg.config import TokenizerConfig
 from dpwg.method.predictive import PredictiveTokenizer, new_tokenizer
 from dpwg.method.wavelet import haar_pyramid, inverse_haar_pyramid
-from dpwg.release.folder import load_tokenizer, save_tokenizer
+from dpwg.release.shared import load_tokenizer, save_tokenizer
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 
 CONFIG = TokenizerConfig(codebook_sizes=(8, 12, 16), channels=8, residuals=1)

@@ -23,10 +23,10 @@ from dpwg.method.reranker import Reranker
 from dpwg.method.sampling import Sampling, _candidate_seed, sample
 from dpwg.method.transformer import WaveletGPT
 from dpwg.release.export import Export, export_dataset
-from dpwg.release.folder import (
+from dpwg.release.folder import Release, load_release
+from dpwg.release.shared import (
     RERANKER,
     ReleasedReranker,
-    load_release,
     load_reranker,
     reranker_for,
     reranker_reads,
@@ -48,6 +48,10 @@ SIZES = RerankerConfig(text_width=8, text_tokens=5, width=16, heads=2, blocks=1,
 PLAIN = Sampling(guidance=1.5, temperature=1.0, top_p=1.0, candidates=6)
 COLOURS = ("red", "green", "blue", "white")
 TOLD = {"name": "a reranker", "source": "trained for these tests", "licence": "CC0"}
+
+
+def reranker_of(release: Release) -> ReleasedReranker | None:
+    return reranker_for(release.tokenizer, release.text_encoder)
 
 
 def reranker(seed: int = 0, config: RerankerConfig = SIZES) -> Reranker:
@@ -301,11 +305,11 @@ def test_the_reranker_is_used_for_its_own_tokenizer_and_encoder_alone(
     own_root, make_tokenizer
 ) -> None:
     release = load_release("faces/public")
-    assert reranker_for(release) is not None
+    assert reranker_of(release) is not None
     tokenizer = make_tokenizer(seed=1)
-    assert reranker_for(dataclasses.replace(release, tokenizer=tokenizer)) is None
+    assert reranker_of(dataclasses.replace(release, tokenizer=tokenizer)) is None
     encoder = dataclasses.replace(release.text_encoder, max_tokens=20)
-    assert reranker_for(dataclasses.replace(release, text_encoder=encoder)) is None
+    assert reranker_of(dataclasses.replace(release, text_encoder=encoder)) is None
 
 
 def test_the_pipeline_draws_what_the_reranker_likes_best(own_root) -> None:
@@ -316,7 +320,7 @@ def test_the_pipeline_draws_what_the_reranker_likes_best(own_root) -> None:
     assert (pipe.candidates(), pipe.candidates(Sampling(temperature=0.0))) == (8, 1)
     assert not np.array_equal(one.partials[0], best.partials[0])
     assert (one.candidates, best.candidates, best.to_json()["candidates"]) == (1, 12, 12)
-    released, text = reranker_for(pipe.release), pipe.encoder.encode(captions)
+    released, text = reranker_of(pipe.release), pipe.encoder.encode(captions)
     assert isinstance(released, ReleasedReranker)
     assert one.to_json()["reranker"] is None
     assert best.to_json()["reranker"] == {**TOLD, "sha256": released.sha256}
@@ -399,12 +403,12 @@ def test_a_reranker_that_is_not_whole_is_told_and_one_of_others_is_passed_by(
     with pytest.raises(
         ValueError, match="to hold a reranker, found FileNotFoundError: Expected safetensors"
     ):
-        reranker_for(release)
+        reranker_of(release)
     other = dataclasses.replace(release, tokenizer=make_tokenizer(seed=1))
-    assert reranker_for(other) is None  # its weights are not asked for
+    assert reranker_of(other) is None  # its weights are not asked for
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="to hold a reranker, found FileNotFoundError"):
-        reranker_for(other)
+        reranker_of(other)
 
 
 def test_nothing_but_a_reranker_is_replaced_by_one(own_root, capsys) -> None:
@@ -459,10 +463,10 @@ def test_the_verb_trains_one_for_the_checkpoints_in_use(
     assert "--public" in capsys.readouterr().err
     assert main([*words, "--batch", "16", "--public"]) == 2
     assert "batch=16 to be at most the 12 records" in capsys.readouterr().err
-    assert reranker_for(load_release("faces/eps-1")) is None
+    assert reranker_of(load_release("faces/eps-1")) is None
     assert main([*words, "--batch", "8", "--public"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": str(folder / RERANKER), "steps": 1}
-    released = reranker_for(load_release("faces/eps-1"))
+    released = reranker_of(load_release("faces/eps-1"))
     assert released is not None
     assert released.public_input["source"] == (
         f"trained with dpwg on 12 records of {image_folder.name}, declared public by its user"

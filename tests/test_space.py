@@ -18,7 +18,7 @@ import torch
 
 from dpwg.cli import main
 from dpwg.release import space as space_module
-from dpwg.release.folder import load_release
+from dpwg.release.folder import load_release, save_release
 from dpwg.release.space import write_space
 from dpwg.training.run_state import save_state
 from dpwg.ui import pipelines
@@ -65,7 +65,7 @@ def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> No
     }
     assert not any(re.search(r"(^|/)(run|runs|tests|step-\d+|latest|\.git)(/|$)", f) for f in files)
     assert {Path(file).suffix for file in files} <= {
-        "", ".md", ".css", ".txt", ".py", ".json", ".png", ".safetensors",
+        "", ".md", ".css", ".jinja", ".txt", ".py", ".json", ".png", ".safetensors",
     }  # fmt: skip
     beside = {file for file in files if file.startswith(("docs/", "examples/"))}
     assert beside == {file for file in space_module.FILES if "/" in file}
@@ -84,22 +84,27 @@ def test_the_checkpoints_of_a_space_are_whole(space, checkpoints) -> None:
             assert torch.equal(found.state_dict()[name], tensor)
 
 
-def test_checkpoints_without_a_bound_are_left_out_unless_declared_harmless(tmp_path) -> None:
-    files = write_space(tmp_path / "a")
-    assert "checkpoints/faces/eps-1/config.json" in files
-    assert "checkpoints/faces/eps-inf/config.json" not in files
-    assert "docs/results/membership/faces-eps-1.json" in files
+def test_only_shipped_checkpoints_with_a_bound_are_taken_unless_named(
+    checkpoints, tmp_path, monkeypatch
+) -> None:
+    shutil.copytree(checkpoints, tmp_path / "checkpoints")
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    save_release(tmp_path / "checkpoints" / "mine" / "eps-5", load_release("faces/eps-1"))
+
+    def taken(out: str, *names: str, **options: bool) -> set[str]:
+        files = write_space(tmp_path / out, names, **options)
+        found = re.findall(r"checkpoints/(\w+/[\w-]+)/privacy_card.json", "\n".join(files))
+        return set(found)
+
+    assert taken("a") == {"faces/public", "faces/eps-1"}
+    assert taken("b", without_bound=True) == {"faces/public", "faces/eps-1", "faces/eps-inf"}
+    assert taken("c", "mine/eps-5") == {"mine/eps-5"}
     with pytest.raises(ValueError, match="training records may be reproduced"):
-        write_space(tmp_path / "b", ["faces/eps-inf"])
-    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
-    files = write_space(tmp_path / "b", without_bound=True)
-    assert "checkpoints/faces/eps-inf/config.json" in files
-
-
-@pytest.mark.parametrize("name", ["faces/none", "../a/faces/eps-1", "runs/a", "tokenizer"])
-def test_only_named_checkpoints_are_taken(tmp_path, name: str) -> None:
-    with pytest.raises(ValueError, match="Expected checkpoints="):
-        write_space(tmp_path / "a", [name])
+        taken("d", "faces/eps-inf")
+    for name in ("faces/none", "../a/faces/eps-1", "runs/a", "tokenizer"):
+        with pytest.raises(ValueError, match="Expected checkpoints="):
+            taken("d", name)
+    assert not (tmp_path / "d").exists()
 
 
 def test_an_existing_folder_is_not_written_over(tmp_path, capsys) -> None:
@@ -120,15 +125,10 @@ def test_what_lies_beside_the_app_stays_and_links_are_refused(tmp_path, monkeypa
         (copy / name).write_text("mine")
     monkeypatch.setattr(space_module, "ROOT", copy)
     assert not set(mine) & write_space(tmp_path / "a").keys()
-    for name in ("dpwg/linked.py", "examples/captions.txt"):
-        kept = (copy / name).read_bytes() if (copy / name).exists() else None
-        (copy / name).unlink(missing_ok=True)
-        (copy / name).symlink_to(copy / "examples" / "mine.txt")
-        with pytest.raises(ValueError, match=rf"found links \['{name}'\]"):
-            write_space(tmp_path / "b")
-        (copy / name).unlink()
-        if kept is not None:
-            (copy / name).write_bytes(kept)
+    (copy / "dpwg" / "linked.py").symlink_to(copy / "examples" / "mine.txt")
+    (copy / "examples" / "captions.txt").unlink()
+    with pytest.raises(ValueError, match=r"at \['examples/captions\.txt', 'dpwg/linked\.py'\]"):
+        write_space(tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 

@@ -13,7 +13,8 @@ import pytest
 from cards import recarded
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
-from dpwg.release.folder import RERANKER, find_checkpoint, load_card
+from dpwg.release.folder import find_checkpoint, load_card
+from dpwg.release.shared import RERANKER
 from dpwg.ui import compare, families, generate
 from dpwg.ui.attack import attack, attack_live
 from dpwg.ui.demo import build_demo

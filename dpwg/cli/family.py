@@ -34,7 +34,7 @@ def train(
         packed: train from a folder made by --pack
     """
     from dpwg.modules import checkpoint_root
-    from dpwg.release.folder import load_tokenizer
+    from dpwg.release.shared import load_tokenizer
     from dpwg.training.memory import keep_freed_memory
     from dpwg.training.processes import Ranks
     from dpwg.training.recipe import FAMILIES, train_family

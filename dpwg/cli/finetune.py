@@ -81,13 +81,8 @@ def finetune(
     from dpwg.data.cache import cache_root
     from dpwg.method.encoders import open_encoder
     from dpwg.privacy.card import PrivacyCard
-    from dpwg.release.folder import (
-        Release,
-        check_same_tokenizer,
-        find_checkpoint,
-        load_public,
-        save_release,
-    )
+    from dpwg.release.folder import Release, find_checkpoint, load_public, save_release
+    from dpwg.release.shared import check_same_tokenizer
     from dpwg.training.private import PrivateTraining
     from dpwg.training.processes import Ranks
 

@@ -19,7 +19,7 @@ from dpwg.cli.options import (
 )
 from dpwg.data import open_records
 from dpwg.modules import check_module_folder, checkpoint_root
-from dpwg.release.folder import load_tokenizer
+from dpwg.release.shared import load_tokenizer
 from dpwg.training.presets import Preset, get_preset
 from dpwg.training.processes import Ranks
 from dpwg.training.public_model import Pretraining
@@ -60,7 +60,7 @@ def tokenizer(
     from dpwg.config import TokenizerConfig
     from dpwg.measure.quality import tokenizer_quality
     from dpwg.method.predictive import new_tokenizer
-    from dpwg.release.folder import save_tokenizer
+    from dpwg.release.shared import save_tokenizer
     from dpwg.training.examples import coarse_batches
     from dpwg.training.tokenizer import train_tokenizer
 
@@ -177,14 +177,9 @@ def pretrain(
     from dpwg.modules import module_sha256
     from dpwg.privacy.accounting import Ledger
     from dpwg.privacy.card import PrivacyCard
-    from dpwg.release.folder import (
-        Release,
-        check_release_folder,
-        check_same_tokenizer,
-        load_public,
-        save_release,
-    )
+    from dpwg.release.folder import Release, check_release_folder, load_public, save_release
     from dpwg.release.provenance import public_inputs
+    from dpwg.release.shared import check_same_tokenizer
 
     ranks = Ranks.from_environment(device)
     bars = Bars(ranks)
@@ -252,8 +247,8 @@ def reranker(
     from dpwg.config import RerankerConfig
     from dpwg.measure.quality import reranker_quality
     from dpwg.method.reranker import Reranker
-    from dpwg.release.folder import RERANKER, load_reranker, reranker_reads, save_reranker
     from dpwg.release.provenance import reranker_input
+    from dpwg.release.shared import RERANKER, load_reranker, reranker_reads, save_reranker
     from dpwg.training.reranker import check_sizes, train_reranker
 
     folder = out or checkpoint_root() / RERANKER

@@ -22,7 +22,8 @@ from dpwg.method.wavelet import haar_pyramid
 from dpwg.privacy.card import PrivacyCard
 
 if TYPE_CHECKING:
-    from dpwg.release.folder import Release, ReleasedReranker
+    from dpwg.release.folder import Release
+    from dpwg.release.shared import ReleasedReranker
     from dpwg.upsampling.upsamplers import Upsampler
 
 MAX_SEED = 2**31 - 1
@@ -118,11 +119,12 @@ class DPWaveletPipeline:
         one that the release names, see `method.encoders.open_encoder`; the reranker that of the
         checkpoints in use, if it knows the release's tokenizer and encoder.
         """
-        from dpwg.release.folder import reranker_for
         from dpwg.release.hub import open_release
+        from dpwg.release.shared import reranker_for
 
         release = open_release(name_or_path, revision=revision)
-        return cls(release, open_encoder(release.text_encoder), reranker_for(release))
+        reranker = reranker_for(release.tokenizer, release.text_encoder)
+        return cls(release, open_encoder(release.text_encoder), reranker)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained release folder: weights, tokenizer, configuration, card."""

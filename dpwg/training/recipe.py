@@ -31,8 +31,9 @@ from dpwg.method.predictive import new_tokenizer
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, PrivacyPlan, default_delta
 from dpwg.privacy.card import PrivacyCard
-from dpwg.release.folder import Release, load_public, load_tokenizer, save_release, save_tokenizer
+from dpwg.release.folder import Release, load_public, save_release
 from dpwg.release.provenance import photo_inputs
+from dpwg.release.shared import load_tokenizer, save_tokenizer
 from dpwg.training.cost import matrix_flops, private_rate, training_flops
 from dpwg.training.presets import get_preset
 from dpwg.training.private import PrivateTraining

@@ -16,7 +16,8 @@ from pathlib import Path
 from dpwg.data.faces import face
 from dpwg.data.grammar import celeba_captions
 from dpwg.modules import SHIPPED, checkpoint_root, read_config
-from dpwg.release.folder import RERANKER, checkpoint_names, find_checkpoint, find_rerankers
+from dpwg.release.folder import checkpoint_names, find_checkpoint
+from dpwg.release.shared import RERANKER, find_rerankers
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
 
 FACES, CELEBA = "faces", "celeba"
