@@ -71,7 +71,11 @@ def pull(name: str, *, revision: str | None = None) -> Release:
     """
     at = f"{name!r}" if revision is None else f"{name!r} at {revision!r}"
     folder = download(
-        name, PULLED, what="checkpoint", otherwise="name a local checkpoint", revision=revision
+        name,
+        PULLED,
+        what="checkpoint",
+        otherwise="set DPWG_CHECKPOINTS to a folder of checkpoints",
+        revision=revision,
     )
     _check_whole(folder, at)
     return load_release(folder, called=at)
