@@ -86,6 +86,15 @@ def test_everything_wrong_is_named(capsys, folder: Path) -> None:
     assert "as private as they are" in text
 
 
+def test_captions_whose_end_is_not_read_are_counted(capsys, folder: Path) -> None:
+    with (folder / "metadata.jsonl").open("a") as file:
+        for length in (30, 60, 300):
+            file.write("\n" + json.dumps({"file_name": "0.png", "text": "word " * length}))
+    code, told = check(capsys, folder)
+    assert (code, told["cut_characters"], told["cut_tokens"]) == (0, 1, 2)
+    assert len(told["ways_out"]) == 1
+
+
 def test_twins_are_wrong_unless_a_group_holds_them_together(capsys, folder: Path) -> None:
     (folder / "2.png").write_bytes((folder / "1.png").read_bytes())
     code, told = check(capsys, folder)

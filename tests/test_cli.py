@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cards import recarded
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dpwg import launch
 from dpwg.cli import VERBS, main, overview, parsed
@@ -193,7 +193,7 @@ def test_two_processes_make_one_private_release(own):
     ("changed", "message"),
     [
         (("--out", "DATA"), "found '0.png' in it"),
-        (("--count", "5"), "count=5 with data="),
+        (("--count", "5"), "count=5 of a data set"),
         (("--tokenizer", "OTHER"), "the one that the model was trained with"),
         (("--save-every", "0"), "save_every"),
         (("--micro-batch", "0"), "micro_batch"),
@@ -295,6 +295,9 @@ def test_attack_reaches_every_checkpoint_that_saw_records(
         recarded(folder, dataset=image_folder.name, records=12)
     others = tmp_path / "others"
     shutil.copytree(image_folder, others)
+    shutil.copytree(image_folder, tmp_path / "copy")
+    for path in others.glob("*.png"):
+        ImageOps.invert(Image.open(path).convert("RGB")).save(path)
     rows = (image_folder / "metadata.jsonl").read_text().splitlines()[:6]
     (others / "metadata.jsonl").write_text("\n".join(rows))
     where = ["--data", str(image_folder), "--others", str(others)]
@@ -321,6 +324,7 @@ def test_attack_reaches_every_checkpoint_that_saw_records(
         (["--data", str(others), "--others", str(image_folder)], "found 6 of 'others'"),
         (["faces/eps-1", "--data", str(image_folder)], "Expected --others"),
         (["--data", str(image_folder), "--others", str(image_folder)], "left out"),
+        (["--data", str(image_folder), "--others", str(tmp_path / "copy")], "left out"),
         (["--reference", "faces/eps-1", *where], "to be public"),
     ):
         assert main(["attack", *refused]) == 2

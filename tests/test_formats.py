@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 import time
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from dpwg.data import fashion, open_records
+from dpwg.data.check import check_records
 from dpwg.data.files import FileRecords
 from dpwg.data.formats import open_files
-from dpwg.data.groups import group_numbers
+from dpwg.data.records import MAX_CAPTION_CHARACTERS, group_numbers, shared_images
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)]
 
@@ -79,7 +82,7 @@ def test_of_several_splits_train_is_read_and_a_file_names_another(tmp_path: Path
     validation = open_files(f"{tmp_path}/annotations/captions_val2017.json")
     assert (validation.form, len(validation)) == ("coco", 2)
     coco(tmp_path, (5,), "train2014")
-    with pytest.raises(ValueError, match=r"captions_train2014.json and .*train2017.json; name one"):
+    with pytest.raises(ValueError, match=r"captions_train2014.json.*train2017.json"):
         open_files(str(tmp_path))
 
 
@@ -96,29 +99,27 @@ def test_a_coco_image_without_caption_or_file_is_missing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda t: t["images"][0].update(file_name="../../secret.jpg"), "inside"),
-        (lambda t: t["images"][0].update(file_name=str(Path("/etc/passwd"))), "inside"),
-        (lambda t: t["annotations"][0].update(image_id=7), "image_id=7 among the images"),
-        (lambda t: t["annotations"][0].pop("caption"), "'caption' as str"),
-        (lambda t: t["images"].append(t["images"][0]), "found id=391895 again"),
-        (lambda t: t.pop("annotations"), "the lists `images` and `annotations`"),
+        lambda t: t["images"][0].update(file_name="../../secret.jpg"),
+        lambda t: t["images"][0].update(file_name="/etc/passwd"),
+        lambda t: t["images"][0].update(file_name=7),
+        lambda t: t["annotations"][0].update(image_id=7),
+        lambda t: t["annotations"][0].pop("caption"),
+        lambda t: t["images"].append(t["images"][0]),
+        lambda t: t.pop("annotations"),
+        lambda t: t.update(images=None),
+        lambda t: "[" * 100_000,
+        lambda t: "{",
+        lambda t: b"\xff\xfe",
     ],
 )
-def test_coco_files_that_do_not_fit_are_refused(tmp_path: Path, change, message: str) -> None:
+def test_coco_files_that_do_not_fit_are_refused_by_name(tmp_path: Path, change) -> None:
     file = coco(tmp_path) / "annotations" / "captions_train2017.json"
     table = json.loads(file.read_text())
-    change(table)
-    file.write_text(json.dumps(table))
-    with pytest.raises(ValueError, match=message):
-        open_files(str(tmp_path))
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, "{", b"\xff\xfe"])
-def test_annotations_that_are_no_json_are_refused_by_name(tmp_path: Path, content) -> None:
-    put(coco(tmp_path) / "annotations" / "captions_train2017.json", content)
-    with pytest.raises(ValueError, match=r"in .*captions_train2017\.json"):
+    changed = change(table)
+    put(file, changed if isinstance(changed, str | bytes) else json.dumps(table))
+    with pytest.raises(ValueError, match=r"captions_train2017\.json"):
         open_files(str(tmp_path))
 
 
@@ -162,7 +163,7 @@ def test_celeba_attributes_are_read_where_present(tmp_path: Path) -> None:
     assert dict(records[1].attributes) == {"Bald": "1", "Smiling": "-1", "Young": "-1"}
     assert group_numbers(records, "Young") == [0, 1, 0]
     put(tmp_path / "CelebAMask-HQ-attribute-anno.txt", table + "11.jpg 1 1\n")
-    with pytest.raises(ValueError, match=r"3 values in line 6 of .*found 2"):
+    with pytest.raises(ValueError, match=r"row 6 of .*attribute-anno.txt"):
         open_files(str(tmp_path))
 
 
@@ -176,7 +177,7 @@ def test_celeba_knows_the_persons_with_both_files_that_tell(tmp_path: Path) -> N
     put(tmp_path / "identity_CelebA.txt", "000006.jpg 2880\n000008.jpg 41\n119614.jpg 2880\n")
     assert group_numbers(open_records(str(tmp_path)), "person") == [0, 1, 0]
     put(tmp_path / "identity_CelebA.txt", "000006.jpg\n")
-    with pytest.raises(ValueError, match=r"2 columns in row 1 of .*identity_CelebA\.txt"):
+    with pytest.raises(ValueError, match=r"row 1 of .*identity_CelebA\.txt"):
         open_files(str(tmp_path))
 
 
@@ -186,7 +187,7 @@ def test_a_celeba_image_without_text_and_a_text_without_image_are_missing(tmp_pa
     put(tmp_path / "text" / "celeba-caption" / "4.txt", "Nobody.\n")
     problems = {e.name: e.problem for e in open_files(str(tmp_path)).entries if e.problem}
     assert problems["3.jpg"] == "no caption"
-    assert problems["4.txt"].startswith("no image 4 in")
+    assert problems["4.jpg"].startswith("no image")
     assert len(open_records(str(tmp_path), skip_broken=True)) == 3
 
 
@@ -228,7 +229,7 @@ def test_webdataset_shards_are_read_in_place(tmp_path: Path) -> None:
     assert [records[i].name for i in range(3)] == [
         "00000.tar:a/0001", "00000.tar:a/0002", "00001.tar:0001",
     ]  # fmt: skip
-    assert dict(records[0].attributes) == {"person": "ann", "width": "20"}
+    assert dict(records[0].attributes) == {"person": "ann", "width": "20", "ratio": "1.5"}
     assert all(shows(records, index, index) for index in range(3))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000.tar", "00001.tar", "set"]
     assert open_files(str(tmp_path / "set" / "00001.tar")).name == "00001"
@@ -244,11 +245,11 @@ def test_webdataset_samples_that_lack_something_are_missing(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("1.png", b"x"), ("1.jpg", b"x")], "one image of 1.jpg"),
-        ([("1.json", "{")], "json as UTF-8 in 1.json"),
-        ([("1.json", "[" * 100_000)], "json as UTF-8 in 1.json"),
-        ([("1.txt", b"\xff")], "txt as UTF-8 in 1.txt"),
-        ([("1.txt", bytes(2 << 20))], "at most 1,048,576 bytes in 1.txt"),
+        ([("1.png", b"x"), ("1.jpg", b"x")], "1.jpg"),
+        ([("1.json", "{")], "1.json"),
+        ([("1.json", "[" * 100_000)], "1.json"),
+        ([("1.txt", b"\xff")], "1.txt"),
+        ([("1.txt", bytes(2 << 20))], "1.txt"),
     ],
 )
 def test_shards_that_do_not_fit_are_refused(tmp_path: Path, members, message: str) -> None:
@@ -276,7 +277,7 @@ def test_a_shard_that_is_cut_off_or_compressed_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"cut off|0\.tar"):
         open_records(str(tmp_path))
     put(tmp_path / "0.tar", gzip.compress(content))
-    with pytest.raises(ValueError, match=r"uncompressed tar file at .*0\.tar"):
+    with pytest.raises(ValueError, match=r"0\.tar"):
         open_files(str(tmp_path))
 
 
@@ -284,7 +285,8 @@ def test_a_shard_that_is_cut_off_or_compressed_is_refused(tmp_path: Path) -> Non
 
 
 def test_parquet_is_read_as_datasets_writes_it(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = {
         "image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(4)],
         "text": ["red", "green", None, "yellow"],
@@ -308,13 +310,21 @@ def test_parquet_is_read_as_datasets_writes_it(tmp_path: Path) -> None:
     assert dict(records[3].attributes) == {"age": "50"}
 
 
-def parquet(path: Path, **columns: list[object]) -> Path:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as files
-
+def parquet(path: Path, **columns: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(pyarrow.table(columns), path, row_group_size=2)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
     return path
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_parquet_as_polars_writes_it_is_read(tmp_path: Path, kind: str) -> None:
+    images = pyarrow.array([picture(0), picture(1)], getattr(pyarrow, kind)())
+    texts = pyarrow.array(["a", "b"], pyarrow.string_view())
+    parquet(tmp_path / "x.parquet", image=images, caption=texts, person=[1.0, None])
+    records = open_records(str(tmp_path))
+    assert [shows(records, index, index) for index in range(2)] == [True, True]
+    assert records[1].captions == ("b",)
+    assert [dict(records[index].attributes) for index in range(2)] == [{"person": "1"}, {}]
 
 
 def test_parquet_takes_lists_of_captions_and_several_splits(tmp_path: Path) -> None:
@@ -336,7 +346,7 @@ def test_parquet_images_beside_the_file_are_read_and_no_others(tmp_path: Path) -
     parquet(tmp_path / "set" / "x.parquet", image=images, text=["a", "b", "c"])
     records = open_records(str(tmp_path / "set"))
     assert shows(records, 0, 0)
-    with pytest.raises(ValueError, match=r"\.\./secret.png.* inside"):
+    with pytest.raises(ValueError, match=r"\.\./secret.png"):
         records[1]
     assert list(open_records(str(tmp_path / "set"), skip_broken=True).left_out) == [
         "x.parquet:1", "x.parquet:2",
@@ -345,10 +355,10 @@ def test_parquet_images_beside_the_file_are_read_and_no_others(tmp_path: Path) -
 
 def test_parquet_without_the_columns_names_what_it_has(tmp_path: Path) -> None:
     parquet(tmp_path / "x.parquet", image=[b"1"], title=["a"])
-    with pytest.raises(ValueError, match=r"one image column and one of text, .*found image, title"):
+    with pytest.raises(ValueError, match="image, title"):
         open_files(str(tmp_path))
     put(tmp_path / "x.parquet", "PAR1 not")
-    with pytest.raises(ValueError, match=r"Expected a Parquet file at .*x\.parquet"):
+    with pytest.raises(ValueError, match=r"x\.parquet"):
         open_files(str(tmp_path))
 
 
@@ -406,10 +416,10 @@ def test_fashion_files_that_do_not_fit_are_refused(tmp_path: Path, part: str) ->
     file = mnist(tmp_path) / f"train-{part}-ubyte.gz"
     whole = file.read_bytes()
     put(file, whole[:-20])
-    with pytest.raises(ValueError, match=f"whole gzip file at .*{file.name}"):
+    with pytest.raises(ValueError, match=file.name):
         open_files(str(tmp_path))
     put(file, gzip.compress(gzip.decompress(whole)[:-1]))
-    with pytest.raises(ValueError, match="an IDX file of bytes"):
+    with pytest.raises(ValueError, match="IDX"):
         open_files(str(tmp_path))
     file.unlink()
     if part.startswith("labels"):
@@ -446,35 +456,140 @@ def test_a_row_may_have_a_list_of_captions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "told"),
     [
-        ("metadata.jsonl", "[1]", "a JSON object in row 1"),
-        ("metadata.jsonl", "{", "JSON in row 1"),
-        ("metadata.jsonl", '{"image": "0.png"}', r"columns are \['image'\]"),
-        ("metadata.csv", "a,b\n1,2\n", r"'file_name' as text in row 2.*columns are \['a', 'b'\]"),
-        ("metadata.csv", b"file_name,text\n\xff,x\n", "UTF-8 text in .*metadata.csv"),
+        ("metadata.jsonl", "[1]", "row 1"),
+        ("metadata.jsonl", "\n{", "row 2"),
+        ("metadata.jsonl", '{"image": "0.png"}', r"row 1.*\['image'\]"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": 5}', "row 1"),
+        ("metadata.csv", "a,b\n1,2\n", r"\['a', 'b'\]"),
+        ("metadata.csv", "file_name,text\n0.png,x\n1.png,red, big\n", "row 3"),
+        ("metadata.csv", 'file_name,text\n0.png,"x\n1.png,y\n', "row 2"),
+        ("metadata.csv", 'file_name,text\n0.png,"x"y\n', "row 2"),
+        ("metadata.csv", "file_name,text,person\n0.png,x\n", "row 2"),
+        ("metadata.csv", b"file_name,text\n\xff,x\n", "metadata.csv"),
     ],
 )
-def test_metadata_that_does_not_fit_is_refused(tmp_path: Path, name, content, message) -> None:
+def test_metadata_that_does_not_fit_is_refused_by_row(tmp_path: Path, name, content, told) -> None:
     put(tmp_path / name, content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=told):
         open_files(str(tmp_path))
+
+
+def test_two_files_of_metadata_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "metadata.jsonl", '{"file_name": "0.png", "text": "a"}')
+    put(tmp_path / "metadata.csv", "file_name,text\n0.png,b\n")
+    with pytest.raises(ValueError, match="both"):
+        open_files(str(tmp_path))
+
+
+BREAKS = "a\u2028b\x85c\x0cd\x1ce"
+
+
+def test_only_line_feeds_end_a_row(tmp_path: Path) -> None:
+    put(tmp_path / "0.png", picture(0))
+    row = {"file_name": "0.png", "text": BREAKS}
+    put(tmp_path / "metadata.jsonl", json.dumps(row, ensure_ascii=False) + "\r\n")
+    assert open_records(str(tmp_path))[0].captions == ("a b c d e",)
+    (tmp_path / "metadata.jsonl").unlink()
+    put(tmp_path / "metadata.csv", f'file_name,text\r\n0.png,"{BREAKS}, and\r\nmore"\r\n')
+    assert open_records(str(tmp_path))[0].captions == ("a b c d e, and more",)
+    put(tmp_path / "metadata.csv", f"file_name,text\n0.png,{BREAKS}\n")
+    assert open_records(str(tmp_path))[0].captions == ("a b c d e",)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".caption"])
+def test_captions_in_files_beside_the_images_are_read(tmp_path: Path, suffix: str) -> None:
+    for index in range(3):
+        put(tmp_path / "10_cats" / f"{index}.png", picture(index))
+        put(tmp_path / "10_cats" / f"{index}{suffix}", f"{BREAKS}\na cat {index}\r\n" * (index < 2))
+    put(tmp_path / "10_cats" / "readme.txt", "nothing")
+    records = open_files(str(tmp_path))
+    assert (records.form, len(records)) == ("folder", 3)
+    assert records[1].captions == ("a b c d e", "a cat 1")
+    assert [entry.problem for entry in records.entries] == ["", "", "no caption"]
+
+
+def test_names_of_other_systems_are_found(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "e\u0301.png", picture(0))  # as macOS writes what is typed as one
+    put(tmp_path / "train" / "1.png", picture(1))
+    rows = [{"file_name": "train\\é.png", "text": "a"}, {"file_name": "train\\1.png", "text": "b"}]
+    put(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    records = open_files(str(tmp_path))
+    assert (len(records.complete()), records.unlisted) == (2, [])
+    assert shows(records, 1, 1)
+    put(tmp_path / "metadata.jsonl", json.dumps({"file_name": "..\\x.png", "text": "a"}))
+    with pytest.raises(ValueError, match="row 1"):
+        open_files(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.png")
+    put(tmp_path / "metadata.jsonl", json.dumps({"file_name": "0.png", "text": "a"}))
+    (entry,) = open_files(str(tmp_path)).entries
+    assert entry.problem.startswith("no image")
+    for name in ("set/0.tar", "set/0.parquet", "set/annotations/captions_train.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_files(str(tmp_path / "set"))
+    for form in ("webdataset", "parquet", "coco"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            open_files(f"{form}:{tmp_path}/set")
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_ids_written_as_floats_are_the_same_ids(tmp_path: Path, table: bool) -> None:
+    ids: list[object] = [1.0, 1, 2.0, "2"]
+    for index in range(4):
+        put(tmp_path / f"{index}.png", picture(index))
+    if table:
+        rows = "".join(f"{index}.png,x,{own}\n" for index, own in enumerate(ids))
+        put(tmp_path / "metadata.csv", "file_name,text,person\n" + rows)
+    else:
+        lines = [{"file_name": f"{i}.png", "text": "x", "person": own} for i, own in enumerate(ids)]
+        put(tmp_path / "metadata.jsonl", "\n".join(map(json.dumps, lines)))
+    records = open_records(str(tmp_path))
+    assert group_numbers(records, "person") == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="a column 'patient', found person"):
+        group_numbers(records, "patient")
+
+
+def test_captions_are_cut_at_a_length_that_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "0.png", picture(0))
+    put(tmp_path / "metadata.jsonl", json.dumps({"file_name": "0.png", "text": "word " * 300}))
+    records = open_records(str(tmp_path))
+    assert len(records[0].captions[0]) == MAX_CAPTION_CHARACTERS
+    report = check_records(open_files(str(tmp_path)), cut=lambda captions: len(captions) + 6)
+    assert (report.cut_characters, report.cut_tokens, report.wrong) == (1, 7, False)
+    assert len(report.ways_out) == 1
+
+
+def test_a_copy_has_the_same_images_and_another_set_has_not(tmp_path: Path) -> None:
+    for folder, indices in (("a", (0, 1)), ("copy", (0, 1)), ("other", (2, 1))):
+        for place, index in enumerate(indices):
+            put(tmp_path / folder / f"{folder}{place}.png", picture(index))
+            put(tmp_path / folder / f"{folder}{place}.txt", folder)
+    first, copy, other = (open_records(str(tmp_path / n)) for n in ("a", "copy", "other"))
+    assert first.digest != copy.digest
+    assert (shared_images(first, copy), shared_images(first, other)) == (2, 1)
 
 
 # Which format, which contents, how fast
 
 
 def test_no_format_and_two_formats_are_refused_and_a_format_can_be_forced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none of folder: metadata.jsonl.*coco: annotations"):
+    with pytest.raises(ValueError, match=r"folder: metadata.jsonl.*coco: annotations"):
         open_records(str(tmp_path))
     coco(celeba(tmp_path))
-    with pytest.raises(ValueError, match=rf"found those of coco, celeba; .* coco:{tmp_path}"):
+    with pytest.raises(ValueError, match=rf"coco, celeba.* coco:{tmp_path}"):
         open_records(str(tmp_path))
     assert open_records(f"coco:{tmp_path}").form == "coco"
     assert open_records(f"celeba:{tmp_path}").form == "celeba"
-    with pytest.raises(FileNotFoundError, match=r"metadata.jsonl or metadata.csv"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl or metadata\.csv"):
         open_records(f"folder:{tmp_path}")
-    with pytest.raises(ValueError, match=r"to be a path that is there.*as in coco:PATH"):
+    with pytest.raises(ValueError, match="coco:PATH"):
         open_records(f"coco:{tmp_path}/no")
 
 
@@ -521,5 +636,5 @@ def test_ten_thousand_records_are_indexed_in_under_five_seconds(tmp_path: Path) 
 
 def test_a_set_on_disk_has_a_name_of_its_own(tmp_path, image_folder) -> None:
     shutil.copytree(image_folder, tmp_path / "faces-train")
-    with pytest.raises(ValueError, match="have a name of its own, found 'faces-train'"):
+    with pytest.raises(ValueError, match="faces-train"):
         open_records(str(tmp_path / "faces-train"))

@@ -121,7 +121,7 @@ def test_a_surprise_has_the_wording_of_its_family(monkeypatch: pytest.MonkeyPatc
         asked.append((number, attributes))
         return (f"somebody {number}",)
 
-    monkeypatch.setattr("dpwg.ui.families.celeba_captions", celeba_captions)
+    monkeypatch.setattr("dpwg.data.photos.celeba_captions", celeba_captions)
     captions = {generate.surprise(CELEBA)[0] for _ in range(30)}
     assert captions == {f"somebody {number}" for number, _ in asked}
     for _, attributes in asked:

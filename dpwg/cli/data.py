@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ def data(sets: Positional[tuple[str, ...]] = (), /, *, count: int | None = None)
         sets: which ones; all by default
         count: only the first records
     """
-    from dpwg.data import RENDERED_SETS, open_records, render
+    from dpwg.data.sets import RENDERED_SETS, SPLITS, open_records, render
 
     answer = []
     if unknown := sorted(set(sets) - set(RENDERED_SETS)):
@@ -27,7 +28,8 @@ def data(sets: Positional[tuple[str, ...]] = (), /, *, count: int | None = None)
         total = count or RENDERED_SETS[name]
         Bars().run(render(name, count=count), total, f"rendering {name}")
         records = open_records(name, count=count)
-        answer.append({"name": name, "records": len(records), "digest": records.digest})
+        row = {"name": name, "records": len(records), "digest": records.digest}
+        answer.append(row | {"terms": SPLITS[name][0].terms})
     return answer
 
 
@@ -39,8 +41,14 @@ def check(path: Positional[str], /, *, unit: Unit = "image") -> Any:
     """
     from dpwg.data.check import check_records
     from dpwg.data.formats import open_files
+    from dpwg.method.encoders import default_encoder
+
+    def cut(captions: Sequence[str]) -> int:
+        encoder = default_encoder()
+        return sum(length == encoder.max_tokens for length in encoder.lengths(captions))
 
     records, bars = open_files(path), Bars()
     column = None if unit == "image" else unit
-    report = check_records(records, column=column, progress=bars.of(f"reading {records.name}"))
+    progress = bars.of(f"reading {records.name}")
+    report = check_records(records, column=column, cut=cut, progress=progress)
     return asdict(report)

@@ -115,14 +115,21 @@ def finetune(
     made = promise(units)
     start.model.checkpointing = checkpointing
     examples = encode_examples(private, start.tokenizer, encoder, bars, ranks, group_I)
+    notes = []
     if ranks.leads and (repeated := examples.repeated):
-        told = (
+        notes.append(
             f"{repeated:,} of {len(examples):,} records hold an image that another one holds too. "
             "Of what is there k times, epsilon is k times as large or more; keep one of each, or "
             "join them with --unit. `data check` names equal files."
         )
+    if ranks.leads and (cut := examples.cut):
+        notes.append(
+            f"{cut:,} captions fill the {encoder.max_tokens} tokens that the text encoder reads; "
+            "what they say behind these is not trained on."
+        )
+    for told in notes:
         if reports:
-            print_line({"stage": "repeated", "told": told})
+            print_line({"stage": "note", "told": told})
         else:
             warn(told)
     model = start.model.requires_grad_(True)
@@ -139,6 +146,7 @@ def finetune(
         public_inputs=start.card.public_inputs,
         target_epsilon=None if epsilon == math.inf else epsilon,
         group_column=None if group_I is None else unit,
+        images=len(private),
         left_out=source.skip_broken,
     )
     release = Release(
@@ -224,7 +232,7 @@ def _private_set(source: Data, unit: str, bars: Bars) -> tuple[Records, Tensor |
     """The images, the number of each one's group if groups are protected, and how many units."""
     import torch
 
-    from dpwg.data.groups import group_numbers
+    from dpwg.data.records import group_numbers
 
     records = source.records(bars)
     if unit == "image":

@@ -157,16 +157,15 @@ def attack(
 
 def _attackable(others: str | None) -> list[str]:
     """The checkpoints that saw sensitive images of which left-out ones are known."""
-    from dpwg.data import RENDERED_SETS, fashion
+    from dpwg.data import SETS
     from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 
-    tests = [name for name in (*RENDERED_SETS, *fashion.SPLITS) if name.endswith("-test")]
-    split = [f"{name.removesuffix('-test')}-train" for name in tests]
+    split = [f"{name}-train" for name, own in SETS.items() if "attack" in own.measures]
     cards = {name: load_card(find_checkpoint(name)) for name in checkpoint_names()}
     attacked = [
         name
         for name, card in cards.items()
-        if card.kind != "public" and not card.of_groups and (others or card.dataset in split)
+        if card.epsilon != 0 and not card.of_groups and (others or card.dataset in split)
     ]
     if not attacked:
         raise ValueError(
@@ -181,13 +180,14 @@ def _attack(
 ) -> MembershipAttack:
     """One checkpoint's attack, on the very records that its card names and on others."""
     from dpwg.data import RENDERED_SETS, open_records
+    from dpwg.data.records import shared_images
     from dpwg.measure.membership import calibrated_scores, check_reference, membership_attack
     from dpwg.method.encoders import open_encoder
     from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256
 
     release = load_release(name)
     card = release.card
-    if card.kind == "public":
+    if card.epsilon == 0:
         raise ValueError(f"{name} saw no sensitive record: there is nothing to infer.")
     if card.of_groups:
         raise ValueError(
@@ -205,8 +205,11 @@ def _attack(
             f"{name} was trained on, found {len(members):,} of {members.name!r}."
         )
     left_out = open_records(others or f"{data.removesuffix('-train')}-test")
-    if left_out.digest == members.digest:
-        raise ValueError(f"Expected others={others!r} to be left out of the training set.")
+    if others and (shared := shared_images(members, left_out)):
+        raise ValueError(
+            f"Expected others={others!r} to be left out of the training set, found {shared:,} of "
+            f"its {len(left_out):,} images in it: the attack would find nothing."
+        )
     if (fewest := min(len(members), len(left_out))) < LEAST:
         raise ValueError(
             f"Expected {LEAST} or more records of each kind, found {fewest}: fewer mislead."

@@ -82,12 +82,10 @@ class PublicData(Data):
 
     def records(self, bars: Bars) -> Records:
         """The set. Raises ValueError unless it is public, or declared to be."""
-        from dpwg.data import PHOTO_SETS, RENDERED_SETS, is_public
-        from dpwg.data.public_photos import PUBLIC_PHOTOS
+        from dpwg.data.sets import SPLITS, is_public
 
-        known = {*RENDERED_SETS, *PHOTO_SETS, *PUBLIC_PHOTOS}
-        public = self.rendered or self.data in PUBLIC_PHOTOS or is_public(self.data)
-        if not (public or (self.public and self.data not in known)):
+        declared = self.public and self.data not in SPLITS
+        if not (is_public(self.data) or declared):
             raise ValueError(
                 f"Expected data={self.data!r} to be public: public parts are trained without "
                 "noise. Pass a public set, or --public for a folder in which nothing is sensitive."

@@ -6,23 +6,29 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dpwg.data.records import Record
+from dpwg.files import whole
 
 CHUNK = 250
 COMPARED = 25
 """Records of a set on disk that are drawn again, to see whether it is still what it was."""
 FORMAT = 1
+FILES = ("images.bin", "records.jsonl")
 
 
 def cache_root() -> Path:
     """Where rendered sets and training tensors live: DPWG_CACHE, or ~/.cache/dpwg."""
     return Path(os.environ.get("DPWG_CACHE") or Path.home() / ".cache" / "dpwg")
+
+
+def set_folder(name: str, count: int, *, root: Path | None = None) -> Path:
+    """The folder of a rendered set; the count is part of its name."""
+    return (root or cache_root()) / f"{name}-{count}"
 
 
 class RenderedRecords:
@@ -36,15 +42,14 @@ class RenderedRecords:
     def __init__(self, folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, expected in manifest["sha256"].items():
-            found = _sha256(folder / name)
-            if found != expected:
+            if (found := _sha256(folder / name)) != expected:
                 raise ValueError(
                     f"Expected sha256 {expected[:12]}... of {folder / name}, found "
                     f"{found[:12]}...; delete the folder and render it again."
                 )
         self.name: str = manifest["name"]
         self.digest = _sha256(folder / "manifest.json")
-        with (folder / "records.jsonl").open() as lines:
+        with (folder / "records.jsonl").open(encoding="utf-8") as lines:
             self._rows = [json.loads(line) for line in lines]
         self._ends = np.cumsum([row["bytes"] for row in self._rows])
         self._images = np.memmap(folder / "images.bin", dtype=np.uint8, mode="r")
@@ -76,16 +81,17 @@ def render_set(
     folder appears under its name only when whole.
     """
     folder = set_folder(name, count, root=root)
-    if _is_current(folder, make):
-        yield count
-        return
-    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    if (folder / "manifest.json").exists():
+        there = RenderedRecords(folder)
+        if all(there[index] == make(index) for index in range(min(COMPARED, len(there)))):
+            yield count
+            return
     context = multiprocessing.get_context("spawn")
-    try:
+    with whole(folder) as partial:
+        partial.mkdir()
         with (
-            (partial / "images.bin").open("wb") as images,
-            (partial / "records.jsonl").open("w") as lines,
+            (partial / FILES[0]).open("wb") as images,
+            (partial / FILES[1]).open("w", encoding="utf-8") as lines,
             context.Pool(processes or os.cpu_count()) as pool,
         ):
             for done, record in enumerate(pool.imap(make, range(count), CHUNK), start=1):
@@ -98,26 +104,9 @@ def render_set(
                 lines.write(json.dumps(row) + "\n")
                 if done % CHUNK == 0 or done == count:
                     yield done
-        digests = {file: _sha256(partial / file) for file in ("images.bin", "records.jsonl")}
+        digests = {file: _sha256(partial / file) for file in FILES}
         manifest = {"format": FORMAT, "name": name, "count": count, "sha256": digests}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_current(folder: Path, make: Callable[[int], Record]) -> bool:
-    """Whether a folder's first records are what `make` gives today."""
-    if not (folder / "manifest.json").exists():
-        return False
-    records = RenderedRecords(folder)
-    return all(records[index] == make(index) for index in range(min(COMPARED, len(records))))
-
-
-def set_folder(name: str, count: int, *, root: Path | None = None) -> Path:
-    """The folder of a rendered set; the count is part of its name."""
-    return (root or cache_root()) / f"{name}-{count}"
 
 
 def _sha256(path: Path) -> str:

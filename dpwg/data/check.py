@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from dpwg.data.decode import decode
 from dpwg.data.files import FileRecords
+from dpwg.data.pictures import decode
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
 PRIVATE = (
     "Computed from the records without noise, so as private as they are: keep it with them. "
@@ -24,6 +24,7 @@ WAYS_OUT = {
     "same value with --unit. The promise is made to each record: of what is there k times, "
     "epsilon is k times as large or more. `finetune` takes them all the same.",
     "ungrouped": "ungrouped: fill in the column of these records.",
+    "long_captions": "long captions: their ends are not read; say first what matters.",
 }
 """What to do about each kind of fault."""
 
@@ -34,11 +35,12 @@ class Report:
 
     `records` counts all, `usable` those with a caption and an image that decodes. `captions` maps
     a number of captions to how many records have it, `sizes` are the smallest and the largest image
-    by pixels, `duplicates` are names of records with the same bytes, `wrong` unless a group holds
-    them together. `broken` and `missing` map names to what is the matter; `unlisted` are
-    images that no metadata names. `groups` is how many there are, with `group_sizes` like
-    `captions`; `ungrouped` names records that have no value of the column. `ways_out` say what to
-    do.
+    by pixels. `cut_characters` counts captions past MAX_CAPTION_CHARACTERS, `cut_tokens` those that
+    fill what the text encoder reads; a run takes their beginning. `duplicates` are names of records
+    with the same bytes, `wrong` unless a group holds them together. `broken` and `missing` map
+    names to what is the matter; `unlisted` are images that no metadata names. `groups` is how many
+    there are, with `group_sizes` like `captions`; `ungrouped` names records that have no value of
+    the column. `ways_out` say what to do.
     """
 
     private: str = PRIVATE
@@ -48,6 +50,8 @@ class Report:
     records: int
     usable: int
     captions: dict[int, int]
+    cut_characters: int
+    cut_tokens: int
     sizes: tuple[str, ...]
     columns: tuple[str, ...]
     duplicates: tuple[tuple[str, ...], ...]
@@ -60,72 +64,71 @@ class Report:
     wrong: bool
     ways_out: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict."""
-        return asdict(self)
-
 
 def check_records(
     records: FileRecords,
     *,
     column: str | None = None,
+    cut: Callable[[Sequence[str]], int] = lambda captions: 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Read and decode every record, and say what is wrong; with `column`, as groups by it.
 
-    `progress` is called with how many are done, and in all.
+    `cut` counts the captions that a text encoder does not read to their end, `progress` is called
+    with how many records are done, and in all.
     """
-    broken: dict[str, str] = {}
+    entries, broken = records.entries, dict[str, str]()
     same: dict[bytes, list[int]] = {}
     shapes: list[tuple[int, int]] = []
-    for index, entry in enumerate(records.entries):
+    for index, entry in enumerate(entries):
         progress(index, len(records))
         if entry.problem:
             continue
         try:
             content = entry.read()
             height, width = decode(content).shape[:2]
-            shapes.append((width, height))
         except (ValueError, OSError) as error:
             broken[entry.name] = str(error)
             continue
+        shapes.append((width, height))
         same.setdefault(hashlib.sha256(content).digest(), []).append(index)
     progress(len(records), len(records))
-    entries = records.entries
     labels = [entry.attributes.get(column or "", "").strip() for entry in entries]
     twins = [own for own in same.values() if len(own) > 1]
-    apart = [own for own in twins if not column or len({labels[index] for index in own}) > 1]
     group_sizes = Counter(Counter(filter(None, labels)).values())
-    ungrouped = [e.name for e, label in zip(entries, labels, strict=True) if column and not label]
+    texts = [entry.all_texts for entry in entries]
+    long = sum(len(text) > MAX_CAPTION_CHARACTERS for own in texts for text in own)
+    told = cut([caption for entry in entries for caption in entry.captions])
     missing = {entry.name: entry.problem for entry in entries if entry.problem}
+    pairs = zip(entries, labels, strict=True)
+    ungrouped = tuple(entry.name for entry, label in pairs if column and not label)
     faults = {
         "broken": broken,
         "missing": missing,
         "unlisted": records.unlisted,
-        "duplicates": apart,
+        "duplicates": [own for own in twins if not column or len({labels[i] for i in own}) > 1],
         "ungrouped": ungrouped,
     }
     ends = sorted(shapes, key=lambda shape: shape[0] * shape[1])
+    ways_out = [WAYS_OUT[name] for name, found in faults.items() if found]
     return Report(
         format=records.form,
         source=records.source,
         name=records.name,
         records=len(entries),
         usable=len(shapes),
-        captions=_sorted(Counter(len(entry.captions) for entry in entries)),
+        captions=dict(sorted(Counter(map(len, texts)).items())),
+        cut_characters=long,
+        cut_tokens=told,
         sizes=tuple(f"{width}x{height}" for width, height in (*ends[:1], *ends[-1:])),
         columns=tuple(sorted(set().union(*(entry.attributes for entry in entries)))),
         duplicates=tuple(tuple(entries[index].name for index in own) for own in twins),
         broken=broken,
         missing=missing,
         unlisted=tuple(records.unlisted),
+        ungrouped=ungrouped,
         groups=sum(group_sizes.values()) if column else None,
-        group_sizes=_sorted(group_sizes),
-        ungrouped=tuple(ungrouped),
-        wrong=any(map(bool, faults.values())),
-        ways_out=tuple(WAYS_OUT[name] for name, found in faults.items() if found),
+        group_sizes=dict(sorted(group_sizes.items())),
+        wrong=bool(ways_out),
+        ways_out=(*ways_out, *[WAYS_OUT["long_captions"]] * bool(long or told)),
     )
-
-
-def _sorted(counts: Counter[int]) -> dict[int, int]:
-    return dict(sorted(counts.items()))

@@ -15,13 +15,13 @@ from typing import Any
 from dpwg.data import palette
 from dpwg.data.avatars import render
 from dpwg.data.captions import article, compose
+from dpwg.data.dataset import DataSet
 from dpwg.data.grammar import faces_captions
 from dpwg.data.records import Record
 
 STYLE = "avataaars"
 TRAIN_RECORDS = 50_000
 TEST_RECORDS = 5_000
-
 _TABLE: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_bytes())
 HAIR, HEADWEAR, CLOTHES, EYES, EYEBROWS, MOUTH, GLASSES, BEARDS = _TABLE.values()
 """Variants of the style's components, and most of them in words, with {} for the colour."""
@@ -102,3 +102,31 @@ def named_colours(attributes: Mapping[str, str]) -> dict[str, tuple[Mapping[str,
     worn = attributes["hair"]
     hats = {article(f"{hat} {kind}"): hat for hat in palette.CLOTHES for kind in HEADWEAR.values()}
     return {"hat": (palette.CLOTHES, hats[worn]), **named}
+
+
+def _surprise() -> str:
+    return face("surprise", random.getrandbits(31)).captions[0]
+
+
+FACES = DataSet(
+    name="faces",
+    title="Faces: cartoon avatars",
+    splits={"train": TRAIN_RECORDS, "test": TEST_RECORDS},
+    make=face,
+    hidden="",
+    examples="captions.txt",
+    variations=tuple(
+        f"A person smiling, with {hair} and {skin} skin, wearing a {hoodie} hoodie, "
+        f"{background} background"
+        for hair, skin, hoodie, background in (
+            ("long curly red hair", "pale", "green", "sky blue"),
+            ("a black afro", "pale", "green", "sky blue"),
+            ("long curly red hair", "dark brown", "green", "sky blue"),
+            ("long curly red hair", "pale", "purple", "sky blue"),
+            ("long curly red hair", "pale", "green", "orange"),
+        )
+    ),
+    draw=_surprise,
+    measures=("attack", "colours"),
+    terms="avataaars by Pablo Stanley: free for any use",
+)

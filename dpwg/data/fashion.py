@@ -9,31 +9,23 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import io
 import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dpwg.data.captions import article
+from dpwg.data.dataset import DataSet
 from dpwg.data.files import Entry, FileRecords
+from dpwg.data.pictures import png
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
-SPLITS = {"fashion-train": "train", "fashion-test": "t10k"}
+SPLITS = {"train": "train", "test": "t10k"}
 CLASSES = (
-    "t-shirt",
-    "trousers",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+    *("t-shirt", "trousers", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 TEMPLATES = (
     "A photo of {}.",
@@ -62,15 +54,13 @@ def read(path: Path, split: str = "train") -> FileRecords:
         folder, split = path.parent, path.name.partition("-images")[0]
     images = _idx(folder, f"{split}-images-idx3-ubyte", 3)
     labels = _idx(folder, f"{split}-labels-idx1-ubyte", 1)
-    if len(images) != len(labels):
+    if len(images) != len(labels) or (labels >= len(CLASSES)).any():
         raise ValueError(
-            f"Expected a label of each of {len(images)} images in {folder}, found {len(labels)}."
+            f"Expected a label below {len(CLASSES)} of each of {len(images)} images in {folder}."
         )
-    if labels.size and labels.max() >= len(CLASSES):
-        raise ValueError(f"Expected labels below {len(CLASSES)}, found {labels.max()} in {folder}.")
     names = {own: name for name, own in SPLITS.items()}
     return FileRecords(
-        names.get(split, f"fashion-{split}"),
+        f"fashion-{names.get(split, split)}",
         _entries(images, labels, split),
         form="fashion",
         source=f"{folder}/{split}-*",
@@ -84,17 +74,11 @@ def _entries(images: np.ndarray, labels: np.ndarray, split: str) -> Iterator[Ent
         caption = TEMPLATES[content[0] % len(TEMPLATES)].format(thing)
         yield Entry(
             name=f"{split}:{index}",
-            read=functools.partial(_png, pixels),
+            read=functools.partial(png, pixels),
             stamp=tuple(content),
-            captions=(caption[0].upper() + caption[1:],),
+            texts=(caption[0].upper() + caption[1:],),
             attributes={"class": own},
         )
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def _idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
@@ -117,3 +101,17 @@ def _idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
             f"Expected an IDX file of bytes in {dimensions} dimensions: {folder}/{name}."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _open(split: str, count: int | None) -> FileRecords:
+    return read(FOLDER, SPLITS[split]).first(count)
+
+
+FASHION = DataSet(
+    name="fashion",
+    title="Fashion: grey photographs of clothes",
+    splits=dict.fromkeys(SPLITS),
+    open=_open,
+    measures=("attack",),
+    terms="MIT",
+)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dpwg.data.records import Record
+from dpwg.data.records import MAX_CAPTION_CHARACTERS, Record
 
 NO_CAPTION = "no caption"
 NO_IMAGE = "no image"
@@ -24,15 +25,26 @@ class Entry:
     """One record of a source, its image not read yet.
 
     `name` is what messages call it; `read` gives the encoded image; `stamp` is what changes with
-    the image's file; `problem` says why it is no record, and is empty where it is one.
+    the image; `texts` are its captions at full length, or what makes them; `problem` says why it is
+    no record, and is empty where it is one.
     """
 
     name: str
     read: Callable[[], bytes]
     stamp: tuple[int, ...]
-    captions: tuple[str, ...]
+    texts: tuple[str, ...] | Callable[[], tuple[str, ...]] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        """Its captions at full length."""
+        return self.texts() if callable(self.texts) else self.texts
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Its captions as a run takes them."""
+        return tuple(text[:MAX_CAPTION_CHARACTERS] for text in self.all_texts)
 
 
 class FileRecords:
@@ -56,16 +68,13 @@ class FileRecords:
         source: str,
         unlisted: Sequence[str] = (),
         left_out: Sequence[str] = (),
+        digest: str = "",
     ) -> None:
         self.name, self.form, self.source = name, form, source
         self.entries, self.unlisted, self.left_out = list(entries), unlisted, left_out
         if not self.entries:
             raise ValueError(f"Expected at least one record in {source}, found none.")
-        digest = hashlib.sha256()
-        for entry in self.entries:
-            known = (entry.name, entry.stamp, entry.captions, sorted(entry.attributes.items()))
-            digest.update(repr(known).encode("utf-8", "surrogatepass"))
-        self.digest = digest.hexdigest()
+        self.digest = digest or digest_of(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -81,13 +90,18 @@ class FileRecords:
             name=entry.name,
         )
 
+    def first(self, count: int | None) -> FileRecords:
+        """The first records, so many or all; ValueError where there are not so many."""
+        if count is not None and not 1 <= count <= len(self):
+            raise ValueError(f"Expected count={count} in [1, {len(self)}] of {self.name}.")
+        return self if count is None else self._with(self.entries[:count])
+
     def complete(self) -> FileRecords:
         """The same records, if each has an image and a caption; ValueError names one that has not.
 
         Whether the images can be decoded is found out when they are.
         """
-        problems = [entry for entry in self.entries if entry.problem]
-        if problems:
+        if problems := [entry for entry in self.entries if entry.problem]:
             raise ValueError(
                 f"Expected an image and a caption of every record in {self.source}; "
                 f"{len(problems):,} of {len(self):,} have none, first {problems[0].name}: "
@@ -112,9 +126,12 @@ class FileRecords:
             except (ValueError, OSError):
                 left_out.append(entry.name)
             progress(index + 1, len(self))
+        return self._with(kept, left_out)
+
+    def _with(self, entries: Sequence[Entry], left_out: Sequence[str] = ()) -> FileRecords:
         return FileRecords(
             self.name,
-            kept,
+            entries,
             form=self.form,
             source=self.source,
             unlisted=self.unlisted,
@@ -122,54 +139,113 @@ class FileRecords:
         )
 
 
+def digest_of(entries: Iterable[Entry]) -> str:
+    """SHA-256 of what is known of entries, without captions that are yet to be made."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        texts = () if callable(entry.texts) else entry.texts
+        known = (entry.name, entry.stamp, texts, sorted(entry.attributes.items()))
+        digest.update(repr(known).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def captioned(entry: Entry, texts: Iterable[object]) -> Entry:
+    """An entry with captions, one line each, without blank ones; a problem if none is left."""
+    lines = (" ".join(text.split()) for text in texts if isinstance(text, str))
+    kept = tuple(line for line in lines if line)
+    return replace(entry, texts=kept, problem=entry.problem or ("" if kept else NO_CAPTION))
+
+
 def file_entry(
-    name: str, path: Path, texts: Iterable[str], attributes: Mapping[str, str] | None = None
+    name: str, path: Path, texts: Iterable[object], attributes: Mapping[str, str] | None = None
 ) -> Entry:
     """The entry of an image in a file of its own."""
-    captions, problem = clean(texts), ""
     stamp: tuple[int, ...] = ()
+    problem = f"{NO_IMAGE}, {path} is not there"
     try:
         status = os.stat(path)
-        stamp = (status.st_size, status.st_mtime_ns)
+        if stat.S_ISREG(status.st_mode):
+            stamp, problem = (status.st_size, status.st_mtime_ns), ""
     except OSError:
-        problem = f"{NO_IMAGE}, {path} is not there"
-    return Entry(
-        name=name,
-        read=path.read_bytes,
-        stamp=stamp,
-        captions=captions,
-        attributes=attributes or {},
-        problem=problem or ("" if captions else NO_CAPTION),
+        pass
+    entry = Entry(
+        name=name, read=path.read_bytes, stamp=stamp, attributes=attributes or {}, problem=problem
     )
+    return captioned(entry, texts)
 
 
-def clean(texts: Iterable[str]) -> tuple[str, ...]:
-    """Captions as one line each, without the blank ones."""
-    lines = (" ".join(text.split()) for text in texts)
-    return tuple(line for line in lines if line)
+def fact(value: object) -> str:
+    """A column's value as text, empty for what is none; 1.0 is 1, as pandas writes ids by gaps."""
+    if not isinstance(value, str | int | float) or value != value:
+        return ""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value))
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
-    """`folder`/`name`, if that is in the folder as it is written; ValueError says where not."""
-    relative = os.path.normpath(name)
-    if os.path.isabs(relative) or relative.split(os.sep)[0] == "..":
-        raise ValueError(f"Expected file_name={name!r} ({where}) inside {folder}.")
-    return folder / relative
+def facts(row: Mapping[str, object], *apart: str) -> dict[str, str]:
+    """The columns of a row that have a value, without those apart."""
+    told = {name: fact(value) for name, value in row.items() if name not in apart}
+    return {name: value for name, value in told.items() if value}
+
+
+def inside(name: str, where: str) -> str:
+    """A name below a folder in its plain form, with "/"; ValueError says where it leads out."""
+    plain = os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
+    if plain.startswith(("/", "../")) or plain == ".." or re.match("[A-Za-z]:", plain):
+        raise ValueError(f"Expected a name inside the folder, found {name!r:.120} ({where}).")
+    return plain
+
+
+def images_below(folder: Path) -> dict[str, Path]:
+    """The images in a folder and its folders, by their suffix, under their names with "/"."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                path = Path(place, name)
+                found[path.relative_to(folder).as_posix()] = path
+    return found
 
 
 def read_text(path: Path) -> str:
     """A text file as UTF-8, with or without a byte order mark."""
+    return decoded(path.read_bytes(), str(path))
+
+
+def decoded(content: bytes, name: str) -> str:
+    """Text in UTF-8, with or without a byte order mark."""
     try:
-        return path.read_text("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Expected UTF-8 text in {path}: {error}.") from error
+        raise ValueError(
+            f"Expected UTF-8 text in {name}, found another encoding at byte {error.start:,}; save "
+            "it as UTF-8."
+        ) from None
 
 
-def images_in(folder: Path) -> Iterator[Path]:
-    """The image files directly in a folder, told by their suffix, in no order."""
-    for name in os.listdir(folder):
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-            yield folder / name
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, which a line feed alone ends."""
+    return [line.rstrip("\r") for line in read_text(path).split("\n")]
+
+
+def columns_of(file: Path, skip: int, width: int) -> list[list[str]]:
+    """The values between spaces of a table's rows behind the first few, so many in each."""
+    rows = list(enumerate(map(str.split, lines_of(file)), start=1))[skip:]
+    for number, row in rows:
+        if row and len(row) != width:
+            raise ValueError(
+                f"Expected {width} columns in row {number} of {file}, found {len(row)}."
+            )
+    return [row for _, row in rows if row]
+
+
+def regular(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are files, sorted: what is a pipe would wait for ever."""
+    return sorted(path for path in paths if path.is_file())
+
+
+def named(files: Sequence[Path]) -> str:
+    """Files for a message."""
+    return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" * (len(files) > 3))
 
 
 def one_split(files: Sequence[Path]) -> list[Path]:
@@ -179,6 +255,7 @@ def one_split(files: Sequence[Path]) -> list[Path]:
         found = _SPLIT.match(file.name.removeprefix("captions_"))
         splits.setdefault(found[1] if found else "", []).append(file)
     if len(splits) > 1 and "train" not in splits:
-        names = ", ".join(file.name for file in sorted(files))
-        raise ValueError(f"Expected files of one split, or of `train`, found {names}; name a file.")
+        raise ValueError(
+            f"Expected files of one split, or of `train`, found {named(files)}; name a file."
+        )
     return splits["train"] if "train" in splits else next(iter(splits.values()))

@@ -23,7 +23,9 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "folder": Format(folder.found_in, folder.read, "metadata.jsonl or metadata.csv"),
+    "folder": Format(
+        folder.found_in, folder.read, "metadata.jsonl or .csv, or 0.txt beside each 0.png"
+    ),
     "coco": Format(coco.found_in, coco.read, "annotations/captions_*.json"),
     "celeba": Format(celeba.found_in, celeba.read, "text/celeba-caption/*.txt and image/*.jpg"),
     "webdataset": Format(webdataset.found_in, webdataset.read, "*.tar"),
@@ -45,18 +47,14 @@ def open_files(data: str) -> FileRecords:
     form, path = _parts(data)
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there.")
-    if form is None:
-        found = [name for name, known in FORMATS.items() if known.found_in(path)]
-        if not found:
-            marks = "; ".join(f"{name}: {known.marks}" for name, known in FORMATS.items())
-            raise ValueError(f"Expected the files of a format in {path}, found none of {marks}.")
-        if len(found) > 1:
-            raise ValueError(
-                f"Expected the files of one format in {path}, found those of {', '.join(found)}; "
-                f"say which, as in {found[0]}:{path}."
-            )
-        form = found[0]
-    return FORMATS[form].read(path)
+    found = [form] if form else [name for name, own in FORMATS.items() if own.found_in(path)]
+    if len(found) != 1:
+        marks = "; ".join(f"{name}: {known.marks}" for name, known in FORMATS.items())
+        raise ValueError(
+            f"Expected the files of one format in {path}, found those of "
+            f"{', '.join(found) or 'none'} ({marks}); of several say which, as in coco:{path}."
+        )
+    return FORMATS[found[0]].read(path)
 
 
 def _parts(data: str) -> tuple[str | None, Path]:

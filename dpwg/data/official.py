@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from dpwg.data.decode import decode
-from dpwg.data.files import read_text
+from dpwg.data.files import columns_of, lines_of
+from dpwg.data.pictures import decode, png
 
 CELEBA_SIZE = (178, 218)
 CELEBA_ROWS = (20, 198)
@@ -62,9 +60,9 @@ def celeba_numbers(name: str) -> list[int]:
     return np.flatnonzero(np.unpackbits(bits)).tolist()
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _row(columns: dict[str, Any], path: Path, read: Callable[[], bytes] | None = None) -> Row:
     status = path.stat()
-    return (status.st_size, status.st_mtime_ns)
+    return Row(columns, read or path.read_bytes, (status.st_size, status.st_mtime_ns))
 
 
 def _celeba_files(place: Path, split: str) -> Iterator[Row]:
@@ -72,79 +70,64 @@ def _celeba_files(place: Path, split: str) -> Iterator[Row]:
     if (images / images.name).is_dir():
         images /= images.name
     files = {f"{number:06}.jpg": number for number in celeba_numbers(f"celeba-{split}")}
-    persons = _celeba_table(place, "identity_CelebA.txt", files)
-    traits = _celeba_table(place, "list_attr_celeba.txt", files)
-    names = traits.get("", [])
+    persons_file, traits_file = (
+        _celeba_table(place, name) for name in ("identity_CelebA.txt", "list_attr_celeba.txt")
+    )
+    names = [*lines_of(traits_file), "", ""][1].split()  # behind a line with the count
+    persons = _rows_of(files, columns_of(persons_file, 0, 2))
+    traits = _rows_of(files, columns_of(traits_file, 2, 1 + len(names)))
     there = set(os.listdir(images))
-    for name, number in files.items():
-        if name not in there:
-            continue
-        person, values = persons.get(name, []), traits.get(name, [])
-        if len(person) != 1 or not values or len(values) != len(names):
-            raise ValueError(
-                f"Expected of {name} a number in identity_CelebA.txt and {len(names)} in "
-                f"list_attr_celeba.txt, in {place}; found {len(person)} and {len(values)}."
-            )
-        columns = {"celeba_number": number, "identity": int(person[0])}
-        columns |= {trait: value == "1" for trait, value in zip(names, values, strict=True)}
+    for name in filter(there.__contains__, files):
+        if not (name in persons and name in traits):
+            raise ValueError(f"Expected {name} in {persons_file} and in {traits_file}.")
+        columns = {"celeba_number": files[name], "identity": int(persons[name][0])}
+        columns |= {t: value == "1" for t, value in zip(names, traits[name], strict=True)}
         path = images / name
-        yield Row(columns, functools.partial(_celeba_crop, path), _stamp(path))
+        yield _row(columns, path, functools.partial(_celeba_crop, path))
 
 
-def _celeba_table(place: Path, name: str, files: dict[str, int]) -> dict[str, list[str]]:
-    """The values of each of `files` in one of CelebA's tables, its heading under ""."""
-    folders = (place, place / "Anno", place.parent / "Anno")  # images may be in Img beside it
-    path = next((f / name for f in folders if (f / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"Expected {name} in {place}, or in a folder Anno there.")
-    found: dict[str, list[str]] = {}
-    for line in read_text(path).splitlines():
-        key, _, values = line.partition(" ")
-        if key in files:
-            found[key] = values.split()
-        elif key and not key.endswith(".jpg"):
-            found[""] = line.split()
-    return found
+def _celeba_table(place: Path, name: str) -> Path:
+    for folder in (place, place / "Anno", place.parent / "Anno"):  # images may be in Img beside it
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"Expected {name} in {place}, or in a folder Anno there.")
+
+
+def _rows_of(names: Collection[str], rows: Iterable[list[str]]) -> dict[str, list[str]]:
+    return {name: values for name, *values in rows if name in names}
 
 
 def _celeba_crop(path: Path) -> bytes:
-    try:
-        pixels = decode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is broken: {error}") from error
+    pixels = decode(path.read_bytes())
     if pixels.shape[1::-1] != CELEBA_SIZE:
         raise ValueError(f"Expected {CELEBA_SIZE} pixels in {path}, found {pixels.shape[1::-1]}.")
-    file = io.BytesIO()
-    Image.fromarray(pixels[slice(*CELEBA_ROWS)]).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return png(pixels[slice(*CELEBA_ROWS)], level=1)
 
 
 def _drawn(paths: Iterable[Path]) -> list[Path]:
     """In an order that is random as to content, so that the first few resemble all of them."""
-    return sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    files = (path for path in paths if path.is_file())
+    return sorted(files, key=lambda path: hashlib.sha256(path.name.encode()).digest())
 
 
 def _utkface_files(place: Path, _: str) -> Iterator[Row]:
-    for path in _drawn(place / name for name in os.listdir(place)):
+    for path in _drawn(place.iterdir()):
         if found := _UTKFACE_NAME.fullmatch(path.name):
-            columns = {"age": int(found[1]), "gender": ("man", "woman")[int(found[2])]}
-            yield Row(columns, path.read_bytes, _stamp(path))
+            yield _row({"age": int(found[1]), "gender": ("man", "woman")[int(found[2])]}, path)
 
 
 def _tiny_files(place: Path, split: str) -> Iterator[Row]:
-    lines = read_text(place / "words.txt").splitlines()
-    labels = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    labels = dict(line.split("\t", 1) for line in lines_of(place / "words.txt") if "\t" in line)
     if split == "val":
-        rows = map(str.split, read_text(place / "val" / "val_annotations.txt").splitlines())
+        rows = map(str.split, lines_of(place / "val" / "val_annotations.txt"))
         found = {place / "val" / "images" / row[0]: row[1] for row in rows if len(row) > 1}
     else:
         paths = (place / "train").glob("*/images/*.JPEG")
         found = {path: path.parents[1].name for path in paths}
-    for path in _drawn(path for path in found if path.is_file()):
-        wnid = found[path]
-        if wnid not in labels:
+    for path in _drawn(found):
+        if (wnid := found[path]) not in labels:
             raise ValueError(f"Expected {wnid} in {place}/words.txt, the class of {path.name}.")
-        yield Row({"wnid": wnid, "label": labels[wnid]}, path.read_bytes, _stamp(path))
+        yield _row({"wnid": wnid, "label": labels[wnid]}, path)
 
 
 _READERS = {"celeba": _celeba_files, "utkface": _utkface_files, "tiny-imagenet": _tiny_files}

@@ -1,6 +1,6 @@
-"""Parquet as `datasets` writes it: an image column {bytes, path} and a column of captions.
+"""Parquet as `datasets` and polars write it: an image column and a column of captions.
 
-Needs pyarrow, which `datasets` brings along; nothing else here does.
+Rows are read in place: `datasets` would copy every image into a cache of its own first.
 """
 
 from __future__ import annotations
@@ -12,36 +12,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpwg.data.files import NO_CAPTION, Entry, FileRecords, clean, inside, one_split
-
-TEXT_COLUMNS = ("text", "caption", "captions")
+from dpwg.data.files import Entry, FileRecords, captioned, facts, inside, named, one_split, regular
+from dpwg.data.folder import TEXT_COLUMNS, texts_of
 
 
 def found_in(path: Path) -> bool:
     """Whether a path is a Parquet file, or a folder with such files, in `data` maybe."""
-    if path.is_file():
-        return path.suffix == ".parquet"
-    return any(_files(path))
+    return path.suffix == ".parquet" if path.is_file() else any(_files(path))
 
 
 def read(path: Path) -> FileRecords:
     """One record a row; the text column is `text`, `caption` or `captions`, texts or lists of them.
 
-    Other columns of text or whole numbers are attributes. Of a folder with files of several splits,
-    those named `train*` are read. Images that lie beside the file are read from there.
+    Other columns of text or numbers are attributes. Of a folder with files of several splits, those
+    named `train*` are read. Images that lie beside the file are read from there.
     """
     files = [path] if path.is_file() else _files(path)
     if not files:
         raise FileNotFoundError(f"Expected *.parquet or data/*.parquet in {path}.")
     files = one_split(files)
-    entries = (entry for file in files for entry in _entries(file))
-    source = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" * (len(files) > 3))
+    entries = itertools.chain.from_iterable(map(_entries, files))
     name = path.stem if path.is_file() else path.resolve().name
-    return FileRecords(name, entries, form="parquet", source=source)
+    return FileRecords(name, entries, form="parquet", source=named(files))
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+    return regular(folder.glob("*.parquet")) or regular((folder / "data").glob("*.parquet"))
 
 
 class _Shard:
@@ -61,61 +57,47 @@ class _Shard:
         column = self._held[1]
         value = column[row - self._ends[group] + len(column)].as_py()
         own = value if isinstance(value, dict) else {"bytes": value}
-        if own.get("bytes") is not None:
+        if own["bytes"] is not None:
             return bytes(own["bytes"])
         where = f"row {row} of {self._path.name}"
         if not own.get("path"):
             raise ValueError(f"Expected an image in {where}, found none.")
-        return inside(self._path.parent, own["path"], where).read_bytes()
+        return (self._path.parent / inside(own["path"], where)).read_bytes()
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    try:
-        from pyarrow import ArrowException, parquet, types
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"Reading {path} needs pyarrow: pip install pyarrow.") from error
+    import pyarrow
+    from pyarrow import parquet, types
+
     try:
         file = parquet.ParquetFile(path)
-    except ArrowException as error:
+    except pyarrow.ArrowException as error:
         raise ValueError(f"Expected a Parquet file at {path}: {error}.") from error
-    schema = file.schema_arrow
+    kinds = {column.name: column.type for column in file.schema_arrow}
+    binary = (types.is_binary, types.is_large_binary, types.is_binary_view)
     images = [
-        column.name
-        for column in schema
-        if (
-            types.is_struct(column.type)
-            and {"bytes", "path"} <= {own.name for own in column.type.fields}
-        )
-        or (column.name == "image" and types.is_binary(column.type))
+        name
+        for name, kind in kinds.items()
+        if any(test(kind) for test in binary)
+        or (types.is_struct(kind) and {"bytes", "path"} <= {own.name for own in kind.fields})
     ]
-    text = next((name for name in TEXT_COLUMNS if name in schema.names), None)
-    if len(images) != 1 or text is None:
+    texts = [name for name in TEXT_COLUMNS if name in kinds]
+    if len(images) > 1:
+        images = [name for name in images if name == "image"]
+    if not (images and texts):
         raise ValueError(
-            f"Expected one image column and one of {', '.join(TEXT_COLUMNS)} in {path}, found "
-            f"{', '.join(schema.names)}."
+            f"Expected an image column, named `image` if there are several, and one of "
+            f"{', '.join(TEXT_COLUMNS)} in {path}, found {', '.join(kinds)}."
         )
-    facts = [
-        column.name
-        for column in schema
-        if column.name != text
-        and (
-            types.is_string(column.type)
-            or types.is_large_string(column.type)
-            or types.is_integer(column.type)
-            or types.is_boolean(column.type)
-        )
+    told = [
+        name for name, kind in kinds.items() if name not in images and not types.is_nested(kind)
     ]
-    shard, modified = _Shard(file, path, images[0]), path.stat().st_mtime_ns
-    size = path.stat().st_size
-    for row, values in enumerate(file.read(columns=[text, *facts]).to_pylist()):
-        told = values.pop(text)
-        texts = told if isinstance(told, list) else [told]
-        captions = clean(item for item in texts if isinstance(item, str))
-        yield Entry(
+    shard, status = _Shard(file, path, images[0]), path.stat()
+    for row, values in enumerate(file.read(columns=[*{*texts, *told}]).to_pylist()):
+        entry = Entry(
             name=f"{path.name}:{row}",
             read=functools.partial(shard.image, row),
-            stamp=(modified, size, row),
-            captions=captions,
-            attributes={n: str(v) for n, v in values.items() if v is not None and v != ""},
-            problem="" if captions else NO_CAPTION,
+            stamp=(status.st_mtime_ns, status.st_size, row),
+            attributes=facts(values, *texts),
         )
+        yield captioned(entry, texts_of(values))

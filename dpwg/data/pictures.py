@@ -1,24 +1,41 @@
-"""Pictures from strangers: checked before they are decoded, then made as the models see them."""
+"""Encoded pictures of any common kind as RGB pixels, decoded when their size is known."""
 
 from __future__ import annotations
 
-import struct
+import io
 import warnings
-import zlib
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Collection
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpwg.data.decode import pixels
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""What strangers may send."""
+KINDS = ("PNG", "JPEG", "WEBP")
+FORMATS = (*KINDS, "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""What is decoded. Formats that run programs (EPS) or need others' files are left out."""
+MAX_PIXELS = 89_478_485
+"""Pillow warns of more."""
+DRAFT = 4
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""The endings of the files that are read, and what their content then is."""
-FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+
+def decode(encoded: bytes, size: int | None = None) -> np.ndarray:
+    """The `pixels` of a picture in a file's bytes.
+
+    Raises ValueError for what is no such picture, is cut off or damaged, has more than MAX_PIXELS
+    (none of them is decoded), or more than 16 bits a channel.
+    """
+    picture = open_picture(encoded)
+    try:
+        return pixels(picture, size)
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise ValueError(f"{str(error).rstrip('.') or type(error).__name__}.") from error
 
 
-def open_picture(file: str | Path | BinaryIO, max_pixels: int) -> Image.Image:
+def open_picture(
+    encoded: bytes, *, max_pixels: int = MAX_PIXELS, formats: Collection[str] = FORMATS
+) -> Image.Image:
     """A picture whose size and kind, by its content, are known; nothing is decoded yet.
 
     Raises ValueError, in words and without a path, for another kind of file or too many pixels.
@@ -26,37 +43,81 @@ def open_picture(file: str | Path | BinaryIO, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():  # of large pictures: the bound below is stricter
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(file, formats=FORMATS)
+            picture = Image.open(io.BytesIO(_without_long_texts(encoded)), formats=tuple(formats))
+            found = picture.width * picture.height
     except UnidentifiedImageError:
         raise ValueError(
-            f"Expected a picture ({', '.join(FORMATS)}), found another kind of file."
+            f"Expected a picture ({', '.join(formats)}), found another kind of file."
         ) from None
     except Image.DecompressionBombError:
+        found = max_pixels + 1
+    except Exception:  # as above
+        raise ValueError("The picture is damaged or cut off; save it again.") from None
+    if found > max_pixels:
         raise ValueError(
-            f"Expected at most {max_pixels / 1e6:.0f} million pixels; shrink it first."
-        ) from None
-    except _DAMAGE:
-        raise ValueError(_DAMAGED) from None
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"Expected at most {max_pixels / 1e6:.0f} million pixels, found "
-            f"{width:,}×{height:,}; shrink it first."
+            f"Expected at most {max_pixels / 1e6:.0f} million pixels; shrink the picture first."
         )
     return picture
 
 
 def central_square(picture: Image.Image, size: int) -> np.ndarray:
-    """The `pixels` of an opened picture: uint8 RGB (size, size, 3).
+    """The `pixels` of an opened picture, for which little memory is taken: uint8 (size, size, 3).
 
     Raises ValueError, in words, for a damaged one.
     """
     try:
         picture.thumbnail((8 * size, 8 * size), Image.Resampling.BOX)  # in place: copies are small
         return pixels(picture, size)
-    except _DAMAGE:
-        raise ValueError(_DAMAGED) from None
+    except Exception:  # as above
+        raise ValueError("The picture is damaged or cut off; save it again.") from None
 
 
-_DAMAGED = "The picture is damaged or cut off; save it again."
-_DAMAGE = (OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error)  # Pillow's
+def pixels(image: Image.Image, size: int | None = None) -> np.ndarray:
+    """An opened picture, uint8 RGB (H, W, 3); with `size`, its largest central square at that side.
+
+    Upright after its EXIF orientation, transparent parts over white, 16 bits a channel cut to 8,
+    the first of several frames. The square is resized with Lanczos' filter, antialiased; a JPEG of
+    more than `DRAFT` times `size` is decoded at a half, quarter or eighth first. Raises ValueError
+    for more than 16 bits a channel, and whatever Pillow does for a damaged file.
+    """
+    if size is not None:
+        image.draft("RGB", (DRAFT * size, DRAFT * size))
+    image.load()
+    if image.mode in ("I", "F"):
+        raise ValueError(f"Expected 8 or 16 bits a channel, found mode {image.mode}.")
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts off all above 255
+        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey.info, image = image.info, grey
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if size is not None and image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def png(image_HWC: np.ndarray, level: int = 6) -> bytes:
+    """Pixels as a PNG, packed as tightly as zlib's `level` says."""
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, "PNG", compress_level=level)
+    return file.getvalue()
+
+
+def _without_long_texts(encoded: bytes) -> bytes:
+    """A PNG without texts that Pillow takes for bombs, such as a picture generator's settings.
+
+    What is packed in 1,000 bytes has a megabyte at most, which Pillow allows.
+    """
+    if not encoded.startswith(_SIGNATURE):
+        return encoded
+    parts, place = [_SIGNATURE], len(_SIGNATURE)
+    while place < len(encoded):
+        length, kind = int.from_bytes(encoded[place : place + 4]), encoded[place + 4 : place + 8]
+        chunk = encoded[place : place + length + 12]
+        packed = kind == b"zTXt" or (kind == b"iTXt" and b"\0\1\0" in chunk[8:100])
+        if kind not in (b"tEXt", b"zTXt", b"iTXt") or length <= (1_000 if packed else 100_000):
+            parts.append(chunk)
+        place += length + 12
+    return b"".join(parts)

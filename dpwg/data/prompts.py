@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dpwg.data.folder import METADATA, rows
+from dpwg.data.files import lines_of
+from dpwg.data.folder import METADATA, has_sidecars, table_rows, texts_of
 from dpwg.data.formats import FORMATS
 from dpwg.data.public import public_caption
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
@@ -25,7 +26,10 @@ def read_captions(source: str, *, private_set: str, public: bool = False) -> tup
     `public` declares it harmless. Raises ValueError or OSError.
     """
     if source.startswith("public:"):
-        return _templates(source.removeprefix("public:"))
+        count = source.removeprefix("public:")
+        if not re.fullmatch("[0-9]{1,9}", count) or not 1 <= int(count) <= MAX_CAPTIONS:
+            raise ValueError(f"Expected captions={source!r} to end in [1, {MAX_CAPTIONS:,}].")
+        return tuple(map(public_caption, range(int(count))))
     path = Path(source)
     if not public and (found := _private(path, private_set)):
         raise ValueError(
@@ -33,12 +37,11 @@ def read_captions(source: str, *, private_set: str, public: bool = False) -> tup
             "and the data set would repeat them word for word. Pass public:N, a file of your own "
             "wording, or declare them with --captions-are-public if nothing in them is sensitive."
         )
-    if path.is_dir():
-        raise ValueError(f"Expected captions={source!r} to be a file, found a folder.")
     if path.name.lower() in METADATA:
-        lines = [(number, str(row.get("text") or "")) for number, row in rows(path)]
+        rows = table_rows(path.name, path.read_bytes())
+        lines = [(number, str(text)) for number, row in rows for text in texts_of(row)]
     else:
-        lines = list(enumerate(_text(path).splitlines(), start=1))
+        lines = list(enumerate(lines_of(path), start=1))
     captions = [(number, line.strip()) for number, line in lines if line.strip()]
     for number, caption in captions:
         if len(caption) > MAX_CAPTION_CHARACTERS:
@@ -51,14 +54,6 @@ def read_captions(source: str, *, private_set: str, public: bool = False) -> tup
     return tuple(caption.encode(errors="replace").decode() for _, caption in captions)
 
 
-def _templates(number: str) -> tuple[str, ...]:
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= MAX_CAPTIONS:
-        raise ValueError(
-            f"Expected captions='public:{number}' to end with a number in [1, {MAX_CAPTIONS:,}]."
-        )
-    return tuple(public_caption(index) for index in range(int(number)))
-
-
 def _private(path: Path, private_set: str) -> str | None:
     """What makes a path look like private captions, whatever links lead to it."""
     named = re.compile(re.escape(private_set) + r"(-\d+)?")  # rendered sets end with their count
@@ -68,24 +63,18 @@ def _private(path: Path, private_set: str) -> str | None:
         if place.suffix.lower() in (".json", ".tar", ".parquet", ".csv"):
             return "a file of the kinds that data sets keep captions in"
         for folder in (place, *place.parents):
-            if form := _format(folder):
-                return f"a path in {folder.name!r}, a data set in the format {form}"
             if named.fullmatch(folder.name):
                 return f"a path in {folder.name!r}, which the checkpoint's card names as private"
+            if folder.is_dir() and _holds_captions(folder, near=folder in (place, place.parent)):
+                return f"a path in {folder.name!r}, which holds a data set"
     return None
 
 
-def _format(folder: Path) -> str | None:
-    """The format of which a folder holds a data set, if it does."""
-    if not folder.is_dir():
-        return None
-    return next((name for name, known in FORMATS.items() if known.found_in(folder)), None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"Expected {path} to be a text file in UTF-8 with a caption a line: {error}."
-        ) from error
+def _holds_captions(folder: Path, *, near: bool) -> bool:
+    """Whether a folder holds a data set whose captions may be in text files in it, or `near`."""
+    forms = ("coco", "celeba", *(("webdataset", "parquet", "fashion") if near else ()))
+    return (
+        any((folder / name).is_file() for name in METADATA)
+        or any(FORMATS[form].found_in(folder) for form in forms)
+        or (near and has_sidecars(folder))
+    )

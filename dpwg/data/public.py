@@ -15,14 +15,9 @@ from pathlib import Path
 from dpwg.data import palette
 from dpwg.data.avatars import render, variants
 from dpwg.data.captions import article, compose
+from dpwg.data.dataset import DataSet
 from dpwg.data.records import Record
 
-PUBLIC_RECORDS = 100_000
-PUBLIC_MORE_RECORDS = 200_000
-"""Further records, for the reranker, and for pretraining, which soon knows fewer by heart."""
-PUBLIC_TEST_RECORDS = 2_000
-TUNING_RECORDS = 10_000
-TUNING_TEST_RECORDS = 500
 JITTER = 20
 _PLAIN = ("shirt", "top", "sweater", "pullover")
 
@@ -173,3 +168,23 @@ def _drawn(
         background=background,
     )
     return style, options, background_hex, caption, attributes
+
+
+TERMS = "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE"
+PUBLIC = DataSet(
+    name="public",
+    splits={"train": 100_000, "more": 200_000, "test": 2_000},
+    make=public_image,
+    public=True,
+    hidden="",
+    terms=TERMS,
+)
+"""Of its splits, "more" are further records for pretraining, which soon knows fewer by heart."""
+TUNING = DataSet(
+    name="tuning",
+    splits={"train": 10_000, "test": 500},
+    make=tuning_image,
+    hidden="",
+    measures=("attack",),
+    terms=TERMS,
+)

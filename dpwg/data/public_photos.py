@@ -9,19 +9,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from dpwg.data.dataset import DataSet
 from dpwg.data.files import Entry, FileRecords
-from dpwg.data.photos import open_photos, public_portrait
+from dpwg.data.photos import open_photos
+from dpwg.data.pictures import png
 
-PUBLIC_PHOTOS = {
-    "public-photos": ("utkface-train", "tiny-imagenet-train"),
-    "public-photos-test": ("utkface-test", "tiny-imagenet-val"),
-}
-"""The sets, and of which faces and other photographs each is made."""
 CLEANED = "cleaned"
 """The form of a set whose faces are those from which near-copies of CelebA's were left out."""
 _CLEANED_SHA256 = (
@@ -33,57 +32,65 @@ PORTRAITS = 2
 """How many portraits are made of each face, before other backgrounds."""
 
 
-class _Portrait(Entry):
-    """A portrait of a face's entry, which has its captions."""
+def open_public_photos(split: str, count: int | None = None) -> FileRecords:
+    """The public photographs, or the first so many: a portrait, then another photograph.
 
-    __slots__ = ("_face",)
-    _face: Entry
-
-    def __init__(self, face: Entry, number: int, backgrounds: list[Entry]) -> None:
-        name = f"{face.name}:{number}"
-        values = {
-            "name": name,
-            "read": functools.partial(_portrait, face, backgrounds, f"dpwg/portrait/{name}"),
-            "stamp": face.stamp,
-            "attributes": face.attributes,
-            "problem": "",
-            "_face": face,
-        }
-        for own, value in values.items():
-            object.__setattr__(self, own, value)
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        return self._face.captions
-
-
-def open_public_photos(name: str, count: int | None = None) -> FileRecords:
-    """One of `PUBLIC_PHOTOS`, or its first `count` records: a portrait, then another photograph.
-
-    Where one kind is used up the rest are of the other. Raises as `open_photos` does.
+    `split` is "" or "test". Where one kind is used up the rest are of the other. Raises as
+    `open_photos` does.
     """
-    faces, others = (open_photos(own) for own in PUBLIC_PHOTOS[name])
-    portraits = [
-        _Portrait(face, number, others.entries)
+    faces = open_photos("utkface", split or "train")
+    others = open_photos("tiny-imagenet", "val" if split else "train")
+    portraits = (
+        _portrait_entry(face, number, others.entries)
         for number in range(PORTRAITS)
         for face in faces.entries
-    ]
-    both = min(len(portraits), len(others))
-    entries = [entry for pair in zip(portraits, others.entries, strict=False) for entry in pair]
-    entries += [*portraits[both:], *others.entries[both:]]
-    if count is not None and not 1 <= count <= len(entries):
-        raise ValueError(f"Expected count={count} from 1 to the {len(entries)} records of {name}.")
+    )
+    both = itertools.zip_longest(portraits, others.entries)
+    entries = [entry for pair in both for entry in pair if entry is not None]
     stamps = hashlib.sha256(repr([face.stamp for face in faces.entries]).encode()).hexdigest()
-    form = CLEANED if stamps in _CLEANED_SHA256 else "photos"
-    source = f"{faces.source} and {others.source}"
-    records = FileRecords(name, entries[:1], form=form, source=source)
-    records.entries = entries[:count]
-    records.digest = _digest(faces.digest, others.digest, len(records))
+    parts = (faces.digest, others.digest, len(entries) if count is None else count)
+    records = FileRecords(
+        "public-photos-test" if split else "public-photos",
+        entries,
+        form=CLEANED if stamps in _CLEANED_SHA256 else "photos",
+        source=f"{faces.source} and {others.source}",
+        digest=hashlib.sha256(f"public photos, {PORTRAITS}: {parts}".encode()).hexdigest(),
+    )
+    digest, records = records.digest, records.first(count)
+    records.digest = digest
     return records
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(f"public photos, {PORTRAITS}: {parts}".encode()).hexdigest()
+def public_portrait(
+    face_HW3: np.ndarray, background_HW3: np.ndarray, rng: random.Random
+) -> np.ndarray:
+    """A tight face crop at the scale and place of CelebA's faces, before another photograph.
+
+    Both are uint8, squares at best; the result is uint8 (128, 128, 3), mirrored and its background
+    blurred half of the time each, as `rng` says.
+    """
+    side = round(128 * rng.uniform(0.55, 0.68))
+    # The eyes are at 37 % of the crop's height and come to row 66, so that it ends before row 125.
+    top = round(66 - 0.37 * side + rng.uniform(-3, 3))
+    left = round(64 - side / 2 + rng.uniform(-4, 4))
+    blurred, mirrored = rng.random() < 0.5, rng.random() < 0.5
+    background = Image.fromarray(background_HW3).resize((128, 128), Image.Resampling.LANCZOS)
+    if blurred:
+        background = background.filter(ImageFilter.GaussianBlur(6))
+    face = Image.fromarray(face_HW3).resize((side, side), Image.Resampling.LANCZOS)
+    inward = np.minimum(np.arange(side), np.arange(side)[::-1])
+    edge = np.clip((inward + 1) / 6, 0, 1)  # five pixels of less than all
+    mask = Image.fromarray((255 * np.minimum.outer(edge, edge)).astype(np.uint8))
+    background.paste(face, (left, top), mask)
+    pixels = np.asarray(background)
+    return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+def _portrait_entry(face: Entry, number: int, backgrounds: list[Entry]) -> Entry:
+    """A portrait of a face, which has its captions."""
+    name = f"{face.name}:{number}"
+    read = functools.partial(_portrait, face, backgrounds, f"dpwg/portrait/{name}")
+    return replace(face, name=name, read=read)
 
 
 def _portrait(face: Entry, backgrounds: list[Entry], seed: str) -> bytes:
@@ -93,11 +100,17 @@ def _portrait(face: Entry, backgrounds: list[Entry], seed: str) -> bytes:
     background = tiles[0]
     if len(tiles) == 4:
         background = np.concatenate([np.concatenate(tiles[at : at + 2], 1) for at in (0, 2)])
-    pixels = public_portrait(_pixels(face), background, rng)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return png(public_portrait(_pixels(face), background, rng), level=1)
 
 
 def _pixels(entry: Entry) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(entry.read())).convert("RGB"))
+
+
+PUBLIC_PHOTOS = DataSet(
+    name="public-photos",
+    splits={"": None, "test": None},
+    open=open_public_photos,
+    public=True,
+    terms="research and education, not commercial, as its photographs",
+)

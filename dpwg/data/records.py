@@ -1,19 +1,21 @@
 """One record type and one interface for every data source.
 
-A record is one image with all of its captions, and the privacy unit unless `groups` joins several.
+A record is one image with all of its captions, and the privacy unit unless a column joins several.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from dpwg.data.decode import decode
+from dpwg.data.pictures import decode
 
 MAX_CAPTION_CHARACTERS = 500
+"""What is beyond is cut off; the text encoder reads far less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,20 @@ class Record:
             raise ValueError(f"{self.name} is broken: {error}") from error
 
 
+class Records(Protocol):
+    """An indexable set of records.
+
+    `name` says which set it is, `digest` (hexadecimal) which contents it has.
+    """
+
+    name: str
+    digest: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
 class RecordList:
     """Records in memory."""
 
@@ -50,15 +66,31 @@ class RecordList:
         return self._records[index]
 
 
-class Records(Protocol):
-    """An indexable set of records.
+def group_numbers(records: Records, column: str) -> list[int]:
+    """The group of each record, numbered from 0 as they first appear: equal values, one group.
 
-    `name` says which set it is, `digest` (hexadecimal) which contents it has.
+    ValueError names a record without a value: to guess whose it is could break the guarantee.
     """
+    rows = getattr(records, "entries", None)  # whose images need not be read
+    rows = [records[index] for index in range(len(records))] if rows is None else rows
+    numbers: dict[str, int] = {}
+    for row in rows:
+        label = row.attributes.get(column, "").strip()
+        if not label:
+            columns = sorted(set().union(*(row.attributes for row in rows)))
+            missing = f"a value of {column!r} for {row.name}, where it is empty or rows disagree"
+            if column not in columns:
+                missing = f"a column {column!r}, found {', '.join(columns) or 'none'}"
+            raise ValueError(f"Expected {missing}.")
+        numbers.setdefault(label, len(numbers))
+    return [numbers[row.attributes[column].strip()] for row in rows]
 
-    name: str
-    digest: str
 
-    def __len__(self) -> int: ...
+def shared_images(records: Records, others: Records) -> int:
+    """How many of the others have an image, to the byte, that is among the records'."""
 
-    def __getitem__(self, index: int) -> Record: ...
+    def digests(of: Records) -> list[bytes]:
+        return [hashlib.sha256(of[index].image_bytes).digest() for index in range(len(of))]
+
+    known = set(digests(records))
+    return sum(digest in known for digest in digests(others))

@@ -229,7 +229,7 @@ def load_public(name_or_path: str | Path) -> Release:
     bounded, would be missing from it.
     """
     release = load_release(name_or_path)
-    if release.card.kind != "public":
+    if release.card.steps:
         raise ValueError(
             f"Expected base={str(name_or_path)!r} to be public, found epsilon="
             f"{release.card.epsilon}; start from a checkpoint that saw no sensitive record."
@@ -280,7 +280,7 @@ def _find_base(folder: Path, config: dict[str, Any]) -> Path:
         )
     _check_digest(base, config["base_sha256"], "base weights")
     _check_digest(base, config["base_sha256"], "base weights", named_weights_sha256)
-    if load_card(base).kind != "public":
+    if load_card(base).steps:
         raise ValueError(
             f"Expected the base of {folder.name} to be public: its card would miss what that one "
             "has spent; it is refused."

@@ -121,6 +121,11 @@ class Examples:
         return int(self._images_N.sum())
 
     @property
+    def cut(self) -> int:
+        """How many captions fill all that the text encoder reads; what is behind is cut off."""
+        return int((self._length_R[self._row_C] >= len(self._empty_mask_L)).sum())
+
+    @property
     def repeated(self) -> int:
         """How many records hold an image that another one holds too, as their codes tell: private.
 

@@ -24,9 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwg.config import TextEncoderId
-from dpwg.data.groups import group_numbers
 from dpwg.data.public_photos import CLEANED
-from dpwg.data.records import Records
+from dpwg.data.records import Records, group_numbers
 from dpwg.method.captions import TextEncoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.training.examples import (

@@ -6,18 +6,18 @@ as a visitor's own, has its name as title and no examples, and its records are n
 
 from __future__ import annotations
 
-import random
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-from dpwg.data.faces import face
-from dpwg.data.grammar import celeba_captions
+from dpwg.data.dataset import REAL_PEOPLE as REAL_PEOPLE
+from dpwg.data.dataset import DataSet
+from dpwg.data.sets import SETS
 from dpwg.modules import SHIPPED, checkpoint_root, read_config
 from dpwg.release.folder import checkpoint_names, find_checkpoint
-from dpwg.release.shared import RERANKER, find_rerankers
+from dpwg.release.shared import find_rerankers
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
 
 FACES, CELEBA = "faces", "celeba"
@@ -26,74 +26,12 @@ DEFAULT_FAMILY = FACES
 USUAL_EPSILON = 10
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PLACEHOLDER_CHARACTERS = 70
-REAL_PEOPLE = "The training pictures of this checkpoint show real people, so they are never shown."
-UNKNOWN_PEOPLE = (
-    "The training pictures of this checkpoint may show real people, so they are never shown."
-)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What is known of a data set. `variations` is one caption in which one thing changes at a
-    time, `draw` makes a caption in the wording of its records.
-    """
-
-    title: str
-    captions: str = ""
-    variations: tuple[str, ...] = ()
-    draw: Callable[[], str] = str
-    hidden: str = UNKNOWN_PEOPLE
-    """Why its records are not shown; empty where they may be."""
-    reranker: str = RERANKER
-    """Where the reranker that knows its pictures would be among the checkpoints."""
-
-
-def _faces_caption() -> str:
-    return face("surprise", random.getrandbits(31)).captions[0]
-
-
-def _celeba_caption() -> str:
-    return random.choice(celeba_captions(random.getrandbits(31), plausible_attributes()))
-
-
-FAMILIES = {
-    FACES: Family(
-        title="Faces: cartoon avatars",
-        captions="captions.txt",
-        variations=tuple(
-            f"A person smiling, with {hair} and {skin} skin, wearing a {hoodie} hoodie, "
-            f"{background} background"
-            for hair, skin, hoodie, background in (
-                ("long curly red hair", "pale", "green", "sky blue"),
-                ("a black afro", "pale", "green", "sky blue"),
-                ("long curly red hair", "dark brown", "green", "sky blue"),
-                ("long curly red hair", "pale", "purple", "sky blue"),
-                ("long curly red hair", "pale", "green", "orange"),
-            )
-        ),
-        draw=_faces_caption,
-        hidden="",
-    ),
-    CELEBA: Family(
-        title="CelebA: photographs of people",
-        captions="captions-celeba.txt",
-        variations=(
-            "a smiling woman with blond hair",
-            "a smiling woman with black hair",
-            "a smiling woman with blond hair and glasses",
-            "a serious woman with blond hair",
-            "a smiling man with blond hair",
-        ),
-        draw=_celeba_caption,
-        hidden=REAL_PEOPLE,
-        reranker=f"{CELEBA}/{RERANKER}",
-    ),
-}
-
-
-def known(family: str) -> Family:
-    """What is known of a family."""
-    return FAMILIES.get(family) or Family(title=family or "Other checkpoints")
+def known(family: str) -> DataSet:
+    """What is known of a family's data set."""
+    own = SETS.get(family) or DataSet(name=family, splits={})
+    return own if own.title else replace(own, title=family or "Other checkpoints")
 
 
 def family_of(checkpoint: str) -> str:
@@ -155,7 +93,7 @@ def _rank(checkpoint: str) -> tuple[int, bool, float]:
 
 def example_captions(family: str) -> list[str]:
     """A family's lines of examples/; none where the package is used without them."""
-    file = EXAMPLES / (known(family).captions or "nowhere")
+    file = EXAMPLES / (known(family).examples or "nowhere")
     return file.read_text().splitlines() if file.is_file() else []
 
 
@@ -178,7 +116,7 @@ def carried(text: str, family: str, suggest: Callable[[str], str]) -> str:
     """What a field has after a change to a family: what somebody typed stays, a suggestion is
     replaced by that of the family.
     """
-    suggested = {suggest(name) for name in FAMILIES} | {""}
+    suggested = {suggest(name) for name in SETS} | {""}
     return suggest(family) if text in suggested else text
 
 
@@ -199,31 +137,3 @@ def reranked(family: str) -> bool:
     """Whether there is a reranker for a family's candidates. Only names are read."""
     places = [root / known(family).reranker for root in (checkpoint_root(), SHIPPED)]
     return any(folder in places for folder in find_rerankers())
-
-
-def plausible_attributes() -> dict[str, bool]:
-    """CelebA's attributes of somebody who does not exist; those left out are false.
-
-    The odds are made up: counted in the records, they would be something that no noise covers.
-    """
-
-    def chance(odds: float) -> bool:
-        return random.random() < odds
-
-    man, young = chance(0.5), chance(0.7)
-    hair = ["Black_Hair", "Blond_Hair", "Brown_Hair"]
-    if not young:
-        hair += ["Gray_Hair", "Gray_Hair", *(["Bald"] if man else [])]
-    odds = {random.choice(hair): 0.95, "Smiling": 0.5, "Eyeglasses": 0.2, "Wearing_Hat": 0.1}
-    odds |= {random.choice(["Straight_Hair", "Wavy_Hair"]): 0.5, "Bangs": 0.15}
-    odds |= {"Mouth_Slightly_Open": 0.4, "Oval_Face": 0.2, "Pale_Skin": 0.05}
-    if man:
-        odds |= {random.choice(["Goatee", "Mustache", "5_o_Clock_Shadow", "No_Beard"]): 0.8}
-        odds |= {"Wearing_Necktie": 0.2}
-    else:
-        odds |= {"No_Beard": 1, "Heavy_Makeup": 0.3, "Wearing_Lipstick": 0.4}
-        odds |= {"Wearing_Earrings": 0.3, "Wearing_Necklace": 0.2}
-    found = {name for name, odd in odds.items() if chance(odd)}
-    if found & {"Bald", "Wearing_Hat"}:
-        found -= {"Straight_Hair", "Wavy_Hair", "Bangs"}
-    return {"Male": man, "Young": young} | dict.fromkeys(found, True)

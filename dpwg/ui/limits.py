@@ -8,8 +8,7 @@ from typing import Any
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.data.upload import UploadLimits
 from dpwg.method.pipeline import MAX_SEED
-from dpwg.privacy.accountants import MAX_EPSILON, MAX_NOISE
-from dpwg.privacy.accounting import MIN_DELTA
+from dpwg.privacy.accounting import MAX_EPSILON, MAX_NOISE, MIN_DELTA
 
 MAX_IMAGES = 4
 MAX_CAPTIONS = 6
@@ -43,7 +42,6 @@ TRAIN_UPLOAD = UploadLimits(
     side=10_000,
     pixels=MAX_UPLOAD_PIXELS,
     total_pixels=1_000_000_000,
-    caption_characters=MAX_CAPTION_CHARACTERS,
 )
 
 

@@ -159,7 +159,7 @@ def train(run: Run | None) -> Iterator[Training]:
             if report["stage"] == "training":
                 since = clock(time.monotonic() - started)
                 frame = _frame(run, order, f"{since} since the start")
-            elif report["stage"] == "repeated":
+            elif report["stage"] == "note":
                 gr.Warning(report["told"])
             elif report["stage"] != "release":
                 done, total = report["done"], report["total"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 
-from dpwg.data.pictures import SUFFIXES as KINDS
+from dpwg.data import pictures
 from dpwg.data.pictures import central_square, open_picture
 from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, MAX_UPLOAD_PIXELS
 
-SUFFIXES = list(KINDS)
+SUFFIXES = list(pictures.SUFFIXES)
 
 
 def read_upload(path: str | Path, size: int) -> np.ndarray:
@@ -30,4 +29,5 @@ def read_upload(path: str | Path, size: int) -> np.ndarray:
         Path(path).unlink(missing_ok=True)
     if len(content) > most:
         raise ValueError(f"Expected a file of at most {MAX_UPLOAD_MEGABYTES} MB; shrink it first.")
-    return central_square(open_picture(io.BytesIO(content), MAX_UPLOAD_PIXELS), size)
+    picture = open_picture(content, max_pixels=MAX_UPLOAD_PIXELS, formats=pictures.KINDS)
+    return central_square(picture, size)
