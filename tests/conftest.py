@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test asks a real hub
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start beside each other, too
 
 import pytest
 import torch
+from app_server import SHIPPED, serving
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
@@ -29,6 +31,9 @@ from dpwg.release.folder import Release, save_release
 from dpwg.release.shared import save_tokenizer
 from dpwg.training.examples import Examples
 from dpwg.training.private import LORA_LAYERS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,6 +72,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--studio-results", type=Path, help="write the studio's response times here")
     parser.addoption("--cuda-results", type=Path, help="write what passed on a GPU here")
     parser.addoption("--screenshots", type=Path, help="keep screenshots of the studio here")
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """The app with the shipped checkpoints: its address and its process."""
+    with serving(SHIPPED, tmp_path_factory.mktemp("app")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser; tests of the page are skipped where there is none."""
+    if (path := shutil.which("chromium")) is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu"]
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

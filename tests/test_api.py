@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from app_server import serving
+from app_server import ROOT, SHIPPED
 from gradio_client import Client
 from PIL import Image
 
@@ -20,18 +18,9 @@ from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.ui.demo import build_demo
 from dpwg.ui.limits import QUEUE_SIZE
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SHIPPED = ROOT / "checkpoints"
 CAPTION = "A person with a black bob, on a green background"
 CLIENTS, CALLS = 20, 5
-
-
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """The app with the shipped checkpoints: its address and its process."""
-    with serving(SHIPPED, tmp_path_factory.mktemp("gradio")) as served:
-        yield served
 
 
 def ask(client: Client, seed: int, checkpoint: str = "faces/eps-10") -> np.ndarray:
@@ -47,24 +36,24 @@ def test_the_readme_names_every_handler() -> None:
     assert told == {f.api_name for f in functions if f.api_visibility == "public"}
 
 
-def test_the_readmes_example_runs(shipped: tuple[str, int]) -> None:
+def test_the_readmes_example_runs(app: tuple[str, int]) -> None:
     block = README.split("## Ask the app from a program")[1].split("```python\n")[1].split("```")[0]
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(block.replace("http://127.0.0.1:7860", shipped[0]), {})
+        exec(block.replace("http://127.0.0.1:7860", app[0]), {})
     assert "[7, 8]" in said.getvalue()
     assert said.getvalue().count(".png'") == 4
 
 
 @pytest.mark.slow
-def test_many_clients_get_their_own_images(shipped: tuple[str, int]) -> None:
+def test_many_clients_get_their_own_images(app: tuple[str, int]) -> None:
     pipe = DPWaveletPipeline.from_pretrained(SHIPPED / "faces" / "eps-10")
     seeds = np.arange(CLIENTS * CALLS).reshape(CLIENTS, CALLS)
     expected = {
         int(seed): pipe(CAPTION, seed=int(seed), guidance=1.5, upsampler="bicubic").coarse[0]
         for seed in seeds.flat
     }
-    clients = [Client(shipped[0], verbose=False) for _ in range(CLIENTS)]
+    clients = [Client(app[0], verbose=False) for _ in range(CLIENTS)]
 
     def visit(own: tuple[Client, np.ndarray]) -> list[np.ndarray]:
         return [ask(own[0], int(seed)) for seed in own[1]]
@@ -77,8 +66,8 @@ def test_many_clients_get_their_own_images(shipped: tuple[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_beyond_the_queue_is_said_in_words(shipped: tuple[str, int]) -> None:
-    client = Client(shipped[0], verbose=False)
+def test_beyond_the_queue_is_said_in_words(app: tuple[str, int]) -> None:
+    client = Client(app[0], verbose=False)
     inputs = ("faces/eps-10", CAPTION, 1, 4, 1.5, 0.5, "bicubic")
     jobs = [client.submit(*inputs, api_name="/generate") for _ in range(2 * QUEUE_SIZE)]
     errors = [error for job in jobs if (error := job.exception(timeout=600))]
@@ -89,8 +78,8 @@ def test_beyond_the_queue_is_said_in_words(shipped: tuple[str, int]) -> None:
 
 
 @pytest.mark.slow
-def test_memory_stays_flat_over_500_generations(shipped: tuple[str, int]) -> None:
-    client, process = Client(shipped[0], verbose=False), psutil.Process(shipped[1])
+def test_memory_stays_flat_over_500_generations(app: tuple[str, int]) -> None:
+    client, process = Client(app[0], verbose=False), psutil.Process(app[1])
     for seed in range(50):
         ask(client, seed)
     before = process.memory_info().rss

@@ -8,25 +8,21 @@ also writes the seconds that were measured, on this machine; `--screenshots FOLD
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from app_server import ROOT, serving
+from app_server import SHIPPED, open_tab, press, serving, visiting
 from bench import machine
+from diffusers_models import save_ldm
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
-CHROMIUM = shutil.which("chromium")
-SHIPPED = ROOT / "checkpoints"
 ODD = "A person 👩🏽‍🎤 with ginger hair, ünïcödé \u202egnirts\u202c, zero\u200bwidth"
 BARS = {
     "page ready": 8.0,
@@ -45,54 +41,7 @@ SEEN = "() => { window.seen = new Set([...document.images].map(i => i.src)) }"
 FRESH = """([what, count]) => [...document.querySelectorAll(what)].filter(i => i.offsetParent
   && i.complete && i.naturalWidth > 0 && !window.seen.has(i.src)).length >= count"""
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu"]
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(SHIPPED, tmp_path_factory.mktemp("gradio")) as (address, _):
-        yield address
-
-
-@contextmanager
-def visiting(chromium: Browser, address: str, width: int, theme: str) -> Iterator[Page]:
-    """A page that must complain of nothing and ask nobody but the app."""
-    wrong: list[str] = []
-
-    def asked(url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("data", "blob") and parts.netloc != urlsplit(address).netloc:
-            wrong.append(url)
-
-    context = chromium.new_context(viewport={"width": width, "height": 900})
-    context.set_default_timeout(300_000)  # a busy machine is not a broken page
-    context.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-    context.on("weberror", lambda error: wrong.append(str(error.error)))
-    context.on("request", lambda request: asked(request.url))
-    page = context.new_page()
-    page.goto(f"{address}?__theme={theme}")
-    page.get_by_text("an attacker who accepts").first.wait_for()
-    yield page
-    context.close()
-    assert wrong == []
-
-
-def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
-def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
+pytestmark = pytest.mark.slow
 
 
 def await_fresh(page: Page, what: str, count: int = 1) -> None:
@@ -105,7 +54,7 @@ def await_fresh(page: Page, what: str, count: int = 1) -> None:
 )
 def test_a_person_uses_every_tab(
     chromium: Browser,
-    app: str,
+    app: tuple[str, int],
     tmp_path: Path,
     width: int,
     theme: str,
@@ -120,7 +69,7 @@ def test_a_person_uses_every_tab(
             folder.mkdir(parents=True, exist_ok=True)
             page.screenshot(path=folder / f"{name}-{width}-{theme}.png", full_page=True)
 
-    with visiting(chromium, app, width, theme) as page:
+    with visiting(chromium, app[0], width=width, theme=theme) as page:
         for use in (generate, compare, bands, privacy, attack, train, about):
             name = use.__name__
             open_tab(page, name.capitalize())
@@ -202,6 +151,34 @@ def about(page: Page, folder: Path) -> None:
     page.get_by_text("It is synthetic").first.wait_for()
 
 
+def test_a_visitor_stops_an_upsampler_that_takes_long(
+    chromium: Browser, root: Path, tmp_path: Path
+) -> None:
+    """It is offered, tells its steps and is stopped; afterwards the page draws as before."""
+    slow = f"ldm:{save_ldm(tmp_path / 'ldm')},steps=1000"
+    served = serving(root, tmp_path / "gradio", DPWG_UPSCALE_MODELS=slow)
+    with served as (address, _), visiting(chromium, address, width=390) as page:
+        page.get_by_role("button", name="More settings").click()
+        page.get_by_label("Upsampler").fill("ldm")
+        page.get_by_role("option", name="ldm:ldm,steps=1000", exact=True).click()
+        page.get_by_text("Latent diffusion x4").wait_for()
+        press(page, "Generate")
+        page.get_by_text("upsampling step").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        stop = page.get_by_role("button", name="Stop drawing")
+        stop.click()
+        page.get_by_text("Stopped.", exact=True).wait_for()
+        stop.wait_for(state="hidden")
+        page.get_by_label("Upsampler").fill("bicubic")
+        page.get_by_role("option", name="bicubic").click()
+        press(page, "Generate")
+        page.get_by_text("seed 0 · text").wait_for()
+        page.get_by_label("Seed").fill("-1")
+        press(page, "Generate")
+        page.get_by_text("Expected seed=-1").first.wait_for()
+        stop.wait_for(state="hidden")
+
+
 def test_response_times(chromium: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """All bars are measured here; the machine at hand decides whether they are met."""
     path: Path | None = request.config.getoption("--studio-results")
@@ -210,7 +187,7 @@ def test_response_times(chromium: Browser, tmp_path: Path, request: pytest.Fixtu
     with serving(SHIPPED, tmp_path) as (address, _):
         rounds = []
         for number in range(1 + ROUNDS):
-            with visiting(chromium, address, 1440, "light") as page:
+            with visiting(chromium, address) as page:
                 if not number:
                     ready = time.perf_counter() - started
                 rounds.append(measured(page, seed=4 * number))
