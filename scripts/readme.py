@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpwg.privacy.accounting import Ledger, default_delta, epsilon_text
+from dpwg.privacy.accounting import default_delta, epsilon_text
 from dpwg.release.folder import checkpoint_names, describe, find_checkpoint, load_card
 
 RESULTS = Path("docs/results")
@@ -93,7 +93,7 @@ def _at_the_usual_delta(name: str) -> str:
     """What the same steps spend at the delta that `finetune` would take for so many records."""
     card = load_card(find_checkpoint(name))
     delta = default_delta(card.records)
-    spent = Ledger.from_json(list(card.ledger)).pld_epsilon(delta)
+    spent = card.ledger.pld_epsilon(delta)
     return f"{epsilon_text(spent)} ({delta:g})"
 
 

@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from dpwg.modules import checkpoint_root
 from dpwg.privacy.accounting import Ledger, LedgerEntry, epsilon_text
 from dpwg.privacy.card import CardMismatchError, PrivacyCard
+from dpwg.privacy.curves import explain
 
 RUN = {"sampling_rate": 0.02, "noise_multiplier": 2.0, "steps": 100}
 INPUTS = [{"name": "tokenizer", "source": "DiceBear public mix", "licence": "CC0"}]
@@ -54,11 +56,13 @@ def test_mixed_ledger_leaves_rate_and_noise_to_the_ledger():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epsilon": 0.1}, "epsilon=0.1, its ledger spends"),
+        ({"epsilon": 0.1}, "epsilon=0.1, its ledger 0.4"),
         ({"epsilon": None}, "epsilon=inf"),
         ({"epsilon": 0.0}, "epsilon=0.0"),
-        ({"delta": 1e-7}, "at delta=1e-07"),
+        ({"epsilon_rdp": 0.3}, "epsilon_rdp=0.3"),
+        ({"delta": 1e-7}, "epsilon=0.4"),
         ({"target_epsilon": 0.1}, "target_epsilon=0.1"),
+        ({"records": 5001}, "records"),
         ({"steps": 99}, "steps=99, its ledger 100"),
         ({"sampling_rate": 0.01}, "sampling_rate=0.01, its ledger 0.02"),
         ({"noise_multiplier": 2.5}, "noise_multiplier=2.5, its ledger 2.0"),
@@ -66,10 +70,7 @@ def test_mixed_ledger_leaves_rate_and_noise_to_the_ledger():
         ({"ledger": []}, "steps=100, its ledger 0"),
         ({"ledger": [RUN, RUN]}, "steps=100, its ledger 200"),
         ({"ledger": [RUN | {"noise_multiplier": 4.0}]}, "noise_multiplier=2.0, its ledger 4.0"),
-        (
-            {"ledger": [RUN | {"noise_multiplier": 4.0}], "noise_multiplier": 4.0},
-            "its ledger spends",
-        ),
+        ({"ledger": [RUN | {"noise_multiplier": 4.0}], "noise_multiplier": 4.0}, "epsilon="),
     ],
 )
 def test_tampered_card_is_refused_with_both_figures(card, change, message):
@@ -85,7 +86,7 @@ def test_rounding_of_another_machine_is_forgiven_and_no_more(card):
 
 
 def test_run_past_its_target_is_refused():
-    with pytest.raises(CardMismatchError, match=r"target_epsilon=0.2, its ledger spends"):
+    with pytest.raises(CardMismatchError, match="target_epsilon"):
         make_card(RUN, target_epsilon=0.2).verify()
 
 
@@ -95,7 +96,7 @@ def test_non_private_card_claims_no_bound_in_json_as_null():
     card.verify()
     data = json.loads(json.dumps(card.to_json(), allow_nan=False))
     assert [data[name] for name in ("epsilon", "epsilon_prv", "epsilon_rdp")] == [None] * 3
-    with pytest.raises(CardMismatchError, match=r"epsilon=3.0, its ledger spends inf"):
+    with pytest.raises(CardMismatchError, match="its ledger inf"):
         PrivacyCard.from_json(data | {"epsilon": 3.0, "max_grad_norm": 1.0}).verify()
     with pytest.raises(CardMismatchError, match=r"target_epsilon=1.0"):
         PrivacyCard.from_json(data | {"target_epsilon": 1.0}).verify()
@@ -104,16 +105,37 @@ def test_non_private_card_claims_no_bound_in_json_as_null():
 def test_public_card_needs_an_empty_ledger():
     card = make_card(records=0, dataset="none", max_grad_norm=None, target_epsilon=None)
     card.verify()
-    assert (card.epsilon, card.steps) == (0.0, 0)
+    assert (card.kind, card.epsilon, card.steps) == ("public", 0.0, 0)
     assert "saw no sensitive record" in card.to_markdown()
 
 
-def test_card_that_claims_nothing_was_seen_after_a_step_is_refused():
+def test_a_run_whose_epsilon_rounds_to_0_is_private_and_no_public_one():
     """One step at rate 1e-7 has epsilon 0 at delta 1e-6, yet it did read sensitive records."""
-    card = make_card({"sampling_rate": 1e-7, "noise_multiplier": 1.0, "steps": 1})
-    assert card.epsilon == 0
-    with pytest.raises(CardMismatchError, match=r"epsilon=0.0, its ledger spends 0.0 in 1 steps"):
-        card.verify()
+    one = {"sampling_rate": 1e-7, "noise_multiplier": 1.0, "steps": 1}
+    card = make_card(one, records=10**7, delta=9e-8)
+    card.verify()
+    assert (card.kind, card.epsilon) == ("private", 0)
+    assert "saw no sensitive record" not in card.to_markdown()
+    assert make_card(RUN | {"noise_multiplier": 0.0}, target_epsilon=None).kind == "non-private"
+
+
+def test_steps_that_were_begun_and_lost_are_on_the_card():
+    card = make_card(RUN | {"lost": 50})
+    card.verify()
+    assert (card.steps, card.epsilon) == (100, make_card(RUN).epsilon)
+    told = card.to_markdown()
+    assert "Of 150 steps that were begun 100 were finished" in told
+    assert f"{epsilon_text(make_card(RUN | {'steps': 150}).epsilon)}." in told
+    assert PrivacyCard.from_json(json.loads(json.dumps(card.to_json()))) == card
+
+
+def test_cards_that_ship_load_with_their_epsilon_and_their_digest():
+    for path in sorted(checkpoint_root().rglob("privacy_card.json")):
+        data = json.loads(path.read_text())
+        card = PrivacyCard.from_json(data)
+        assert card.to_json() == data
+        assert card.sha256 == json.loads((path.parent / "config.json").read_text())["card_sha256"]
+        assert (card.kind == "public") == path.parent.name.startswith("public")
 
 
 @pytest.mark.parametrize(
@@ -132,8 +154,9 @@ def test_card_that_claims_nothing_was_seen_after_a_step_is_refused():
         ({"software": {"torch": 2}}, "software="),
         ({"limits": "none"}, "limits="),
         ({"limits": [1]}, "limits="),
-        ({"public_inputs": [{"name": "tokenizer"}]}, "name, source and licence"),
+        ({"public_inputs": [{"name": "tokenizer"}]}, "public_inputs="),
         ({"ledger": [RUN | {"steps": -1}]}, "steps=-1"),
+        ({"ledger": [RUN | {"steps": 10**12}]}, "steps=1000000000000"),
         ({"ledger": None}, "ledger=None"),
     ],
 )
@@ -142,28 +165,18 @@ def test_invalid_field_is_refused_by_name(card, change, message):
         PrivacyCard.from_json(card.to_json() | change)
 
 
-@pytest.mark.parametrize("name", ["epsilon", "limits", "ledger"])
-def test_missing_field_is_refused_by_name(card, name):
-    data = card.to_json()
-    del data[name]
-    with pytest.raises(ValueError, match=rf"missing \['{name}'\]"):
-        PrivacyCard.from_json(data)
-
-
-@pytest.mark.parametrize("data", [[], None, "card"])
+@pytest.mark.parametrize("data", [{"epsilon": 1.0}, [], None, "card"])
 def test_json_of_another_shape_is_refused(data):
-    with pytest.raises(ValueError, match=r"unknown \[\], missing \['accesses_covered'"):
+    with pytest.raises(ValueError, match=r"missing \['accesses_covered'"):
         PrivacyCard.from_json(data)
 
 
 def test_markdown_shows_promise_figures_inputs_and_limits(card):
     text = card.to_markdown()
-    assert "1 % false alarms" in text
+    assert explain(card.ledger) in text
     assert f"| epsilon (PLD) | {epsilon_text(card.epsilon)} |" in text
     assert "| records | 50,000 |" in text
     assert "- tokenizer: DiceBear public mix (CC0)" in text
     assert all(f"- {limit}" in text for limit in card.limits)
-
-
-def test_a_cross_check_that_found_nothing_is_not_told_as_no_bound(card):
-    assert "not resolved by Opacus" in dataclasses.replace(card, epsilon_prv=None).to_markdown()
+    unresolved = dataclasses.replace(card, epsilon_prv=None).to_markdown()
+    assert "| epsilon (PRV) | not computed |" in unresolved

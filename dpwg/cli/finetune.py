@@ -146,7 +146,6 @@ def finetune(
         public_inputs=start.card.public_inputs,
         target_epsilon=None if epsilon == math.inf else epsilon,
         group_column=None if group_I is None else unit,
-        images=len(private),
         left_out=source.skip_broken,
     )
     release = Release(

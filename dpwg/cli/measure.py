@@ -165,7 +165,7 @@ def _attackable(others: str | None) -> list[str]:
     attacked = [
         name
         for name, card in cards.items()
-        if card.epsilon != 0 and not card.of_groups and (others or card.dataset in split)
+        if card.kind != "public" and not card.of_groups and (others or card.dataset in split)
     ]
     if not attacked:
         raise ValueError(
@@ -187,7 +187,7 @@ def _attack(
 
     release = load_release(name)
     card = release.card
-    if card.epsilon == 0:
+    if card.kind == "public":
         raise ValueError(f"{name} saw no sensitive record: there is nothing to infer.")
     if card.of_groups:
         raise ValueError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dpwg.measure.quality import losses_of
 from dpwg.method.transformer import WaveletGPT
-from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.privacy.curves import max_true_positive_rate
 from dpwg.release.folder import Release
 from dpwg.training.examples import Examples
 from dpwg.training.run_state import fingerprint
@@ -130,7 +130,7 @@ def result_file(checkpoint: str) -> str:
 
 def check_reference(release: Release, public: Release) -> None:
     """Raise ValueError unless losses of `release` can be calibrated by those of `public`."""
-    if public.card.epsilon != 0:
+    if public.card.kind != "public":
         raise ValueError("Expected a public reference: a private one has secrets of its own.")
     if fingerprint(public.tokenizer) != fingerprint(release.tokenizer):
         raise ValueError(

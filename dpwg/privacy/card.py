@@ -6,111 +6,21 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
-from dpwg.privacy.accounting import Ledger, check_delta, epsilon_text, explain
+from dpwg.privacy.accountants import rdp
+from dpwg.privacy.accounting import Ledger, check_delta, compose, epsilon_text
+from dpwg.privacy.card_terms import GROUP_UNIT, Kind, card_terms
+from dpwg.privacy.curves import explain
 
 _TOLERANCE = 1e-6  # relative: FFTs differ in their last digits between machines
 _PACKAGES = ("dpwg", "torch", "numpy", "opacus", "dp-accounting")
-_TERMS: dict[str, Any] = {
-    "unit": "One image with its captions: a person with several images has several records.",
-    "adjacency": "Add or remove one record.",
-    "released": "Model weights, configuration and this card; not the run's losses, gradient norms, "
-    "optimizer state or random state.",
-    "accesses_covered": "Every gradient step that the released weights depend on; nothing else "
-    "that was computed from the sensitive records is released.",
-    "tuning_not_covered": "Choices made by looking at private results (steps, clip norm, learning "
-    "rate, checkpoint) are not covered by epsilon.",
-    "accountant": "PLD (dp-accounting); PRV and RDP (Opacus) as a cross-check.",
-}
-_GROUP_UNIT = (
-    "One group: all images with the same {column}, with their captions. A record of this card is a "
-    "group: {groups:,} groups of {images:,} images in all. Each visit of a step draws one image of "
-    "the group."
-)
-"""Up to the colon it tells cards of groups apart, those that are out in the world too: keep it."""
-_IMAGE_LIMIT = "Protects an image, not a person who appears in several."
-_COUNT_LIMIT = "The number of records and the sampling rate are treated as public."
-_GROUP_LIMITS = {
-    _IMAGE_LIMIT: "Protects a group as {column} tells it, not whoever is in images of several "
-    "groups.",
-    _COUNT_LIMIT: "The numbers of groups and images and the sampling rate are treated as public.",
-}
-_LEFT_OUT = (
-    "Images without a caption, or that cannot be decoded, were left out, if there were any, before "
-    "the records were counted."
-)
-_TERMS_BY_KIND: dict[str, dict[str, Any]] = {
-    "private": {
-        "setting": "Central: one trusted curator trains with DP-SGD and publishes the result.",
-        "sampling": "Poisson: each step takes every record independently with probability "
-        "sampling_rate. It holds: the training loop draws so, divides by the expected batch size, "
-        "and takes a noise step for an empty batch too.",
-        "limits": (
-            "Is for this release alone: epsilons of releases from the same records add up, and one "
-            "without a bound leaves none.",
-            _IMAGE_LIMIT,
-            _COUNT_LIMIT,
-            "Is made to each record: of what stands in k of them, such as an image listed k times, "
-            "epsilon is k times as large or more.",
-            "Holds as far as the public inputs were made without the sensitive records.",
-            "Noise is drawn in floating point by a generator that is not cryptographic (Philox, "
-            "keyed by the operating system): attacks on its low-order bits are not excluded.",
-            "Bounds what the model adds to an attacker's knowledge, not what is known already.",
-        ),
-    },
-    "non-private": {
-        "setting": "Not private: trained on sensitive records without a guarantee.",
-        "sampling": "None is relied upon, because no guarantee is claimed.",
-        "limits": ("Training records may be reproduced; do not publish if they are sensitive.",),
-    },
-    "public": {
-        "setting": "Public: trained on public records only.",
-        "sampling": "No sensitive batch was drawn.",
-        "limits": ("Says nothing about the privacy of people in the public records.",),
-    },
-}
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_figure(value: Any) -> bool:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value) and value >= 0
-
-
-def _is_dict_of_text(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
-
-
-def _is_public_input(value: Any) -> bool:
-    return _is_dict_of_text(value) and value.keys() == {"name", "source", "licence"}
-
-
-def _is_tuple_of(item: Callable[[Any], bool], value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(item, value))
-
-
-_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {  # by a field's annotation
-    str: (_is_text, "a text"),
-    int: (lambda v: isinstance(v, int) and _is_figure(v), "an integer >= 0"),
-    float: (_is_figure, "a finite number >= 0"),
-    float | None: (lambda v: v is None or _is_figure(v), "a finite number >= 0, or None"),
-    dict[str, str]: (_is_dict_of_text, "a dict of texts"),
-    tuple[str, ...]: (partial(_is_tuple_of, _is_text), "a tuple of texts"),
-    tuple[dict[str, str], ...]: (
-        partial(_is_tuple_of, _is_public_input),
-        "a tuple of dicts with texts for name, source and licence",
-    ),
-    tuple[dict[str, float | int], ...]: (lambda v: isinstance(v, tuple), "a tuple of entries"),
-}
+_INPUT = {"name", "source", "licence"}
 
 
 class CardMismatchError(ValueError):
@@ -121,9 +31,9 @@ class CardMismatchError(ValueError):
 class PrivacyCard:
     """What a release promises about the records it was trained on.
 
-    `epsilon` None is no bound (not private), 0.0 is no sensitive record seen (public). The
-    cross-checks are None where Opacus gives no bound. `sampling_rate` and `noise_multiplier` are
-    None where the ledger holds none, or several. Raises ValueError naming the invalid field.
+    `epsilon` None is no bound. The cross-checks are None where they give none, and PRV where Opacus
+    cannot resolve it. `sampling_rate` and `noise_multiplier` are None where the ledger holds none,
+    or several. Raises ValueError naming the invalid field.
     """
 
     setting: str
@@ -148,19 +58,28 @@ class PrivacyCard:
     public_inputs: tuple[dict[str, str], ...]
     software: dict[str, str]
     limits: tuple[str, ...]
-    ledger: tuple[dict[str, float | int], ...]
+    ledger: Ledger
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            obeys, rule = _RULES[item.type]
-            if not obeys(value := getattr(self, item.name)):
-                raise ValueError(f"Expected {item.name}={value!r} to be {rule}.")
+            if not _is(value := getattr(self, item.name), item.type):
+                raise ValueError(f"Expected {item.name}={value!r:.200} to be {item.type}.")
+        if any(given.keys() != _INPUT for given in self.public_inputs):
+            raise ValueError(f"Expected public_inputs={self.public_inputs!r:.200} of {_INPUT}.")
         check_delta(self.delta, records=max(self.records, 1))
-        if self.epsilon and not self.max_grad_norm:
+        if self.kind == "private" and not self.max_grad_norm:
             raise ValueError(
                 f"Expected max_grad_norm={self.max_grad_norm} > 0 in a private card; pass the norm."
             )
-        Ledger.from_json(list(self.ledger))
+
+    @property
+    def kind(self) -> Kind:
+        """Public without a step in the ledger, non-private without a bound: never by epsilon 0,
+        which many small steps may round to as well.
+        """
+        if not self.ledger.entries:
+            return "public"
+        return "non-private" if self.epsilon is None else "private"
 
     @property
     def sha256(self) -> str:
@@ -171,7 +90,7 @@ class PrivacyCard:
     @property
     def of_groups(self) -> bool:
         """Whether a record of this card is a group of images, not one image."""
-        return self.unit.startswith(_GROUP_UNIT.partition(":")[0])
+        return self.unit.startswith(GROUP_UNIT.partition(":")[0])
 
     @classmethod
     def from_ledger(
@@ -185,28 +104,19 @@ class PrivacyCard:
         public_inputs: Sequence[Mapping[str, str]],
         target_epsilon: float | None = None,
         group_column: str | None = None,
-        images: int = 0,
         left_out: bool = False,
     ) -> Self:
         """Card of what `ledger` recorded: an empty one is public, one without noise not private.
 
-        `records` counts the sensitive set, 0 if there is none; each public input has a name, a
-        source and a licence. Where the records are groups by `group_column`, `images` counts what
-        is in all of them; `left_out` tells that broken images, if any, were skipped: the text does
-        not depend on whether there were. A run past its target has a card too: `verify` refuses it.
+        `records` counts the sensitive set, 0 if there is none: groups of images by `group_column`
+        where that is given. `left_out` tells that broken images, if any, were skipped, whether or
+        not there were. A run past its target has a card too: `verify` refuses it.
         """
         spent = ledger.epsilons(delta)
-        kind = "private" if math.isfinite(spent.pld) else "non-private"
-        terms = _TERMS | _TERMS_BY_KIND[kind if ledger.steps else "public"]
-        limits: tuple[str, ...] = terms["limits"]
-        if group_column is not None:
-            column = repr(group_column)
-            terms["unit"] = _GROUP_UNIT.format(column=column, groups=records, images=images)
-            own = (_GROUP_LIMITS.get(limit, limit) for limit in limits)
-            limits = tuple(limit.replace("{column}", column) for limit in own)
-        terms["limits"] = (*limits, _LEFT_OUT) if left_out else limits
+        kind: Kind = "private" if math.isfinite(spent.pld) else "non-private"
+        kind = kind if ledger.entries else "public"
         return cls(
-            **terms,
+            **card_terms(kind, group_column=group_column, left_out=left_out),
             epsilon=_finite_or_none(spent.pld),
             epsilon_prv=_finite_or_none(spent.prv),
             epsilon_rdp=_finite_or_none(spent.rdp),
@@ -220,31 +130,33 @@ class PrivacyCard:
             dataset=dataset,
             public_inputs=tuple(dict(item) for item in public_inputs),
             software=_versions(),
-            ledger=tuple(ledger.to_json()),
+            ledger=compose([ledger]),
         )
 
     def verify(self) -> None:
-        """Raise CardMismatchError unless the ledger bears out epsilon, target, steps, rate, noise.
+        """Raise CardMismatchError unless the figures follow from the ledger.
 
-        Epsilon is recomputed by PLD, to 1e-6. The cross-checks, the clip norm, the number of
-        records and the texts do not follow from a ledger and stay the publisher's word.
+        Epsilon is recomputed by PLD, to 1e-6. RDP's is to a fifth, since libraries leave out orders
+        that do not converge. PRV's, the clip norm and the texts stay the publisher's word.
         """
-        ledger = Ledger.from_json(list(self.ledger))
-        remedy = "do not publish, write the card again from the training state's ledger."
-        for name, ran in (
-            ("steps", ledger.steps),
-            ("sampling_rate", _only(ledger, "sampling_rate")),
-            ("noise_multiplier", _only(ledger, "noise_multiplier")),
-        ):
-            if (told := getattr(self, name)) != ran:
-                raise CardMismatchError(f"Card says {name}={told}, its ledger {ran}; {remedy}")
-        epsilon, spent = _or_inf(self.epsilon), ledger.pld_epsilon(self.delta)
-        is_public, saw_nothing = epsilon == 0, ledger.steps == 0
-        if not math.isclose(epsilon, spent, rel_tol=_TOLERANCE) or is_public != saw_nothing:
-            raise CardMismatchError(
-                f"Card says epsilon={epsilon}, its ledger spends {spent} in {ledger.steps} steps "
-                f"at delta={self.delta}; {remedy}"
-            )
+        ledger = self.ledger
+        spent, looser = ledger.pld_epsilon(self.delta), rdp(ledger.runs, self.delta)
+        claims: list[tuple[str, float | None, float | None, float]] = [
+            ("steps", self.steps, ledger.steps, 0.0),
+            ("sampling_rate", self.sampling_rate, _only(ledger, "sampling_rate"), 0.0),
+            ("noise_multiplier", self.noise_multiplier, _only(ledger, "noise_multiplier"), 0.0),
+            ("epsilon", _or_inf(self.epsilon), spent, _TOLERANCE),
+            ("epsilon_rdp", self.epsilon_rdp, self.epsilon_rdp and looser, 0.2),
+        ]
+        for rate, _, _ in ledger.runs:
+            batch = rate * self.records  # a whole number, as the plan has it
+            claims.append(("records * sampling_rate", batch, max(1, round(batch)), _TOLERANCE))
+        for name, told, ran, tolerance in claims:
+            if told != ran and not (told and ran and math.isclose(told, ran, rel_tol=tolerance)):
+                raise CardMismatchError(
+                    f"Card says {name}={told}, its ledger {ran}; do not publish, write the card "
+                    "again from the training state's ledger."
+                )
         if spent > _or_inf(self.target_epsilon) * (1 + _TOLERANCE):
             raise CardMismatchError(
                 f"Card promises target_epsilon={self.target_epsilon}, its ledger spends {spent}; "
@@ -253,7 +165,8 @@ class PrivacyCard:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict for strict JSON: null stands for no bound, never NaN or Infinity."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = asdict(self) | {"ledger": self.ledger.to_json()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
@@ -266,20 +179,14 @@ class PrivacyCard:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
-        return cls(**values)
+        return cls(**values | {"ledger": Ledger.from_json(data["ledger"])})
 
     def to_markdown(self) -> str:
         """The card for readers: what it promises in one sentence, the figures, then the terms."""
         figures = {
             "epsilon (PLD)": epsilon_text(self.epsilon),
-            "epsilon (PRV)": (
-                "not computed" if self.epsilon_rdp is None else "not resolved by Opacus"
-            )
-            if self.epsilon_prv is None and self.epsilon is not None
-            else epsilon_text(self.epsilon_prv),
-            "epsilon (RDP)": "not computed"
-            if self.epsilon_rdp is None and self.epsilon is not None
-            else epsilon_text(self.epsilon_rdp),
+            "epsilon (PRV)": self._cross_check(self.epsilon_prv),
+            "epsilon (RDP)": self._cross_check(self.epsilon_rdp),
             "target epsilon": "none"
             if self.target_epsilon is None
             else epsilon_text(self.target_epsilon),
@@ -304,17 +211,42 @@ class PrivacyCard:
         }
         inputs = [f"{i['name']}: {i['source']} ({i['licence']})" for i in self.public_inputs]
         runs = [
-            f"{run['steps']:,} steps at rate {run['sampling_rate']:.4g}, "
-            f"noise {run['noise_multiplier']:.4g}"
-            for run in self.ledger
+            f"{run.steps:,} steps at rate {run.sampling_rate:.4g}, noise {run.noise_multiplier:.4g}"
+            for run in self.ledger.entries
         ]
-        lines = ["# Privacy card", "", explain(self.epsilon, self.delta), ""]
+        limits, begun = list(self.limits), self.ledger.begun
+        if begun.steps > self.steps:
+            limits.append(
+                f"Of {begun.steps:,} steps that were begun {self.steps:,} were finished: the run "
+                "was interrupted. Epsilon counts what the release follows from. Had the run been "
+                "stopped for what it showed, all would count, and epsilon would be "
+                f"{epsilon_text(begun.pld_epsilon(self.delta))}."
+            )
+        lines = ["# Privacy card", "", explain(self.ledger), ""]
         lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in figures.items()]
         lines += ["", *(f"- **{name}.** {text}" for name, text in terms.items())]
-        for title, items in (("Public inputs", inputs), ("Ledger", runs), ("Limits", self.limits)):
+        for title, items in (("Public inputs", inputs), ("Ledger", runs), ("Limits", limits)):
             lines += ["", f"## {title}", "", *(f"- {item}" for item in items or ["none"])]
         return "\n".join(lines) + "\n"
+
+    def _cross_check(self, epsilon: float | None) -> str:
+        missing = epsilon is None and self.epsilon is not None
+        return "not computed" if missing else epsilon_text(epsilon)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; texts are not empty, numbers are finite and >= 0."""
+    if isinstance(kind, UnionType):
+        return any(_is(value, part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(v, str) for v in (*value, *value.values()))
+    if kind in (int, float):
+        real = isinstance(value, int if kind is int else int | float)
+        return real and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, kind) and value != ""
 
 
 def _only(ledger: Ledger, name: str) -> float | None:

@@ -24,8 +24,9 @@ from dpwg.config import Config
 from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.method.sampling import Sampling
 from dpwg.modules import module_sha256
-from dpwg.privacy.accounting import epsilon_text, explain
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.curves import explain
 from dpwg.release.hub import CITATION, LICENSE
 from dpwg.release.parts import FORMATS, Row, appear, encode_png, write_text
 from dpwg.upsampling.diffusion import public_name
@@ -260,7 +261,7 @@ def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> str
     if card.epsilon is None:
         promise, trained = "**No privacy: there is no bound on epsilon.**", "without privacy"
         why = "Nothing holds: the model may reproduce records, and so may these images."
-    elif card.epsilon == 0:
+    elif card.kind == "public":
         promise, trained = "**Epsilon is 0: no sensitive record was seen.**", "on public data"
     else:
         promise = f"**Epsilon is {epsilon_text(card.epsilon)} at delta = {card.delta:g}.**"
@@ -289,7 +290,7 @@ A text-to-image model drew every one of them, by [DP-Wavelet](https://arxiv.org/
 
 ## Privacy
 
-{promise} {explain(card.epsilon, card.delta)}
+{promise} {explain(card.ledger)}
 
 - **Unit.** {card.unit}
 - **Adjacency.** {card.adjacency}

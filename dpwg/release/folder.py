@@ -229,7 +229,7 @@ def load_public(name_or_path: str | Path) -> Release:
     bounded, would be missing from it.
     """
     release = load_release(name_or_path)
-    if release.card.steps:
+    if release.card.kind != "public":
         raise ValueError(
             f"Expected base={str(name_or_path)!r} to be public, found epsilon="
             f"{release.card.epsilon}; start from a checkpoint that saw no sensitive record."

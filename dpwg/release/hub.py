@@ -16,8 +16,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from dpwg.config import TextEncoderId, read_json
 from dpwg.download import download
 from dpwg.modules import checkpoint_root
-from dpwg.privacy.accounting import epsilon_text, explain
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.curves import explain
 from dpwg.release.folder import Release, find_checkpoint, load_release, save_release
 from dpwg.release.provenance import text_encoder_input
 
@@ -178,7 +179,7 @@ def model_card(
 # {name.rpartition("/")[2]}
 
 Text to image, coarse to fine, by [DP-Wavelet](https://arxiv.org/abs/2602.23262). {_promise(card)}.
-{explain(card.epsilon, card.delta)}
+{explain(card.ledger)}
 
 ```python
 from dpwg.method.pipeline import DPWaveletPipeline
@@ -210,7 +211,7 @@ weights alone, not of its configuration and tokenizer:
 def _promise(card: PrivacyCard) -> str:
     if card.epsilon is None:
         return "Trained without privacy (no bound on epsilon)"
-    if not card.epsilon:
+    if card.kind == "public":
         return "Trained on public data only (epsilon = 0)"
     return f"Trained with epsilon = {epsilon_text(card.epsilon)} at delta = {card.delta:g}"
 

@@ -449,7 +449,6 @@ class _Work:
             public_inputs=base.card.public_inputs,
             target_epsilon=None if run.epsilon == math.inf else run.epsilon,
             group_column=None if group_I is None else run.unit,
-            images=self._source.private_records,
         )
         self._save(Release(
             model=base.model.cpu(),

@@ -22,7 +22,7 @@ from dpwg.measure.membership import (
     result_file,
 )
 from dpwg.method.pipeline import MAX_SEED
-from dpwg.privacy.accounting import Ledger, epsilon_text
+from dpwg.privacy.accounting import epsilon_text, percent_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.release.folder import find_checkpoint, named_weights_sha256
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 def attack(name: str) -> Found:
     """The stored attack on a checkpoint; without a file of these very weights, what writes one."""
     card = claim(name)
-    if card.epsilon == 0:
+    if card.kind == "public":
         return _words(
             f"**{name} saw no sensitive record**, so there is nothing to infer: an attacker can "
             "only guess. Its loss is what the other checkpoints' losses are compared with."
@@ -184,12 +184,12 @@ def _words(told: str) -> Found:
 
 
 def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
-    ledger = Ledger.from_json(list(card.ledger)).entries
+    ledger = card.ledger
     rates = [point.false_positive_rate for point in found.true_positives]
     limits = max_true_positive_rates(ledger, rates)
     table = []
     for point, limit in zip(found.true_positives, limits, strict=True):
-        bounds = [_up(point.allowed), _up(limit)]
+        bounds = [percent_text(point.allowed), percent_text(limit)]
         row = [f"{point.false_positive_rate:.1%}"]
         if point.false_positive_rate * found.nonmembers < 1:
             least = math.ceil(1 / point.false_positive_rate)
@@ -241,11 +241,6 @@ def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
         f"{found.auc_high:.3f}): shown a training and a held-out record, this attack "
         f"tells which is which {found.auc:.1%} of the time; guessing, half of it. {judged}. {bound}"
     )
-
-
-def _up(rate: float) -> str:
-    """A bound in percent, rounded up, since it may not be understated."""
-    return f"{math.ceil(rate * 1e4 - 1e-9) / 100:g}%"
 
 
 def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.Tab) -> None:

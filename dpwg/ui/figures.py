@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from dpwg.measure.membership import MembershipAttack
-from dpwg.privacy.accounting import LedgerEntry, epsilon_text, max_true_positive_rate
-from dpwg.privacy.curves import max_true_positive_rates
+from dpwg.privacy.accounting import Ledger, epsilon_text
+from dpwg.privacy.curves import max_true_positive_rate, max_true_positive_rates
 from dpwg.ui.families import unit_of
 from dpwg.ui.results import Measure
 
@@ -138,7 +138,7 @@ def scores_figure(attack: MembershipAttack) -> Figure:
     return figure
 
 
-def roc_figure(attack: MembershipAttack, ledger: Sequence[LedgerEntry]) -> Figure:
+def roc_figure(attack: MembershipAttack, ledger: Ledger) -> Figure:
     """True against false positives on log axes: the attack, guessing, and what bounds all attacks,
     by (epsilon, delta) and, tighter, by the mechanism of the ledger.
     """

@@ -45,7 +45,7 @@ def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
     it is. An attack's scores are as private as the records, so it shows only what was trained
     on the synthetic faces.
     """
-    if card.epsilon == 0:
+    if card.kind == "public":
         return f"{name} saw no sensitive record: there is nothing to infer."
     if hidden := known(family_of(name) if family is None else family).hidden:
         was = "was" if hidden == REAL_PEOPLE else "may have been"

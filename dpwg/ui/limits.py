@@ -8,7 +8,8 @@ from typing import Any
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.data.upload import UploadLimits
 from dpwg.method.pipeline import MAX_SEED
-from dpwg.privacy.accounting import MAX_EPSILON, MAX_NOISE, MIN_DELTA
+from dpwg.privacy.accountants import MAX_EPSILON, MAX_NOISE
+from dpwg.privacy.accounting import MIN_DELTA
 
 MAX_IMAGES = 4
 MAX_CAPTIONS = 6

@@ -61,7 +61,7 @@ def nearest(
     family = FACES if name == YOURS else family_of(name)
     if reason := known(family).hidden:
         raise gr.Error(reason)
-    if card.epsilon != 0 and (card.of_groups or card.dataset != DATA):
+    if card.kind != "public" and (card.of_groups or card.dataset != DATA):
         raise gr.Error(refusal(name, card, family))
     records = card.records if card.dataset == DATA else TRAIN_RECORDS
     try:

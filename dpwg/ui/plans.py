@@ -12,9 +12,9 @@ from dpwg.privacy.accounting import (
     PrivacyPlan,
     default_delta,
     epsilon_text,
-    explain,
     pld_epsilon,
 )
+from dpwg.privacy.curves import doubt_about, explain
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.ui.limits import (
     MAX_TRAIN_BATCH,
@@ -103,7 +103,9 @@ def seconds_of(plan: PrivacyPlan, measured: Measured) -> float:
 
 def promise(plan: PrivacyPlan, spent: float) -> str:
     """What the plan spends, and what that means."""
-    return f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}.** {explain(spent, plan.delta)}"
+    doubt = doubt_about(plan.delta, records=plan.records)
+    told = f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}.** {explain(plan.ledger)} {doubt}"
+    return told.rstrip()
 
 
 def table(plan: PrivacyPlan, spent: float) -> list[list[str]]:

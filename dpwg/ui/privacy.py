@@ -11,19 +11,21 @@ import gradio as gr
 import numpy as np
 from matplotlib.figure import Figure
 
+from dpwg.privacy.accountants import MAX_EPSILON, MAX_NOISE
 from dpwg.privacy.accounting import (
-    MAX_EPSILON,
-    MAX_NOISE,
     MIN_DELTA,
-    LedgerEntry,
     PrivacyPlan,
     default_delta,
     epsilon_text,
-    explain,
-    max_true_positive_rate,
     rounded_up,
 )
-from dpwg.privacy.curves import epsilon_over_steps, max_true_positive_rates
+from dpwg.privacy.curves import (
+    doubt_about,
+    epsilon_over_steps,
+    explain,
+    max_true_positive_rate,
+    max_true_positive_rates,
+)
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
@@ -91,10 +93,11 @@ def _figure_to_quote(plan: PrivacyPlan) -> Answer:
         f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}** with noise multiplier "
         f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps."
     )
+    doubt = doubt_about(plan.delta, records=plan.records)
     return Answer(
         noise=rounded_up(plan.noise_multiplier),
         epsilon=rounded_up(spent) if math.isfinite(spent) else None,
-        told=f"{quoted} {explain(spent, plan.delta)}",
+        told=f"{quoted} {explain(plan.ledger)} {doubt}".rstrip(),
         table=_table(spent),
         growth=None,
         trade_off=None,
@@ -113,14 +116,10 @@ def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
     growth = epsilon_over_steps(
         sampling_rate=rate, noise_multiplier=noise, delta=delta, steps=points
     )
-    run = LedgerEntry(sampling_rate=rate, noise_multiplier=noise, steps=plan.steps)
-    *exact, at_one_percent = max_true_positive_rates([run], [*RATES, 0.01])
+    exact = max_true_positive_rates(plan.ledger, RATES)
     by_pair = [max_true_positive_rate(spent, delta, f) for f in RATES]
-    percent = math.ceil(at_one_percent * 1e4) / 100
-    more = f" Against this very mechanism it is at most {percent:g} %."
     pair = f"(ε, δ) = ({epsilon_text(spent)}, {delta:g})"
     return answer._replace(
-        told=answer.told + (more if math.isfinite(spent) else ""),
         growth=steps_figure(points, growth, delta) if math.isfinite(growth[1]) else None,
         trade_off=trade_off_figure(RATES, by_pair, exact, pair),
     )
@@ -143,7 +142,7 @@ def settings_of(name: str) -> tuple[int, int, int, float, str, float]:
     """Records, batch, steps, delta and noise of a checkpoint, from its card, for `account`."""
     with in_words():
         card = load_card(find_checkpoint(name))
-        if not card.ledger:
+        if card.kind == "public":
             raise ValueError(f"{name} took no step on sensitive records: its epsilon is 0.")
         if card.sampling_rate is None or card.noise_multiplier is None:
             raise ValueError(f"{name} has steps of several kinds: see the ledger in its card.")

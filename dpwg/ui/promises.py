@@ -6,8 +6,9 @@ import re
 
 import gradio as gr
 
-from dpwg.privacy.accounting import epsilon_text, explain
+from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.own import YOURS, own_card
 from dpwg.ui.runs import Run
@@ -21,11 +22,11 @@ def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
         raise gr.Error(str(error)) from error
     if card.epsilon is None:
         promise = "No privacy"
-    elif card.epsilon == 0:
+    elif card.kind == "public":
         promise = "Public data only, ε = 0"
     else:
         promise = f"ε = {epsilon_text(card.epsilon)}{_unit(card)} at δ = {card.delta:.4g}"
-    told = explain(card.epsilon, card.delta)
+    told = explain(card.ledger)
     if group := _group(card):
         a = "an" if group[0] in "aeiou" else "a"
         told = told.replace("a training record", f"{a} {group} in the training set")
@@ -36,7 +37,7 @@ def author(card: PrivacyCard) -> str:
     """Who drew a coarse picture: what its model promises, in a few words."""
     if card.epsilon is None:
         return "model trained without privacy"
-    if card.epsilon == 0:
+    if card.kind == "public":
         return "public model (ε = 0)"
     return f"private model (ε = {epsilon_text(card.epsilon)}{_unit(card)})"
 
@@ -45,7 +46,7 @@ def label(card: PrivacyCard) -> str:
     """A column's title."""
     if card.epsilon is None:
         return "no privacy"
-    if card.epsilon == 0:
+    if card.kind == "public":
         return "public, ε = 0"
     return f"ε = {epsilon_text(card.epsilon)}{_unit(card)}"
 
