@@ -220,7 +220,7 @@ def tampered(files: Files) -> Iterator[tuple[Files, str]]:
     bomb = pickle.dumps(Bomb())
     fitting = edited(config, weights_sha256=hashlib.sha256(bomb).hexdigest())
     flipped = weights[:-1] + bytes([weights[-1] ^ 1])
-    yield files | {"privacy_card.json": edited(card, epsilon=0.5)}, "epsilon=0.5, its ledger spends"
+    yield files | {"privacy_card.json": edited(card, epsilon=0.5)}, "epsilon=0.5, its ledger"
     yield files | {"privacy_card.json": edited(card, comment="x")}, r"unknown \['comment'\]"
     yield files | {"privacy_card.json": b"[]"}, "Expected names with values in privacy_card.json"
     yield files | {"model.safetensors": flipped}, "the card is not theirs"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpwg.measure.membership import calibrated_scores, membership_attack, nearest_records
-from dpwg.privacy.accounting import max_true_positive_rate
+from dpwg.privacy.curves import max_true_positive_rate
 from dpwg.training.examples import Examples
 from dpwg.training.public_model import Pretraining, pretrain
 

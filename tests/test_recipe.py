@@ -106,9 +106,9 @@ def test_every_release_keeps_its_promise_however_often_the_run_was_killed(
     for own in family.runs:
         card, plan = load_card(trained / "out" / own.name), plans[own.name]["plan"]
         assert card.records == plan["records"] == (RECORDS if own.unit == "image" else PERSONS)
-        (entry,) = card.ledger
-        assert entry["steps"] == plan["steps"] == plans[own.name]["steps"]
-        assert entry["sampling_rate"] == plan["batch_size"] / plan["records"]
+        (entry,) = card.ledger.entries
+        assert entry.steps == plan["steps"] == plans[own.name]["steps"]
+        assert entry.sampling_rate == plan["batch_size"] / plan["records"]
         assert card.delta == 1e-2
         if own.epsilon == math.inf:
             assert card.epsilon is None

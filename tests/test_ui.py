@@ -16,7 +16,8 @@ from PIL import Image
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.method.pipeline import MAX_SEED
-from dpwg.privacy.accounting import epsilon_text, explain
+from dpwg.privacy.accounting import epsilon_text
+from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.demo import build_demo
 from dpwg.ui.drawing import generate, swiped
@@ -49,10 +50,7 @@ def _checkpoints(root, monkeypatch):
 def test_checkpoint_is_described_by_its_own_card():
     card = load_card(find_checkpoint("faces/eps-1"))
     promise, whole = describe_checkpoint("faces/eps-1")
-    assert (
-        promise
-        == f"**ε = {epsilon_text(card.epsilon)} at δ = 1e-06.** {explain(card.epsilon, 1e-6)}"
-    )
+    assert promise == f"**ε = {epsilon_text(card.epsilon)} at δ = 1e-06.** {explain(card.ledger)}"
     assert whole == card.to_markdown()
     assert describe_checkpoint("faces/public")[0].startswith("**Public data only, ε = 0.** This")
     assert describe_checkpoint("faces/eps-inf")[0].startswith("**No privacy.** There is no bound")
@@ -64,7 +62,7 @@ def test_false_card_is_refused_in_words(root, tmp_path, monkeypatch):
     path = tmp_path / "faces" / "eps-1" / "privacy_card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"epsilon": 0.1}))
     for ask in (lambda: describe_checkpoint("faces/eps-1"), lambda: next(generate(**INPUTS))):
-        with pytest.raises(gr.Error, match=r"epsilon=0\.1, its ledger spends"):
+        with pytest.raises(gr.Error, match=r"epsilon=0\.1, its ledger"):
             ask()
 
 

@@ -7,7 +7,9 @@ import gradio as gr
 import numpy as np
 import pytest
 
-from dpwg.privacy.accounting import MAX_EPSILON, epsilon_text, epsilons, explain
+from dpwg.privacy.accountants import MAX_EPSILON
+from dpwg.privacy.accounting import Ledger, LedgerEntry, epsilon_text
+from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.about import story
 from dpwg.ui.limits import MAX_STEPS, described, whole
@@ -29,11 +31,17 @@ def _checkpoints(root, monkeypatch):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
 
 
+def ledger_of_noise(noise: float) -> Ledger:
+    entry = LedgerEntry(sampling_rate=1024 / 50_000, noise_multiplier=noise, steps=100)
+    return Ledger(entries=[entry])
+
+
 def test_noise_gives_epsilon_by_three_accountants():
     first, second, last = account(**RUN)
-    spent = epsilons(sampling_rate=1024 / 50_000, noise_multiplier=1.0, steps=100, delta=1e-5)
+    ledger = ledger_of_noise(1.0)
+    spent = ledger.epsilons(1e-5)
     assert first.told.startswith(f"**ε = {epsilon_text(spent.pld)} at δ = 1e-05**")
-    assert explain(spent.pld, 1e-5) in first.told
+    assert explain(ledger) in first.told
     assert (first.growth, first.table[1][1]) == (None, "is computed …")
     assert [row[1] for row in last.table] == [*map(epsilon_text, vars(spent).values())]
     assert spent.pld <= last.epsilon <= spent.pld * 1.0002
@@ -47,10 +55,7 @@ def test_noise_gives_epsilon_by_three_accountants():
 
 def test_epsilon_gives_a_noise_that_keeps_it():
     *_, last = account(**RUN | {"known": EPSILON})
-    spent = epsilons(
-        sampling_rate=1024 / 50_000, noise_multiplier=last.noise, steps=100, delta=1e-5
-    )
-    assert 2.99 < spent.pld <= 3.0
+    assert 2.99 < ledger_of_noise(last.noise).pld_epsilon(1e-5) <= 3.0
 
 
 def test_no_noise_is_no_bound():

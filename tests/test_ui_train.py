@@ -20,7 +20,7 @@ from PIL import Image
 
 from dpwg.cli import main
 from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.privacy.accounting import Ledger, PrivacyPlan, epsilon_text
+from dpwg.privacy.accounting import PrivacyPlan, epsilon_text
 from dpwg.release.folder import checkpoint_names, load_card, load_release
 from dpwg.training.private import PrivateTraining
 from dpwg.ui import runs, train
@@ -260,9 +260,9 @@ def test_a_stopped_run_goes_on_and_its_ledger_has_all_steps(
     assert [report["step"] for report in run.reports] == [1, 2, 3, 4]
     card = load_card(run.release)
     assert (card.steps, card.records, card.dataset) == (4, 12, "your-upload")
-    assert len(card.ledger) == 1
+    assert len(card.ledger.entries) == 1
     assert card.noise_multiplier == run.order.plan.noise_multiplier
-    assert card.epsilon == pytest.approx(Ledger.from_json(list(card.ledger)).pld_epsilon(1e-3))
+    assert card.epsilon == pytest.approx(card.ledger.pld_epsilon(1e-3))
     assert card.epsilon <= card.target_epsilon == 3.0
     assert frames[-1].card == card.to_markdown()
     assert {path.name for path in run.folder.iterdir()} == {"release", "dpwg-eps-3.zip"}
