@@ -280,7 +280,7 @@ def _find_base(folder: Path, config: dict[str, Any]) -> Path:
         )
     _check_digest(base, config["base_sha256"], "base weights")
     _check_digest(base, config["base_sha256"], "base weights", named_weights_sha256)
-    if load_card(base).steps:
+    if load_card(base).kind != "public":
         raise ValueError(
             f"Expected the base of {folder.name} to be public: its card would miss what that one "
             "has spent; it is refused."
