@@ -19,7 +19,6 @@ from dpwg.ui import compare, families, generate
 from dpwg.ui.attack import attack, attack_live
 from dpwg.ui.demo import build_demo
 from dpwg.ui.families import (
-    CELEBA,
     FACES,
     carried,
     example_captions,
@@ -43,6 +42,7 @@ from dpwg.ui.sharing import Drawing, from_query, to_query
 from dpwg.ui.shown import Shown
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER
 
+CELEBA = "celeba"
 OF_FACES = ["faces/public", "faces/eps-1", "faces/eps-inf"]
 OF_CELEBA = ["celeba/public", "celeba/eps-1", "celeba/eps-inf", "celeba/person-eps-10"]
 

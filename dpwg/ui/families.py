@@ -20,7 +20,7 @@ from dpwg.release.folder import checkpoint_names, find_checkpoint
 from dpwg.release.shared import find_rerankers
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, all_upsamplers
 
-FACES, CELEBA = "faces", "celeba"
+FACES = "faces"
 DEFAULT_FAMILY = FACES
 """What the page opens with, where it is there."""
 USUAL_EPSILON = 10
@@ -66,10 +66,11 @@ def siblings(family: str, names: Sequence[str] | None = None) -> list[str]:
 
 
 def usual_checkpoint(names: Sequence[str]) -> str:
-    """What a page begins with, of the names of one family, or else of the default one.
+    """What a page begins with: of the first family's private releases for images, the one with the
+    largest epsilon up to USUAL_EPSILON.
 
-    It is the largest epsilon for an image up to USUAL_EPSILON. What saw no sensitive record comes
-    behind all that have a bound, what has none comes last. Only names are read.
+    Where there is none, it is what comes next: more epsilon, a bound for groups, a name that tells
+    none, what saw public data alone, and last what has no privacy. Only names are read.
     """
     return min(siblings(families_of(names)[0], names), key=_rank)
 

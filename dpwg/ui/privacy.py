@@ -31,7 +31,6 @@ from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole, within
 from dpwg.ui.parts import QUIET, in_words, plot
-from dpwg.ui.plans import spent_after
 from dpwg.ui.promises import describe_checkpoint
 
 RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
@@ -79,49 +78,47 @@ def account(
             plan = PrivacyPlan.calibrated(**run, target_epsilon=target)
         else:
             plan = PrivacyPlan(**run, noise_multiplier=within("noise", noise, 0, MAX_NOISE))
-        answer = _figure_to_quote(plan)
+        spent = plan.ledger.pld_epsilon(plan.delta)
+        answer = _figure_to_quote(plan, spent)
         yield answer
-        answer = _with_curves(answer, plan)
+        growth, trade_off = _curves(plan, spent)
+        answer = answer._replace(growth=growth, trade_off=trade_off)
         yield answer
-        spent = plan.epsilons()
-        yield answer._replace(table=_table(spent.pld, spent.prv, spent.rdp))
+        yield answer._replace(table=_table(*vars(plan.epsilons()).values()))
 
 
-def _figure_to_quote(plan: PrivacyPlan) -> Answer:
-    spent = spent_after(plan, plan.steps)
-    quoted = (
+def _figure_to_quote(plan: PrivacyPlan, spent: float) -> Answer:
+    told = (
         f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}** with noise multiplier "
-        f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps."
+        f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps. "
+        f"{explain(plan.ledger)} {doubt_about(plan.delta, records=plan.records)}"
     )
-    doubt = doubt_about(plan.delta, records=plan.records)
     return Answer(
         noise=rounded_up(plan.noise_multiplier),
         epsilon=rounded_up(spent) if math.isfinite(spent) else None,
-        told=f"{quoted} {explain(plan.ledger)} {doubt}".rstrip(),
+        told=told.rstrip(),
         table=_table(spent),
         growth=None,
         trade_off=None,
     )
 
 
-def _with_curves(answer: Answer, plan: PrivacyPlan) -> Answer:
-    rate, noise, delta, spent = (
-        plan.sampling_rate,
-        plan.noise_multiplier,
-        plan.delta,
-        spent_after(plan, plan.steps),
-    )
+def _curves(plan: PrivacyPlan, spent: float) -> tuple[Figure | None, Figure]:
     parts = np.linspace(0, 1, CURVE_POINTS) ** 2  # closer where the curve bends
     points = sorted({0, 1, *(round(plan.steps * float(part)) for part in parts)})
     growth = epsilon_over_steps(
-        sampling_rate=rate, noise_multiplier=noise, delta=delta, steps=points
+        sampling_rate=plan.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        delta=plan.delta,
+        steps=points,
     )
     exact = max_true_positive_rates(plan.ledger, RATES)
-    by_pair = [max_true_positive_rate(spent, delta, f) for f in RATES]
-    pair = f"(ε, δ) = ({epsilon_text(spent)}, {delta:g})"
-    return answer._replace(
-        growth=steps_figure(points, growth, delta) if math.isfinite(growth[1]) else None,
-        trade_off=trade_off_figure(RATES, by_pair, exact, pair),
+    by_pair = [max_true_positive_rate(spent, plan.delta, rate) for rate in RATES]
+    pair = f"(ε, δ) = ({epsilon_text(spent)}, {plan.delta:g})"
+    bounded = math.isfinite(growth[1])
+    return (
+        steps_figure(points, growth, plan.delta) if bounded else None,
+        trade_off_figure(RATES, by_pair, exact, pair),
     )
 
 
@@ -131,11 +128,8 @@ def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> li
             return "is computed …"
         return "cannot resolve it" if math.isnan(value) else epsilon_text(value)
 
-    return [
-        ["PLD, the figure to quote", shown(pld)],
-        ["PRV, cross-check", shown(prv)],
-        ["RDP, looser", shown(rdp)],
-    ]
+    names = ("PLD, the figure to quote", "PRV, cross-check", "RDP, looser")
+    return [[name, shown(value)] for name, value in zip(names, (pld, prv, rdp), strict=True)]
 
 
 def settings_of(name: str) -> tuple[int, int, int, float, str, float]:

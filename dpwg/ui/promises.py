@@ -4,56 +4,43 @@ from __future__ import annotations
 
 import re
 
-import gradio as gr
-
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.own import YOURS, own_card
+from dpwg.ui.parts import in_words
 from dpwg.ui.runs import Run
 
 
 def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
     """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
-    try:
+    with in_words():
         card = own_card(own) if name == YOURS else load_card(find_checkpoint(name))
-    except (ValueError, FileNotFoundError) as error:
-        raise gr.Error(str(error)) from error
-    if card.epsilon is None:
-        promise = "No privacy"
-    elif card.kind == "public":
-        promise = "Public data only, ε = 0"
-    else:
-        promise = f"ε = {epsilon_text(card.epsilon)}{_unit(card)} at δ = {card.delta:.4g}"
+    short = label(card) + (f" at δ = {card.delta:.4g}" if card.kind == "private" else "")
     told = explain(card.ledger)
     if group := _group(card):
         a = "an" if group[0] in "aeiou" else "a"
         told = told.replace("a training record", f"{a} {group} in the training set")
-    return f"**{promise}.** {told}", card.to_markdown()
+    return f"**{short[0].upper() + short[1:]}.** {told}", card.to_markdown()
 
 
 def author(card: PrivacyCard) -> str:
     """Who drew a coarse picture: what its model promises, in a few words."""
-    if card.epsilon is None:
-        return "model trained without privacy"
-    if card.kind == "public":
-        return "public model (ε = 0)"
-    return f"private model (ε = {epsilon_text(card.epsilon)}{_unit(card)})"
+    return {
+        "private": f"private model ({label(card)})",
+        "public": "public model (ε = 0)",
+    }.get(card.kind, "model trained without privacy")
 
 
 def label(card: PrivacyCard) -> str:
-    """A column's title."""
-    if card.epsilon is None:
-        return "no privacy"
-    if card.kind == "public":
-        return "public, ε = 0"
-    return f"ε = {epsilon_text(card.epsilon)}{_unit(card)}"
-
-
-def _unit(card: PrivacyCard) -> str:
-    """What a promise is made to, where it is more than an image: it tells two of one ε apart."""
-    return f" per {group}" if (group := _group(card)) else ""
+    """A column's title: epsilon, and what it is for where that is more than an image, which tells
+    two of one epsilon apart.
+    """
+    if card.kind != "private":
+        return "public, ε = 0" if card.kind == "public" else "no privacy"
+    group = _group(card)
+    return f"ε = {epsilon_text(card.epsilon)}" + (f" per {group}" if group else "")
 
 
 def _group(card: PrivacyCard) -> str:
