@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from tyro.conf import Positional
@@ -50,5 +49,4 @@ def check(path: Positional[str], /, *, unit: Unit = "image") -> Any:
     records, bars = open_files(path), Bars()
     column = None if unit == "image" else unit
     progress = bars.of(f"reading {records.name}")
-    report = check_records(records, column=column, cut=cut, progress=progress)
-    return asdict(report)
+    return check_records(records, column=column, cut=cut, progress=progress)

@@ -17,6 +17,7 @@ from dpwg.data.files import (
     columns_of,
     file_entry,
     lines_of,
+    name_of,
     regular,
 )
 
@@ -50,8 +51,7 @@ def read(path: Path) -> FileRecords:
         file = files.get(stem, images / f"{stem}.jpg")
         lines = lines_of(captions[stem]) if stem in captions else []
         entries.append(file_entry(file.name, file, lines, told.get(stem)))
-    source = f"{images} and {texts}"
-    return FileRecords(path.resolve().name, entries, form="celeba", source=source)
+    return FileRecords(name_of(path), entries, "celeba", f"{images} and {texts}")
 
 
 def _folders(path: Path) -> tuple[Path | None, Path | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from dpwg.data.files import FileRecords
 from dpwg.data.pictures import decode
@@ -24,45 +24,10 @@ WAYS_OUT = {
     "same value with --unit. The promise is made to each record: of what is there k times, "
     "epsilon is k times as large or more. `finetune` takes them all the same.",
     "ungrouped": "ungrouped: fill in the column of these records.",
-    "long_captions": "long captions: their ends are not read; say first what matters.",
+    "cut_characters": "cut characters: what is behind them is left out; say first what matters.",
+    "cut_tokens": "cut tokens: these captions fill the text encoder; their ends are left out.",
 }
-"""What to do about each kind of fault."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What `check_records` found. All of it is private.
-
-    `records` counts all, `usable` those with a caption and an image that decodes. `captions` maps
-    a number of captions to how many records have it, `sizes` are the smallest and the largest image
-    by pixels. `cut_characters` counts captions past MAX_CAPTION_CHARACTERS, `cut_tokens` those that
-    fill what the text encoder reads; a run takes their beginning. `duplicates` are names of records
-    with the same bytes, `wrong` unless a group holds them together. `broken` and `missing` map
-    names to what is the matter; `unlisted` are images that no metadata names. `groups` is how many
-    there are, with `group_sizes` like `captions`; `ungrouped` names records that have no value of
-    the column. `ways_out` say what to do.
-    """
-
-    private: str = PRIVATE
-    format: str
-    source: str
-    name: str
-    records: int
-    usable: int
-    captions: dict[int, int]
-    cut_characters: int
-    cut_tokens: int
-    sizes: tuple[str, ...]
-    columns: tuple[str, ...]
-    duplicates: tuple[tuple[str, ...], ...]
-    broken: dict[str, str]
-    missing: dict[str, str]
-    unlisted: tuple[str, ...]
-    groups: int | None
-    group_sizes: dict[int, int]
-    ungrouped: tuple[str, ...]
-    wrong: bool
-    ways_out: tuple[str, ...]
+"""What to do about each kind of fault; those of captions are only told."""
 
 
 def check_records(
@@ -71,11 +36,18 @@ def check_records(
     column: str | None = None,
     cut: Callable[[Sequence[str]], int] = lambda captions: 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+) -> dict[str, Any]:
     """Read and decode every record, and say what is wrong; with `column`, as groups by it.
 
     `cut` counts the captions that a text encoder does not read to their end, `progress` is called
-    with how many records are done, and in all.
+    with how many records are done, and in all. All that is found is private: `records` counts all,
+    `usable` those with a caption and an image that decodes. `captions` maps a number of captions to
+    how many records have it, `sizes` are the smallest and the largest image by pixels.
+    `cut_characters` counts captions past MAX_CAPTION_CHARACTERS; a run takes their beginning.
+    `duplicates` are names of records with the same bytes, `wrong` unless a group holds them
+    together. `broken` and `missing` map names to what is the matter; `unlisted` are images that no
+    metadata names. `groups` is how many there are, with `group_sizes` like `captions`; `ungrouped`
+    names records that have no value of the column.
     """
     entries, broken = records.entries, dict[str, str]()
     same: dict[bytes, list[int]] = {}
@@ -97,38 +69,33 @@ def check_records(
     twins = [own for own in same.values() if len(own) > 1]
     group_sizes = Counter(Counter(filter(None, labels)).values())
     texts = [entry.all_texts for entry in entries]
-    long = sum(len(text) > MAX_CAPTION_CHARACTERS for own in texts for text in own)
-    told = cut([caption for entry in entries for caption in entry.captions])
-    missing = {entry.name: entry.problem for entry in entries if entry.problem}
-    pairs = zip(entries, labels, strict=True)
-    ungrouped = tuple(entry.name for entry, label in pairs if column and not label)
-    faults = {
-        "broken": broken,
-        "missing": missing,
-        "unlisted": records.unlisted,
-        "duplicates": [own for own in twins if not column or len({labels[i] for i in own}) > 1],
-        "ungrouped": ungrouped,
-    }
+    captions = [caption for entry in entries for caption in entry.captions]
     ends = sorted(shapes, key=lambda shape: shape[0] * shape[1])
-    ways_out = [WAYS_OUT[name] for name, found in faults.items() if found]
-    return Report(
-        format=records.form,
-        source=records.source,
-        name=records.name,
-        records=len(entries),
-        usable=len(shapes),
-        captions=dict(sorted(Counter(map(len, texts)).items())),
-        cut_characters=long,
-        cut_tokens=told,
-        sizes=tuple(f"{width}x{height}" for width, height in (*ends[:1], *ends[-1:])),
-        columns=tuple(sorted(set().union(*(entry.attributes for entry in entries)))),
-        duplicates=tuple(tuple(entries[index].name for index in own) for own in twins),
-        broken=broken,
-        missing=missing,
-        unlisted=tuple(records.unlisted),
-        ungrouped=ungrouped,
-        groups=sum(group_sizes.values()) if column else None,
-        group_sizes=dict(sorted(group_sizes.items())),
-        wrong=bool(ways_out),
-        ways_out=(*ways_out, *[WAYS_OUT["long_captions"]] * bool(long or told)),
-    )
+    found: dict[str, Any] = {
+        "private": PRIVATE,
+        "format": records.form,
+        "source": records.source,
+        "name": records.name,
+        "records": len(entries),
+        "usable": len(shapes),
+        "captions": dict(sorted(Counter(map(len, texts)).items())),
+        "cut_characters": sum(len(text) > MAX_CAPTION_CHARACTERS for own in texts for text in own),
+        "cut_tokens": cut(captions),
+        "sizes": [f"{width}x{height}" for width, height in (*ends[:1], *ends[-1:])],
+        "columns": sorted(set().union(*(entry.attributes for entry in entries))),
+        "duplicates": [[entries[index].name for index in own] for own in twins],
+        "broken": broken,
+        "missing": {entry.name: entry.problem for entry in entries if entry.problem},
+        "unlisted": list(records.unlisted),
+        "groups": sum(group_sizes.values()) if column else None,
+        "group_sizes": dict(sorted(group_sizes.items())),
+        "ungrouped": [
+            e.name for e, label in zip(entries, labels, strict=True) if column and not label
+        ],
+    }
+    faults = {name: found[name] for name in WAYS_OUT}
+    if column:
+        faults["duplicates"] = [own for own in twins if len({labels[index] for index in own}) > 1]
+    told = [name for name, fault in faults.items() if fault]
+    wrong = bool({*told} - {"cut_characters", "cut_tokens"})
+    return found | {"wrong": wrong, "ways_out": [WAYS_OUT[name] for name in told]}

@@ -8,14 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpwg.data.files import FileRecords, file_entry, inside, named, one_split, read_text, regular
+from dpwg.data.files import FileRecords, file_entry, inside, named, of_one_split, read_text
 
-
-def found_in(path: Path) -> bool:
-    """Whether a path is COCO's folder, or one of its caption files."""
-    if path.is_file():
-        return path.match("captions_*.json")
-    return any((path / "annotations").glob("captions_*.json"))
+PATTERNS = ("annotations/captions_*.json", "captions_*.json")
 
 
 def read(path: Path) -> FileRecords:
@@ -23,14 +18,9 @@ def read(path: Path) -> FileRecords:
 
     A folder with several caption files gives the `train` one; name a file to take another.
     """
-    found = [path] if path.is_file() else regular((path / "annotations").glob("captions_*.json"))
-    files = one_split(found) if found else []
-    if len(files) != 1:
-        raise ValueError(
-            f"Expected one annotations/captions_*.json in {path}, found {named(files) or 'none'}; "
-            "name one."
-        )
-    file = files[0]
+    file, *others = of_one_split(path, PATTERNS)
+    if others:
+        raise ValueError(f"Expected one caption file, found {file} and {named(others)}; name one.")
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
     split = file.stem.removeprefix("captions_")
     folders = [place for place in (root / split, root / "images" / split) if place.is_dir()]
@@ -49,8 +39,9 @@ def read(path: Path) -> FileRecords:
         ) from error
     if len(names) != len(table["images"]) or captions.keys() - names.keys():
         raise ValueError(f"Expected each image once in {file}, and those of all annotations.")
-    entries = (
+    entries = [
         file_entry(name, folders[0] / name, captions.get(own, ())) for own, name in names.items()
+    ]
+    return FileRecords(
+        f"{root.resolve().name}-{split}", entries, "coco", f"{file} and {folders[0]}"
     )
-    source = f"{file} and {folders[0]}"
-    return FileRecords(f"{root.resolve().name}-{split}", entries, form="coco", source=source)

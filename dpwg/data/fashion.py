@@ -35,13 +35,7 @@ TEMPLATES = (
     "{}, photographed for a shop",
 )
 MAX_BYTES = 1 << 28
-
-
-def found_in(path: Path) -> bool:
-    """Whether a path is a folder of the IDX files, or one of its image files."""
-    if path.is_file():
-        return "-images-idx3-ubyte" in path.name
-    return any(path.glob("train-images-idx3-ubyte*"))
+PATTERNS = ("*-images-idx3-ubyte*",)
 
 
 def read(path: Path, split: str = "train") -> FileRecords:
@@ -59,11 +53,9 @@ def read(path: Path, split: str = "train") -> FileRecords:
             f"Expected a label below {len(CLASSES)} of each of {len(images)} images in {folder}."
         )
     names = {own: name for name, own in SPLITS.items()}
+    entries = list(_entries(images, labels, split))
     return FileRecords(
-        f"fashion-{names.get(split, split)}",
-        _entries(images, labels, split),
-        form="fashion",
-        source=f"{folder}/{split}-*",
+        f"fashion-{names.get(split, split)}", entries, "fashion", f"{folder}/{split}-*"
     )
 
 

@@ -47,6 +47,7 @@ class Entry:
         return tuple(text[:MAX_CAPTION_CHARACTERS] for text in self.all_texts)
 
 
+@dataclass
 class FileRecords:
     """Records of files in one of `dpwg.data.formats.FORMATS`, read when they are asked for.
 
@@ -59,22 +60,18 @@ class FileRecords:
     times is taken for another set, which costs an encoding and never the guarantee.
     """
 
-    def __init__(
-        self,
-        name: str,
-        entries: Iterable[Entry],
-        *,
-        form: str,
-        source: str,
-        unlisted: Sequence[str] = (),
-        left_out: Sequence[str] = (),
-        digest: str = "",
-    ) -> None:
-        self.name, self.form, self.source = name, form, source
-        self.entries, self.unlisted, self.left_out = list(entries), unlisted, left_out
+    name: str
+    entries: Sequence[Entry]
+    form: str
+    source: str
+    unlisted: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
         if not self.entries:
-            raise ValueError(f"Expected at least one record in {source}, found none.")
-        self.digest = digest or digest_of(self.entries)
+            raise ValueError(f"Expected at least one record in {self.source}, found none.")
+        self.digest = self.digest or digest_of(self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -94,7 +91,7 @@ class FileRecords:
         """The first records, so many or all; ValueError where there are not so many."""
         if count is not None and not 1 <= count <= len(self):
             raise ValueError(f"Expected count={count} in [1, {len(self)}] of {self.name}.")
-        return self if count is None else self._with(self.entries[:count])
+        return self if count is None else replace(self, entries=self.entries[:count], digest="")
 
     def complete(self) -> FileRecords:
         """The same records, if each has an image and a caption; ValueError names one that has not.
@@ -126,17 +123,7 @@ class FileRecords:
             except (ValueError, OSError):
                 left_out.append(entry.name)
             progress(index + 1, len(self))
-        return self._with(kept, left_out)
-
-    def _with(self, entries: Sequence[Entry], left_out: Sequence[str] = ()) -> FileRecords:
-        return FileRecords(
-            self.name,
-            entries,
-            form=self.form,
-            source=self.source,
-            unlisted=self.unlisted,
-            left_out=left_out,
-        )
+        return replace(self, entries=kept, left_out=left_out, digest="")
 
 
 def digest_of(entries: Iterable[Entry]) -> str:
@@ -248,14 +235,28 @@ def named(files: Sequence[Path]) -> str:
     return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" * (len(files) > 3))
 
 
-def one_split(files: Sequence[Path]) -> list[Path]:
-    """The files that are read of these: `train-*` where names tell several splits apart."""
+def found(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """A file that fits one of the patterns, or those in a folder that fit the first that any do."""
+    if path.is_file():
+        return [path] if any(path.match(pattern) for pattern in patterns) else []
+    return next(filter(None, (regular(path.glob(pattern)) for pattern in patterns)), [])
+
+
+def of_one_split(path: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files to read of these: `train-*` where names tell several splits apart."""
     splits: dict[str, list[Path]] = {}
-    for file in sorted(files):
-        found = _SPLIT.match(file.name.removeprefix("captions_"))
-        splits.setdefault(found[1] if found else "", []).append(file)
-    if len(splits) > 1 and "train" not in splits:
+    for file in [path] if path.is_file() else found(path, patterns):
+        own = _SPLIT.match(file.name.removeprefix("captions_"))
+        splits.setdefault(own[1] if own else "", []).append(file)
+    if "train" not in splits and len(splits) != 1:
+        names = named([file for files in splits.values() for file in files]) or "none"
         raise ValueError(
-            f"Expected files of one split, or of `train`, found {named(files)}; name a file."
+            f"Expected {' or '.join(patterns)} in {path}, of one split or of `train`, found "
+            f"{names}; name a file."
         )
     return splits["train"] if "train" in splits else next(iter(splits.values()))
+
+
+def name_of(path: Path) -> str:
+    """What records at a path are called."""
+    return path.stem if path.is_file() else path.resolve().name

@@ -26,6 +26,7 @@ from dpwg.data.files import (
     images_below,
     inside,
     lines_of,
+    name_of,
 )
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -76,17 +77,12 @@ def read(folder: Path) -> FileRecords:
             f"Expected {' or '.join(METADATA)} in {folder} with rows of file_name and text, or "
             f"{' or '.join(SIDECARS)} files beside the images."
         )
-    entries = (
+    entries = [
         file_entry(name, here.get(name, folder / name), row.texts, row.facts)
         for name, row in found.items()
-    )
-    return FileRecords(
-        folder.resolve().name,
-        entries,
-        form="folder",
-        source=str(source),
-        unlisted=sorted(here.keys() - found.keys()),
-    )
+    ]
+    unlisted = sorted(here.keys() - found.keys())
+    return FileRecords(name_of(folder), entries, "folder", str(source), unlisted)
 
 
 def metadata_of(names: Collection[str]) -> str | None:

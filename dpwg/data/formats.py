@@ -11,26 +11,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpwg.data import celeba, coco, fashion, folder, parquet, webdataset
-from dpwg.data.files import FileRecords
+from dpwg.data.files import FileRecords, found
 
 
 class Format(NamedTuple):
-    """How a format is told, by which files, and how it is read."""
+    """How a format is read, and told: by files of these names, or what `found_in` says."""
 
-    found_in: Callable[[Path], bool]
     read: Callable[[Path], FileRecords]
-    marks: str
+    marks: tuple[str, ...]
+    found_in: Callable[[Path], bool] | None = None
+
+    def is_at(self, path: Path) -> bool:
+        return bool(found(path, self.marks)) if self.found_in is None else self.found_in(path)
 
 
 FORMATS = {
-    "folder": Format(
-        folder.found_in, folder.read, "metadata.jsonl or .csv, or 0.txt beside each 0.png"
-    ),
-    "coco": Format(coco.found_in, coco.read, "annotations/captions_*.json"),
-    "celeba": Format(celeba.found_in, celeba.read, "text/celeba-caption/*.txt and image/*.jpg"),
-    "webdataset": Format(webdataset.found_in, webdataset.read, "*.tar"),
-    "parquet": Format(parquet.found_in, parquet.read, "*.parquet or data/*.parquet"),
-    "fashion": Format(fashion.found_in, fashion.read, "train-images-idx3-ubyte.gz"),
+    "folder": Format(folder.read, (*folder.METADATA, "0.txt beside each 0.png"), folder.found_in),
+    "coco": Format(coco.read, coco.PATTERNS),
+    "celeba": Format(celeba.read, ("text/celeba-caption/*.txt with image/*.jpg",), celeba.found_in),
+    "webdataset": Format(webdataset.read, webdataset.PATTERNS),
+    "parquet": Format(parquet.read, parquet.PATTERNS),
+    "fashion": Format(fashion.read, fashion.PATTERNS),
 }
 
 
@@ -47,14 +48,14 @@ def open_files(data: str) -> FileRecords:
     form, path = _parts(data)
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there.")
-    found = [form] if form else [name for name, own in FORMATS.items() if own.found_in(path)]
-    if len(found) != 1:
-        marks = "; ".join(f"{name}: {known.marks}" for name, known in FORMATS.items())
+    told = [form] if form else [name for name, own in FORMATS.items() if own.is_at(path)]
+    if len(told) != 1:
+        marks = "; ".join(f"{name}: {', '.join(own.marks)}" for name, own in FORMATS.items())
         raise ValueError(
             f"Expected the files of one format in {path}, found those of "
-            f"{', '.join(found) or 'none'} ({marks}); of several say which, as in coco:{path}."
+            f"{', '.join(told) or 'none'} ({marks}); of several say which, as in coco:{path}."
         )
-    return FORMATS[found[0]].read(path)
+    return FORMATS[told[0]].read(path)
 
 
 def _parts(data: str) -> tuple[str | None, Path]:

@@ -12,13 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpwg.data.files import Entry, FileRecords, captioned, facts, inside, named, one_split, regular
+from dpwg.data.files import (
+    Entry,
+    FileRecords,
+    captioned,
+    facts,
+    inside,
+    name_of,
+    named,
+    of_one_split,
+)
 from dpwg.data.folder import TEXT_COLUMNS, texts_of
 
-
-def found_in(path: Path) -> bool:
-    """Whether a path is a Parquet file, or a folder with such files, in `data` maybe."""
-    return path.suffix == ".parquet" if path.is_file() else any(_files(path))
+PATTERNS = ("*.parquet", "data/*.parquet")
 
 
 def read(path: Path) -> FileRecords:
@@ -27,17 +33,9 @@ def read(path: Path) -> FileRecords:
     Other columns of text or numbers are attributes. Of a folder with files of several splits, those
     named `train*` are read. Images that lie beside the file are read from there.
     """
-    files = [path] if path.is_file() else _files(path)
-    if not files:
-        raise FileNotFoundError(f"Expected *.parquet or data/*.parquet in {path}.")
-    files = one_split(files)
-    entries = itertools.chain.from_iterable(map(_entries, files))
-    name = path.stem if path.is_file() else path.resolve().name
-    return FileRecords(name, entries, form="parquet", source=named(files))
-
-
-def _files(folder: Path) -> list[Path]:
-    return regular(folder.glob("*.parquet")) or regular((folder / "data").glob("*.parquet"))
+    files = of_one_split(path, PATTERNS)
+    entries = [entry for file in files for entry in _entries(file)]
+    return FileRecords(name_of(path), entries, "parquet", named(files))
 
 
 class _Shard:

@@ -75,6 +75,6 @@ def _holds_captions(folder: Path, *, near: bool) -> bool:
     forms = ("coco", "celeba", *(("webdataset", "parquet", "fashion") if near else ()))
     return (
         any((folder / name).is_file() for name in METADATA)
-        or any(FORMATS[form].found_in(folder) for form in forms)
+        or any(FORMATS[form].is_at(folder) for form in forms)
         or (near and has_sidecars(folder))
     )

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,16 +49,15 @@ def open_public_photos(split: str, count: int | None = None) -> FileRecords:
     both = itertools.zip_longest(portraits, others.entries)
     entries = [entry for pair in both for entry in pair if entry is not None]
     stamps = hashlib.sha256(repr([face.stamp for face in faces.entries]).encode()).hexdigest()
-    parts = (faces.digest, others.digest, len(entries) if count is None else count)
     records = FileRecords(
         "public-photos-test" if split else "public-photos",
         entries,
-        form=CLEANED if stamps in _CLEANED_SHA256 else "photos",
-        source=f"{faces.source} and {others.source}",
-        digest=hashlib.sha256(f"public photos, {PORTRAITS}: {parts}".encode()).hexdigest(),
-    )
-    digest, records = records.digest, records.first(count)
-    records.digest = digest
+        CLEANED if stamps in _CLEANED_SHA256 else "photos",
+        f"{faces.source} and {others.source}",
+        digest="of both",
+    ).first(count)
+    parts = (faces.digest, others.digest, len(records))
+    records.digest = hashlib.sha256(f"public photos, {PORTRAITS}: {parts}".encode()).hexdigest()
     return records
 
 
@@ -86,14 +86,14 @@ def public_portrait(
     return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
 
 
-def _portrait_entry(face: Entry, number: int, backgrounds: list[Entry]) -> Entry:
+def _portrait_entry(face: Entry, number: int, backgrounds: Sequence[Entry]) -> Entry:
     """A portrait of a face, which has its captions."""
     name = f"{face.name}:{number}"
     read = functools.partial(_portrait, face, backgrounds, f"dpwg/portrait/{name}")
     return replace(face, name=name, read=read)
 
 
-def _portrait(face: Entry, backgrounds: list[Entry], seed: str) -> bytes:
+def _portrait(face: Entry, backgrounds: Sequence[Entry], seed: str) -> bytes:
     """PNG bytes. The background is one photograph, or four of a quarter's size: those are sharp."""
     rng = random.Random(seed)
     tiles = [_pixels(rng.choice(backgrounds)) for _ in range(rng.choice((1, 4)))]

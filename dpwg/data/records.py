@@ -53,17 +53,19 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+@dataclass
 class RecordList:
     """Records in memory."""
 
-    def __init__(self, name: str, digest: str, records: Sequence[Record]) -> None:
-        self.name, self.digest, self._records = name, digest, records
+    name: str
+    digest: str
+    records: Sequence[Record]
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        return self._records[index]
+        return self.records[index]
 
 
 def group_numbers(records: Records, column: str) -> list[int]:

@@ -7,7 +7,6 @@ Source: the WebDataset format, as img2dataset writes it.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import tarfile
 from collections.abc import Iterator
@@ -22,18 +21,14 @@ from dpwg.data.files import (
     captioned,
     decoded,
     facts,
+    name_of,
     named,
-    one_split,
-    regular,
+    of_one_split,
 )
 from dpwg.data.folder import TEXT_COLUMNS, texts_of
 
 MAX_TEXT_BYTES = 1 << 20
-
-
-def found_in(path: Path) -> bool:
-    """Whether a path is a shard, or a folder of shards."""
-    return path.suffix == ".tar" if path.is_file() else any(path.glob("*.tar"))
+PATTERNS = ("*.tar",)
 
 
 def read(path: Path) -> FileRecords:
@@ -42,13 +37,9 @@ def read(path: Path) -> FileRecords:
     What else its `.json` says in text or numbers are attributes. Of a folder with shards of several
     splits, those named `train*` are read.
     """
-    shards = [path] if path.is_file() else regular(path.glob("*.tar"))
-    if not shards:
-        raise FileNotFoundError(f"Expected *.tar in {path}; compressed shards cannot be indexed.")
-    shards = one_split(shards)
-    entries = itertools.chain.from_iterable(map(_entries, shards))
-    name = path.stem if path.is_file() else path.resolve().name
-    return FileRecords(name, entries, form="webdataset", source=named(shards))
+    shards = of_one_split(path, PATTERNS)
+    entries = [entry for shard in shards for entry in _entries(shard)]
+    return FileRecords(name_of(path), entries, "webdataset", named(shards))
 
 
 def _entries(shard: Path) -> Iterator[Entry]:
