@@ -52,12 +52,12 @@ def clip(
     losses_of: LossesOf,
     records: int,
     bound: float,
-    weights_B: Tensor | None = None,
+    real_B: Tensor | None = None,
 ) -> tuple[ClippedBatch, Sums]:
     """The engine's answer for a micro-batch; the model stays as it was."""
     model = copy.deepcopy(model)
     clipped = ClippedSums(model, max_grad_norm=bound)
-    return clipped.add(lambda: losses_of(model, slice(0, records)), weights_B), clipped.sums
+    return clipped.add(lambda: losses_of(model, slice(0, records)), real_B), clipped.sums
 
 
 def gpt_losses(inputs) -> LossesOf:

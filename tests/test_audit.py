@@ -373,7 +373,7 @@ class ForgetfulLedger(Ledger):
 class PaddingCounts(ClippedSums):
     """Takes the padding of a micro-batch, which repeats its first record, for records."""
 
-    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
+    def add(self, losses: Callable[[], Tensor], real_B: Tensor | None = None) -> ClippedBatch:
         return super().add(losses)
 
 
@@ -401,8 +401,8 @@ class ClippedApart:
         for part in self.parts:
             part.zero()
 
-    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
-        batches = [part.add(losses, weights_B) for part in self.parts]
+    def add(self, losses: Callable[[], Tensor], real_B: Tensor | None = None) -> ClippedBatch:
+        batches = [part.add(losses, real_B) for part in self.parts]
         return batches[0]
 
 

@@ -22,7 +22,7 @@ def installed(tmp_path_factory) -> Path:
     for path in tracked("dpwg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes((ROOT / path).read_bytes())
-    options = "--quiet --no-deps --no-index --no-build-isolation --target".split()
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, target, source], check=True)
     return target
 

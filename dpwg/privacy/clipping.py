@@ -4,14 +4,13 @@ Book-keeping (Bu et al. 2022, arXiv 2210.00038): the forward pass keeps each lay
 backward pass gives the gradient g of each layer's output. The norm of every record's gradient
 follows from a and g, and so does the sum of the clipped gradients; no gradient of a single record
 is ever formed where a cheaper way exists. Sensitivity: adding or removing one record moves the sum
-by at most `max_grad_norm` in L2 norm, over all trainable parameters together.
+by at most `max_grad_norm` in L2 norm, over all trainable parameters together, as long as records do
+not mix in the model: `preflight.check_apart` sees to that before a run.
 
 The rules know layers, not models: Linear, LayerNorm, Embedding and LoRALinear. A trainable
 parameter that belongs to anything else is refused by name, and so is one that is used outside its
-layer, and a model whose records mix behind its first trainable layer; before that the caller keeps
-them apart.
-Norms and sums are float32, whether the model computes in float32, in bfloat16 or under autocast to
-bfloat16. Activation checkpointing without reentrance keeps them as they are.
+layer. Norms and sums are float32, whether the model computes in float32, in bfloat16 or under
+autocast to bfloat16. Activation checkpointing without reentrance keeps them as they are.
 """
 
 from __future__ import annotations
@@ -61,57 +60,41 @@ class ClippedSums:
             raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self._layers = trainable_layers(model)
-        self._known_apart = False
-        self._parameters: list[Tensor] = []
-        self.sums: dict[str, Tensor] = {}
-        for name, layer in self._layers.items():
-            for own, parameter in trained_parameters(layer).items():
-                self.sums[parameter_name(name, own)] = torch.zeros_like(
-                    parameter, dtype=torch.float32
-                )
-                self._parameters.append(parameter.requires_grad_(False))
+        self._parameters = {
+            parameter_name(name, own): parameter.requires_grad_(False)
+            for name, layer in self._layers.items()
+            for own, parameter in trained_parameters(layer).items()
+        }
+        self.sums = {
+            name: torch.zeros_like(parameter, dtype=torch.float32)
+            for name, parameter in self._parameters.items()
+        }
 
     def zero(self) -> None:
         """Begin a new logical batch."""
         for total in self.sums.values():
             total.zero_()
 
-    def add(self, losses: Callable[[], Tensor], weights_B: Tensor | None = None) -> ClippedBatch:
+    def add(self, losses: Callable[[], Tensor], real_B: Tensor | None = None) -> ClippedBatch:
         """Add one micro-batch: `losses()` runs the model and returns one loss a record, (B,).
 
-        Dimension 0 of every layer's input must be the record. `weights_B` of 0 or 1 mark padding
-        and records. Records must not mix in the model: no statistics over the batch. The first
-        micro-batch of several records is run twice more beforehand to see that they do not; what
-        happens to them before the first trainable layer cannot be seen.
+        Dimension 0 of every layer's input must be the record. `real_B`, bool, is false for padding,
+        which adds nothing.
         """
-        if not self._known_apart and (weights_B is None or len(weights_B) > 1):
-            self._known_apart = _keeps_apart(self._layers, losses)
-        with _capture(self._layers) as captured, torch.enable_grad():
-            losses_B = losses()
-            captured.complete = True
-            calls, device = captured.calls, losses_B.device.type
-            for call in calls:
-                call.check_unchanged()
-            _check_leaves(losses_B, {id(x) for x in (*captured.beginnings, *self._parameters)})
-            with torch.autocast(device, enabled=False):
-                own = torch.autograd.grad(
-                    losses_B.sum(),
-                    [*captured.beginnings, *self._parameters],
-                    allow_unused=True,
-                )[len(captured.beginnings) :]
-        B = len(losses_B)
-        for name, gradient in zip(self.sums, own, strict=True):
-            if gradient is not None:
-                raise ValueError(
-                    f"Expected {name!r} to be used by its own layer alone, but the loss depends on "
-                    "it in another way too; call the layer, or untie it."
-                )
-        bfloat16 = all(call.dtype == torch.bfloat16 for call in calls)
+        losses_B, calls = self._backward(losses)
+        real_B = torch.ones_like(losses_B, dtype=torch.bool) if real_B is None else real_B
+        if losses_B.ndim != 1 or (real_B.shape, real_B.dtype) != (losses_B.shape, torch.bool):
+            raise ValueError(
+                f"Expected losses and real_B of shape (B,), real_B bool, found "
+                f"{tuple(losses_B.shape)} and {tuple(real_B.shape)} {real_B.dtype}."
+            )
+        B, device = len(losses_B), losses_B.device
+        bfloat16 = bool(calls) and all(call.dtype == torch.bfloat16 for call in calls)
         # Two factors rounded on their way into a product: (1 + e)^2 (1 - 2 e) < 1.
         bound = self.max_grad_norm * (1 - 2 * (BFLOAT16_ERROR if bfloat16 else FLOAT32_ERROR))
         with (
             torch.no_grad(),
-            torch.autocast(device, enabled=False),
+            torch.autocast(device.type, enabled=False),
             _float32_products(bfloat16_inputs=bfloat16),
         ):
             by_layer: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -123,44 +106,60 @@ class ClippedSums:
                 name: RULES[type(self._layers[name])](self._layers[name], *_joined(pairs))
                 for name, pairs in by_layer.items()
             }
-            squares_B = torch.zeros(B, device=losses_B.device)
+            squares_B = torch.zeros(B, device=device)
             for rule in rules.values():
                 squares_B += rule.squared_norms()
             norms_B = squares_B.sqrt()
             finite_B = norms_B.isfinite()
             scale_B = (bound / norms_B.clamp(min=1e-30)).clamp(max=1.0)
-            scale_B = torch.where(finite_B, scale_B, 0.0)
-            if weights_B is not None:
-                scale_B = scale_B * weights_B
+            scale_B = torch.where(finite_B & real_B, scale_B, 0.0)
             for name, rule in rules.items():
                 rule.add_to(self.sums, name, scale_B)
-        real_B = torch.ones_like(finite_B) if weights_B is None else weights_B > 0
         return ClippedBatch(
-            losses_B=losses_B.detach(),
-            norms_B=norms_B,
-            refused=int((real_B & ~finite_B).sum()),
+            losses_B=losses_B.detach(), norms_B=norms_B, refused=int((real_B & ~finite_B).sum())
         )
+
+    def _backward(self, losses: Callable[[], Tensor]) -> tuple[Tensor, list[_Call]]:
+        """The losses, and every call of a layer with the gradient of its output.
+
+        Raises ValueError for a parameter that the loss depends on past its layer.
+        """
+        with _capture(self._layers) as captured, torch.enable_grad():
+            losses_B = losses()
+            captured.complete = True
+            for call in captured.calls:
+                call.check_unchanged()
+            if not losses_B.numel():
+                return losses_B, []
+            starts = captured.beginnings
+            with torch.autocast(losses_B.device.type, enabled=False):
+                past_layers = torch.autograd.grad(
+                    losses_B.sum(), [*starts, *self._parameters.values()], allow_unused=True
+                )[len(starts) :]
+        for name, gradient in zip(self.sums, past_layers, strict=True):
+            if gradient is not None:
+                raise ValueError(
+                    f"Expected {name!r} to be used by its own layer alone, but the loss depends on "
+                    "it in another way too; call the layer, or untie it."
+                )
+        return losses_B, captured.calls
 
 
 @dataclass(kw_only=True)
 class _Call:
-    """One call of a layer. The output is let go before the backward pass fills in its gradient, so
-    that a gradient takes the place of its output in memory.
-    """
+    """One call of a layer, and the gradient of its output once the backward pass is through."""
 
     name: str
     input: Tensor
-    output: Tensor | None
-    versions: tuple[int, int]
+    version: int
     dtype: torch.dtype
     gradient: Tensor | None = None
 
     def check_unchanged(self) -> None:
-        output, self.output = self.output, None
-        if output is None or (self.input._version, output._version) != self.versions:
+        if self.input._version != self.version:
             raise ValueError(
-                f"Expected the input and output of {self.name!r} to stay as they were, but the "
-                "model changed one in place; use the operation that returns a new tensor."
+                f"Expected the input of {self.name!r} to stay as it was, but the model changed it "
+                "in place; use the operation that returns a new tensor."
             )
 
     def keep(self, gradient: Tensor) -> None:
@@ -204,7 +203,7 @@ def _merge(name: str, layer: LoRALinear) -> None:
 
 @contextmanager
 def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
-    """Keep the input and the output of every call of the layers.
+    """Keep the input of every call of the layers, and the gradient of its output.
 
     Inside its layer's call a parameter is a constant, outside it is not: a gradient of it is one of
     a use that no layer has seen. A LoRALinear computes with its merged weight.
@@ -217,22 +216,17 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
         ) -> Tensor:
             _set_trainable(layer, True)
             _check_gradients_on(name)
-            begins = not output.requires_grad  # nothing trainable before
-            if begins:
-                output = output.detach().requires_grad_()
+            if not output.requires_grad:  # nothing trainable before
+                start = output.detach().requires_grad_()
+                if not captured.complete:
+                    captured.beginnings.append(start)
+                # The same numbers, but no leaf, nor a view of one: the model may work in place.
+                output = torch.ops.aten._unsafe_view(start, start.shape)
             if not captured.complete:
                 kept = (inputs[0] if inputs else named["input"]).detach()
-                call = _Call(
-                    name=name,
-                    input=kept,
-                    output=output,
-                    versions=(kept._version, output._version),
-                    dtype=output.dtype,
-                )
+                call = _Call(name=name, input=kept, version=kept._version, dtype=output.dtype)
                 output.register_hook(call.keep)
                 captured.calls.append(call)
-                if begins:
-                    captured.beginnings.append(output)
             return output
 
         return keep
@@ -262,67 +256,6 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             _set_trainable(layer, False)
             if isinstance(layer, LoRALinear):
                 layer.merged = False
-
-
-def _keeps_apart(layers: dict[str, nn.Module], losses: Callable[[], Tensor]) -> bool:
-    """Whether the first and the last record's loss were each seen to move that record's rows alone.
-
-    False where that cannot be told: of one record, or of a gradient that is zero or not finite. A
-    model that mixes records behind its first trainable layer is refused, and so is one in which
-    another dimension comes first.
-    """
-    return all(_moves_own_rows(layers, losses, record) for record in (0, -1))
-
-
-def _moves_own_rows(
-    layers: dict[str, nn.Module], losses: Callable[[], Tensor], record: int
-) -> bool:
-    with _capture(layers) as captured, torch.enable_grad():
-        losses_B = losses()
-        captured.complete = True
-        B = len(losses_B)
-        if B < 2 or not captured.beginnings:
-            return False
-        for call in captured.calls:
-            call.check_unchanged()
-        with torch.autocast(losses_B.device.type, enabled=False):
-            torch.autograd.grad(losses_B[record], captured.beginnings, allow_unused=True)
-    told = False
-    for call in captured.calls:
-        if call.gradient is None or not len(call.input) == len(call.gradient) == B:
-            continue  # one that is used is refused by its shape
-        own = call.gradient[record]
-        told = told or bool(own.any() and own.isfinite().all())
-        others = call.gradient.nan_to_num(0.0, 0.0, 0.0)  # 0 * inf of a bad record is no path
-        others[record] = 0
-        if others.any():
-            raise ValueError(
-                f"Expected a record's loss to depend on that record's row of {call.name!r} alone, "
-                "but it depends on others too; put the batch dimension first and use no statistics "
-                "over it."
-            )
-    return told
-
-
-def _check_leaves(losses_B: Tensor, known: set[int]) -> None:
-    """Refuse a loss that depends on a tensor with gradients that no layer holds or has returned.
-
-    A layer behind it would begin nowhere, and stay untrained without a word.
-    """
-    waiting, seen = [losses_B.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            raise ValueError(
-                "Expected the loss to depend on the model's trainable parameters alone, but it "
-                f"depends on a tensor of shape {tuple(leaf.shape)} that requires a gradient; "
-                "detach it."
-            )
-        waiting += [following for following, _ in node.next_functions]
 
 
 def _by_record(name: str, a: Tensor, g: Tensor, B: int) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,83 @@
-"""Which layers of a model the private engine takes, and what it refuses by name."""
+"""What the private engine refuses before a run: layers without a rule, and records that mix."""
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dpwg.privacy.layer_gradients import RULES, trained_parameters
 from dpwg.privacy.lora import LoRALinear
+
+if TYPE_CHECKING:
+    from dpwg.privacy.clipping import ClippedSums
+
+ROWS, TRIED = 3, 8
+"""A record is looked at among so many rows; so many records are tried until one tells."""
+TOLERANCE = 0.02
+"""Of a gradient: more than rounding moves it between the rows of a batch, even in bfloat16."""
+_MIXED = (
+    "Expected a record's gradient to be the same whatever records stand beside it, and wherever it "
+    "stands, but it depends on that; put the batch dimension first, and use no statistics over it, "
+    "not in the loss either."
+)
+
+
+def check_apart(sums: ClippedSums, losses_of: Callable[[Tensor], Tensor], *, records: int) -> None:
+    """Raise ValueError for a model or a loss that mixes records; empties the sums.
+
+    `losses_of` runs the model on the records of some indices, (B,), and returns their losses. For
+    the first records, until one has a gradient: its loss must move its own row alone, and by the
+    same whatever stands in the other rows. What is found shows in nothing but a refusal.
+    """
+    if losses_of(torch.zeros(ROWS, dtype=torch.int64)).requires_grad:
+        raise ValueError(
+            "Expected the loss to depend on the model's trainable parameters alone, but it depends "
+            "on a tensor that requires a gradient of its own; detach it."
+        )
+    for record in range(min(records - 1, TRIED)):
+        if _is_told_apart(sums, losses_of, record):
+            break
+    sums.zero()
+
+
+def _is_told_apart(sums: ClippedSums, losses_of: Callable[[Tensor], Tensor], record: int) -> bool:
+    """Whether a record has a finite gradient, which then is its own."""
+    device = next(iter(sums.sums.values())).device
+
+    def gradient(place: int, other: int, seed: int = 0) -> tuple[float, Tensor]:
+        """The norm of the record's gradient, and the gradient clipped, among others."""
+        own_B = torch.arange(ROWS) == place
+        rows_B = torch.where(own_B, record, other)
+        sums.zero()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            norms_B = sums.add(lambda: losses_of(rows_B) * own_B.to(device)).norms_B.cpu()
+        if (norms_B[~own_B] > 0).any():
+            raise ValueError(_MIXED)
+        return norms_B[place].item(), torch.cat([t.flatten() for t in sums.sums.values()])
+
+    norm, own_N = gradient(0, record + 1)
+
+    def is_same(other: tuple[float, Tensor]) -> bool:
+        far = (other[1] - own_N).norm().item() > TOLERANCE * own_N.norm().item()
+        return math.isclose(other[0], norm, rel_tol=TOLERANCE) and not far
+
+    alone, last, again = (
+        gradient(0, record),
+        gradient(ROWS - 1, record + 1),
+        gradient(0, record + 1, seed=1),
+    )
+    if not all(math.isfinite(found) for found in (norm, alone[0], last[0])):
+        return False
+    # A model with dropout drops something else in another row.
+    if not is_same(alone) or (is_same(again) and not is_same(last)):
+        raise ValueError(_MIXED)
+    return norm > 0
 
 
 def trainable_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -50,6 +50,7 @@ from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.lora import add_lora, merge_lora, round_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
+from dpwg.privacy.preflight import check_apart
 from dpwg.training.examples import Examples
 from dpwg.training.optimizer import Optimization, Weights
 from dpwg.training.processes import Ranks
@@ -150,6 +151,7 @@ class PrivateTraining:
     def run(self) -> Iterator[Progress]:
         """Take the remaining steps of the plan, one report a step."""
         plan, started, examples = self.plan, time.monotonic(), 0
+        check_apart(self._clipped, self._losses, records=plan.records)
         while self._weights.steps < plan.steps:
             seen = self._sum_clipped()
             if self._ranks.leads:
@@ -188,6 +190,12 @@ class PrivateTraining:
             self.adapter = round_lora(self._model)
             merge_lora(self._model)
 
+    def _losses(self, indices_B: Tensor) -> Tensor:
+        batch = self._examples.batch(indices_B).to(self._ranks.device)
+        return self._weights.worker.negative_log_likelihood(
+            batch.states_BLD, batch.mask_BL, batch.codes
+        )
+
     def _sum_clipped(self) -> Tensor:
         """Draw a batch and sum this rank's share of it: the records whose index is its own.
 
@@ -213,7 +221,7 @@ class PrivateTraining:
                 functools.partial(
                     worker.negative_log_likelihood, batch.states_BLD, batch.mask_BL, batch.codes
                 ),
-                (torch.arange(size, device=self._ranks.device) < count).float(),
+                torch.arange(size, device=self._ranks.device) < count,
             )
             losses_B, norms_B = added.losses_B[:count], added.norms_B[:count]
             own = (count, float(losses_B.sum()), float(norms_B.sum()), added.refused)
