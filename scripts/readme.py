@@ -1,118 +1,170 @@
-"""The generated parts of README.md: tables made from cards and result files, never typed."""
+"""The tables of README.md and docs/: made from cards and result files, never typed.
+
+    python -m scripts.readme
+
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from dpwg.privacy.accounting import default_delta, epsilon_text
 from dpwg.release.folder import checkpoint_names, describe, find_checkpoint, load_card
+=======
+from dpwg.modules import SHIPPED
+from dpwg.privacy.accounting import Ledger, default_delta, epsilon_text
+from dpwg.release.folder import checkpoint_names, describe, load_card
+>>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
 
-RESULTS = Path("docs/results")
-
-
-def update(readme: Path) -> str:
-    """Rewrite what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; returns the text.
-
-    Raises ValueError where a marker names no table.
-    """
-    folder = readme.parent / RESULTS
-    tables = {
-        "checkpoints": _checkpoints(
-            [_read(path) for path in sorted(folder.glob("held-out*.json"))],
-            _read(folder / "colours.json"),
-        ),
-        "tokenizer": _tokenizer([_read(p) for p in sorted(folder.glob("tokenizer*.json"))]),
-        "upsamplers": "\n\n".join(
-            _upsamplers(_read(path)) for path in sorted(folder.glob("upsampler*.json"))
-        ),
-        "bench": _bench([_read(path) for path in sorted(folder.glob("bench-*.json"))]),
-        "studio": _studio(_read(folder / "studio.json")),
-    }
-
-    def fill(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in tables:
-            raise ValueError(f"Expected table {name!r} in {sorted(tables)}.")
-        return f"<!-- begin {name} -->\n{tables[name]}\n<!-- end {name} -->"
-
-    pattern = r"<!-- begin (\S+) -->.*?<!-- end \1 -->"
-    text = re.sub(pattern, fill, readme.read_text(), flags=re.DOTALL)
-    readme.write_text(text)
-    return text
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/benchmarks.md")
+Results = list[dict[str, Any]]
 
 
-def _checkpoints(held_out: Sequence[dict[str, Any]], fidelity: dict[str, Any]) -> str:
-    """Each file of `held_out` is of one family, whose gap is between its own best and worst."""
-    losses: dict[str, float] = {}
-    closed: dict[str, float] = {}
-    for measured in held_out:
-        own = {row["name"]: row["loss"] for row in measured["nats_per_code"]}
-        public = max(own.values())
-        reached = public - min(own.values())
-        losses |= own
-        closed |= {name: (public - loss) / reached for name, loss in own.items() if reached}
-    colours = {row["name"]: row["all_parts"] for row in fidelity.get("checkpoints", [])}
+def filled(text: str, results: Path = ROOT / "docs" / "results") -> str:
+    """The text with its tables written anew. Raises KeyError where a marker names no table."""
+
+    def table(match: re.Match[str]) -> str:
+        files, make = TABLES[match[1]]
+        paths = [path for pattern in files.split() for path in sorted(results.glob(pattern))]
+        found = [json.loads(path.read_text()) for path in paths]
+        return f"<!-- begin {match[1]} -->\n{make(found)}\n<!-- end {match[1]} -->"
+
+    return re.sub(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", table, text, flags=re.DOTALL)
+
+
+def checkpoints(measured: Results) -> str:
+    """The measured checkpoints, and no others that lie beside them."""
     rows = []
-    for name in checkpoint_names():
+    for name, loss in _losses(measured).items():
         facts = describe(name)
-        loss = losses.get(name)
+        records = f"{facts['records']:,}" if facts["records"] else "public data only"
+        rows.append((f"`{name}`", epsilon_text(facts["epsilon"]), records, f"{loss:.3f}"))
+    return _table("checkpoint", "epsilon", "private records", "held-out per-code NLL", rows=rows)
+
+
+def promises(measured: Results) -> str:
+    """What each measured checkpoint spent, and what that would be at the usual delta."""
+    rows = []
+    for name in _losses(measured):
+        facts, card = describe(name), load_card(SHIPPED / name)
+        usual = default_delta(card.records) if facts["epsilon"] else None
+        spent = Ledger.from_json(list(card.ledger)).pld_epsilon(usual) if usual else None
         rows.append(
             (
                 f"`{name}`",
                 epsilon_text(facts["epsilon"]),
-                f"{facts['delta']:g}" if facts["epsilon"] else "",
-                _at_the_usual_delta(name) if facts["epsilon"] else "",
-                _figure(facts["noise_multiplier"]),
-                _figure(facts["sampling_rate"]),
+                f"{facts['delta']:g}" if spent else "",
+                f"{epsilon_text(spent)} ({usual:g})" if spent else "",
+                "" if facts["noise_multiplier"] is None else f"{facts['noise_multiplier']:.4g}",
+                "" if facts["sampling_rate"] is None else f"{facts['sampling_rate']:.4g}",
                 str(facts["steps"]),
-                f"{facts['records']:,}",
                 f"{facts['bytes'] / 1e6:.1f} MB",
-                "" if loss is None else f"{loss:.3f}",
-                f"{closed[name]:.0%}" if name in closed else "",
-                f"{colours[name]:.0%}" if name in colours else "",
             )
         )
-    heads = (
-        "checkpoint",
-        "epsilon (PLD)",
-        "delta",
-        "at the usual delta",
-        "noise",
-        "rate",
-        "steps",
-        "private records",
-    )
-    return _table((*heads, "size", "held-out nats a code", "gap closed", "all colours right"), rows)
+    heads = ("checkpoint", "epsilon (PLD)", "delta", "at the default delta", "noise", "rate")
+    return _table(*heads, "steps", "size", rows=rows)
 
 
+<<<<<<< HEAD
 def _at_the_usual_delta(name: str) -> str:
     """What the same steps spend at the delta that `finetune` would take for so many records."""
     card = load_card(find_checkpoint(name))
     delta = default_delta(card.records)
     spent = card.ledger.pld_epsilon(delta)
     return f"{epsilon_text(spent)} ({delta:g})"
+=======
+def quality(measured: Results) -> str:
+    """The gap closed is that of each family between its own worst and best."""
+    rows = []
+    fidelity = {
+        row["name"]: row["all_parts"] for own in measured for row in own.get("checkpoints", [])
+    }
+    for own in (own for own in measured if "nats_per_code" in own):
+        losses = _losses([own])
+        worst, best = max(losses.values()), min(losses.values())
+        for name, loss in losses.items():
+            colours = f"{fidelity[name]:.0%}" if name in fidelity else ""
+            closed = f"{(worst - loss) / (worst - best):.0%}"
+            rows.append((f"`{name}`", f"{loss:.3f}", closed, colours))
+    heads = ("checkpoint", "held-out per-code NLL", "gap closed", "all colours right")
+    return _table(*heads, rows=rows)
+>>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
 
 
-def _upsamplers(found: dict[str, Any]) -> str:
+def attacks(measured: Results) -> str:
+    """Membership inference against the checkpoints that were attacked."""
+    rows = []
+    for own in sorted(measured, key=lambda own: _place(own["checkpoint"])):
+        point = next(p for p in own["true_positives"] if p["false_positive_rate"] == 0.01)
+        area = f"{own['auc']:.3f} ({own['auc_low']:.3f} to {own['auc_high']:.3f})"
+        rate = f"{point['rate']:.2%} ({point['low']:.2%} to {point['high']:.2%})"
+        rows.append((f"`{own['checkpoint']}`", f"{own['members']:,}", area, rate))
+    heads = ("checkpoint", "records of each kind", "AUC", "true positives at 1 % false ones")
+    return _table(*heads, rows=rows)
+
+
+def engine(measured: Results) -> str:
+    """The one-run audit of the private engine."""
     rows = [
-        (f"`{row['name']}`", f"{row['psnr']:.2f} dB", f"{row['detail_energy']:.0%}")
-        for row in found.get("upsamplers", [])
+        (
+            epsilon_text(run["ledger_epsilon"]),
+            f"{run['proven_epsilon']:.2f}",
+            f"{run['correct']} of {run['guesses']}",
+            f"{run['records']:,}",
+        )
+        for own in measured
+        for run in own["runs"]
     ]
-    return _table(("upsampler", f"PSNR on `{found.get('data', '')}`", "detail energy"), rows)
+    return _table(
+        "epsilon of the ledger", "proven at least", "right guesses", "canaries", rows=rows
+    )
 
 
-def _tokenizer(measured: Sequence[dict[str, Any]]) -> str:
+def tokenizer(measured: Results) -> str:
     """One column a file, each of a tokenizer on its family's test set."""
     sizes = list(measured[0]["psnr"]) if measured else []
-    rows = [(size, *(f"{one['psnr'][size]:.2f} dB" for one in measured)) for size in sizes]
-    return _table(("decoded", *(f"PSNR on `{one['data']}`" for one in measured)), rows)
+    rows = [(size, *(f"{own['psnr'][size]:.2f} dB" for own in measured)) for size in sizes]
+    return _table("decoded", *(f"PSNR on `{own['data']}`" for own in measured), rows=rows)
 
 
-def _bench(runs: Sequence[dict[str, Any]]) -> str:
+def upsamplers(measured: Results) -> str:
+    """One table a file."""
+    return "\n\n".join(
+        _table(
+            "upsampler",
+            f"PSNR on `{own['data']}`",
+            "detail energy",
+            rows=[
+                (f"`{row['name']}`", f"{row['psnr']:.2f} dB", f"{row['detail_energy']:.0%}")
+                for row in own["upsamplers"]
+            ],
+        )
+        for own in measured
+    )
+
+
+def reranker(measured: Results) -> str:
+    """How often the reranker finds what belongs together."""
+    rows = [
+        (
+            f"`{own['data']}`",
+            str(own["among"]),
+            f"{own['captions_found']:.1%}",
+            f"{own['images_found']:.1%}",
+        )
+        for own in measured
+    ]
+    return _table("set", "among", "own caption first", "own picture first", rows=rows)
+
+
+def bench(runs: Results) -> str:
     """One column a run: seconds of an example over each other, then what a second brings."""
     ratios = {
         "private step over non-private, all parameters": "private_over_nonprivate",
@@ -126,38 +178,52 @@ def _bench(runs: Sequence[dict[str, Any]]) -> str:
     for text, name in rates.items():
         figures = (f"{run['examples_per_second'][name]:.0f}" for run in runs)
         rows.append((f"examples a second, {text}", *figures))
-    precisions = [run["settings"]["precision"] for run in runs]
-    if len(set(precisions)) < len(precisions):
-        raise ValueError(
-            f"Expected one bench-*.json of each precision in {RESULTS}, found {precisions}; name "
-            "each file by its own."
-        )
-    return _table(("measured", *precisions), rows)
+    return _table("measured", *(run["settings"]["precision"] for run in runs), rows=rows)
 
 
-def _studio(found: dict[str, Any]) -> str:
-    first = found.get("first_load", {})
-    rows = [
-        (
-            name,
-            f"{first[name]:.1f} s" if name in first else "",
-            f"{seconds:.1f} s",
-            f"{found['bars'][name]:g} s",
-        )
-        for name, seconds in found.get("seconds", {}).items()
-    ]
-    return _table(("from the click to what it asks for", "first", "slowest after", "bar"), rows)
+def studio(measured: Results) -> str:
+    """Response times of the app beside their bars."""
+    rows = []
+    for own in measured:
+        first = own.get("first_load", {})
+        for name, seconds in own["seconds"].items():
+            early = f"{first[name]:.1f} s" if name in first else ""
+            rows.append((name, early, f"{seconds:.1f} s", f"{own['bars'][name]:g} s"))
+    return _table("from the click to", "first", "slowest after", "bar", rows=rows)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "checkpoints": ("held-out*.json", checkpoints),
+    "promises": ("held-out*.json", promises),
+    "quality": ("colours.json held-out*.json", quality),
+    "attacks": ("membership/*.json", attacks),
+    "engine": ("audit-engine.json", engine),
+    "tokenizer": ("tokenizer*.json", tokenizer),
+    "upsamplers": ("upsampler*.json", upsamplers),
+    "reranker": ("reranker.json", reranker),
+    "bench": ("bench-*.json", bench),
+    "studio": ("studio.json", studio),
+}
+"""Each table's result files and how it is made of them."""
+
+
+def _losses(measured: Results) -> dict[str, float]:
+    """The held-out loss of every measured checkpoint, in the order of `list`."""
+    found = {row["name"]: row["loss"] for own in measured for row in own["nats_per_code"]}
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> int:
+    names = checkpoint_names(SHIPPED)
+    return names.index(name) if name in names else len(names)
+
+
+def _table(*heads: str, rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return values
+if __name__ == "__main__":
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text()))

@@ -1,6 +1,6 @@
 """A picture of captions by checkpoints, for the documentation.
 
-    python scripts/sheet.py docs/sheet.png --captions examples/sheet.txt \\
+    python -m scripts.sheet docs/sheet.png --captions examples/sheet.txt \\
         --checkpoints faces/public faces/eps-1 faces/eps-3 faces/eps-10 faces/eps-inf
 """
 

@@ -68,7 +68,7 @@ def _main(words: list[str]) -> int:
         near = "".join(f", perhaps {word}" for word in get_close_matches(name, VERBS, 1))
         raise ValueError(f"There is no verb {name!r}{near}; `{PROGRAM} --help` shows all.")
     as_json = "--json" in rest
-    call = parsed(name, [word for word in rest if word != "--json"])
+    call = parsed(name, rest)
     from dpwg.cli.console import Bars, as_table, plain
 
     try:
@@ -86,8 +86,10 @@ def _main(words: list[str]) -> int:
 
 
 def parsed(name: str, words: Sequence[str]) -> Callable[[], Any]:
-    """A verb with its options read, ready to run."""
+    """A verb with its options read, ready to run; `--json` is `main`'s."""
     import tyro
+
+    words = [word for word in words if word != "--json"]
 
     function = getattr(importlib.import_module(f"dpwg.cli.{VERBS[name][0]}"), name)
 

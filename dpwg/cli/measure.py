@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -278,7 +279,9 @@ def bench(
             "have: `git clone` it and run `python -m dpwg bench` there."
         )
     words = [checkpoint, precision, *map(str, micro_batches)]
-    done = subprocess.run([sys.executable, str(BENCH), *words], stdout=subprocess.PIPE)
+    environment = os.environ | {"PYTHONPATH": str(BENCH.parents[1])}
+    command = [sys.executable, str(BENCH), *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, env=environment)
     if done.returncode:
         raise ValueError(f"The benchmark ended with status {done.returncode}; see above.")
     return kept(json.loads(done.stdout), results)

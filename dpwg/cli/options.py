@@ -98,7 +98,7 @@ def preset_settings(default: T, words: Sequence[str]) -> T:
     from dpwg.training.presets import get_preset
 
     name = SHIPPED_PRESET
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for word, following in zip(words, (*words, "")[1:], strict=True):
         option, _, value = word.partition("=")
         if option == "--preset":
             name = value or following

@@ -212,7 +212,7 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
         basis,
         [about, figure, table],
         api_name="pyramid",
-    ).success(rebuild, [*basis, count], seen, api_visibility="private", **quiet)
+    ).success(rebuild, [*basis, count], seen, api_name="rebuilt", api_visibility="private", **quiet)
     count.change(rebuild, [*basis, count], seen, api_name="rebuild", **quiet)
     levels.change(_slider, [levels, count], count, **QUIET)
     subject.change(spectra, subject, curve, api_name="spectra")
