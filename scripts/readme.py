@@ -13,14 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from dpwg.privacy.accounting import default_delta, epsilon_text
-from dpwg.release.folder import checkpoint_names, describe, find_checkpoint, load_card
-=======
 from dpwg.modules import SHIPPED
-from dpwg.privacy.accounting import Ledger, default_delta, epsilon_text
+from dpwg.privacy.accounting import default_delta, epsilon_text
 from dpwg.release.folder import checkpoint_names, describe, load_card
->>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/benchmarks.md")
@@ -55,7 +50,7 @@ def promises(measured: Results) -> str:
     for name in _losses(measured):
         facts, card = describe(name), load_card(SHIPPED / name)
         usual = default_delta(card.records) if facts["epsilon"] else None
-        spent = Ledger.from_json(list(card.ledger)).pld_epsilon(usual) if usual else None
+        spent = card.ledger.pld_epsilon(usual) if usual else None
         rows.append(
             (
                 f"`{name}`",
@@ -72,14 +67,6 @@ def promises(measured: Results) -> str:
     return _table(*heads, "steps", "size", rows=rows)
 
 
-<<<<<<< HEAD
-def _at_the_usual_delta(name: str) -> str:
-    """What the same steps spend at the delta that `finetune` would take for so many records."""
-    card = load_card(find_checkpoint(name))
-    delta = default_delta(card.records)
-    spent = card.ledger.pld_epsilon(delta)
-    return f"{epsilon_text(spent)} ({delta:g})"
-=======
 def quality(measured: Results) -> str:
     """The gap closed is that of each family between its own worst and best."""
     rows = []
@@ -95,7 +82,6 @@ def quality(measured: Results) -> str:
             rows.append((f"`{name}`", f"{loss:.3f}", closed, colours))
     heads = ("checkpoint", "held-out per-code NLL", "gap closed", "all colours right")
     return _table(*heads, rows=rows)
->>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
 
 
 def attacks(measured: Results) -> str:

@@ -18,13 +18,7 @@ from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.ui.demo import build_demo
 from dpwg.ui.limits import QUEUE_SIZE
 
-<<<<<<< HEAD
-README = (ROOT / "README.md").read_text()
-=======
-ROOT = Path(__file__).resolve().parent.parent
 API = (ROOT / "docs" / "api.md").read_text()
-SHIPPED = ROOT / "checkpoints"
->>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
 CAPTION = "A person with a black bob, on a green background"
 CLIENTS, CALLS = 20, 5
 
@@ -42,13 +36,8 @@ def test_every_handler_is_documented() -> None:
     assert told == {f.api_name for f in functions if f.api_visibility == "public"}
 
 
-<<<<<<< HEAD
-def test_the_readmes_example_runs(app: tuple[str, int]) -> None:
-    block = README.split("## Ask the app from a program")[1].split("```python\n")[1].split("```")[0]
-=======
-def test_the_documented_example_runs(shipped: tuple[str, int]) -> None:
+def test_the_documented_example_runs(app: tuple[str, int]) -> None:
     block = API.split("## Ask the app from a program")[1].split("```python\n")[1].split("```")[0]
->>>>>>> 4a4cff9 (README of one screen with a picture of the app; what it carried is in docs/; every table is made from cards and result files)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(block.replace("http://127.0.0.1:7860", app[0]), {})
