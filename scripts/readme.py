@@ -56,7 +56,7 @@ def promises(measured: Results) -> str:
                 f"`{name}`",
                 epsilon_text(facts["epsilon"]),
                 f"{facts['delta']:g}" if spent else "",
-                f"{epsilon_text(spent)} ({usual:g})" if spent else "",
+                f"{epsilon_text(spent)} ({usual:.3g})" if spent else "",
                 "" if facts["noise_multiplier"] is None else f"{facts['noise_multiplier']:.4g}",
                 "" if facts["sampling_rate"] is None else f"{facts['sampling_rate']:.4g}",
                 str(facts["steps"]),

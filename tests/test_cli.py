@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cards import recarded
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dpwg import launch
 from dpwg.cli import VERBS, main, overview, parsed
@@ -192,7 +192,7 @@ def test_two_processes_make_one_private_release(own):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (("--out", "DATA"), "found '0.png' in it"),
+        (("--out", "DATA"), "found '0.png'"),
         (("--count", "5"), "count=5 of a data set"),
         (("--tokenizer", "OTHER"), "the one that the model was trained with"),
         (("--save-every", "0"), "save_every"),
@@ -284,30 +284,34 @@ def test_sample_writes_pictures_and_facts_and_leaves_no_old_ones(
     assert not (tmp_path / "none").exists()
 
 
-def test_attack_reaches_every_checkpoint_that_saw_records(
-    capsys, shelf, monkeypatch, tmp_path, image_folder
-):
+def drawn_folder(folder: Path, first: int, count: int) -> Path:
+    """A data set of small pictures, each of a colour of its own."""
+    folder.mkdir()
+    rows = [{"file_name": f"{index}.png", "text": f"number {index}"} for index in range(count)]
+    for index, row in enumerate(rows, start=first):
+        Image.new("RGB", (8, 8), (index, 3 * index % 256, 90)).save(folder / row["file_name"])
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_attack_reaches_every_checkpoint_that_saw_records(capsys, shelf, monkeypatch, tmp_path):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path / "checkpoints"))
     monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
     shutil.copytree(shelf, tmp_path / "checkpoints")
+    members = drawn_folder(tmp_path / "members", 0, 50)
+    others = drawn_folder(tmp_path / "others", 50, 6)
+    shutil.copytree(members, tmp_path / "copy")
     for name in ("eps-1", "eps-inf"):
         folder = tmp_path / "checkpoints" / "faces" / name
-        recarded(folder, dataset=image_folder.name, records=12)
-    others = tmp_path / "others"
-    shutil.copytree(image_folder, others)
-    shutil.copytree(image_folder, tmp_path / "copy")
-    for path in others.glob("*.png"):
-        ImageOps.invert(Image.open(path).convert("RGB")).save(path)
-    rows = (image_folder / "metadata.jsonl").read_text().splitlines()[:6]
-    (others / "metadata.jsonl").write_text("\n".join(rows))
-    where = ["--data", str(image_folder), "--others", str(others)]
+        recarded(folder, dataset="members", records=50)
+    where = ["--data", str(members), "--others", str(others)]
     assert main(["attack", *where]) == 2
     assert f"Expected {LEAST} or more records of each kind, found 6" in capsys.readouterr().err
     monkeypatch.setattr("dpwg.cli.measure.LEAST", 6)
     asked = ["attack", *where, "--count", "9", "--results", str(tmp_path / "found"), "--json"]
     assert main(asked) == 0
     answer = capsys.readouterr()
-    warning = f"What is found of faces/eps-1 is as private as '{image_folder.name}'"
+    warning = f"What is found of faces/eps-1 is as private as '{members.name}'"
     assert warning in answer.err
     rows = json.loads(answer.out)
     assert [row["checkpoint"] for row in rows] == ["faces/eps-1", "faces/eps-inf"]
@@ -316,15 +320,15 @@ def test_attack_reaches_every_checkpoint_that_saw_records(
         found = MembershipAttack.from_json(json.loads(path.read_text()))
         assert (found.members, found.nonmembers) == (row["members"], row["nonmembers"]) == (9, 6)
         assert found.weights == named_weights_sha256(find_checkpoint(row["checkpoint"]))
-        assert (found.data, found.others) == (image_folder.name, "others")
+        assert (found.data, found.others) == (members.name, "others")
         assert (found.epsilon, found.auc) == (row["epsilon"], row["auc"])
         assert not any("0.01" in name for name in row)  # six records tell no rate of 1 %
     for refused, message in (
         (["faces/public", *where], "nothing to infer"),
-        (["--data", str(others), "--others", str(image_folder)], "found 6 of 'others'"),
-        (["faces/eps-1", "--data", str(image_folder)], "Expected --others"),
-        (["--data", str(image_folder), "--others", str(image_folder)], "left out"),
-        (["--data", str(image_folder), "--others", str(tmp_path / "copy")], "left out"),
+        (["--data", str(others), "--others", str(members)], "found 6 of 'others'"),
+        (["faces/eps-1", "--data", str(members)], "Expected --others"),
+        (["--data", str(members), "--others", str(members)], "left out"),
+        (["--data", str(members), "--others", str(tmp_path / "copy")], "left out"),
         (["--reference", "faces/eps-1", *where], "to be public"),
     ):
         assert main(["attack", *refused]) == 2
