@@ -49,6 +49,10 @@ class EncodedText:
     mask_BL: Tensor
 
 
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+"""Names of an encoder's files: other variants may lie beside them."""
+
+
 class TextEncoder:
     """A frozen encoder: MiniLM-L6 (Wang et al. 2020), CLIP's text model (Radford et al. 2021), or
     the encoder of T5 (Raffel et al. 2020).
@@ -93,7 +97,7 @@ class TextEncoder:
         runs. Raises FileNotFoundError without weights, ValueError for what does not fit.
         """
         folder = Path(path)
-        files = sorted(folder.glob("model*.safetensors"))
+        files = [p for name in WEIGHTS for p in sorted(folder.glob(name))]
         if not files or not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"Expected {folder} to hold config.json and model.safetensors; name another "

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from dpwg.config import MINILM, TextEncoderId
 from dpwg.download import download
-from dpwg.method.captions import MAX_TOKENS, TextEncoder
+from dpwg.method.captions import MAX_TOKENS, WEIGHTS, TextEncoder
 
 FOLDER = "DPWG_TEXT_ENCODERS"
 """The environment variable that names a folder of text encoders."""
-PULLED = ("*.json", "merges.txt", "vocab.txt", "spiece.model", "model*.safetensors")
+PULLED = ("*.json", "merges.txt", "vocab.txt", "spiece.model", *WEIGHTS)
 """Patterns of what is downloaded."""
 
 

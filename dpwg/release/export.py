@@ -8,35 +8,36 @@ division among processes gives the same data set.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from huggingface_hub import DatasetCardData
+from huggingface_hub import DatasetCard, DatasetCardData
+from pydantic import Field
 
 import dpwg
 from dpwg.config import Config
+from dpwg.files import remove, whole
 from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.method.sampling import Sampling
-from dpwg.modules import module_sha256
+from dpwg.modules import module_sha256, write_json
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import explain
-from dpwg.release.hub import CITATION, LICENSE
-from dpwg.release.parts import FORMATS, Row, appear, encode_png, write_text
+from dpwg.release.hub import LICENSE
+from dpwg.release.parts import FORMATS, Row, encode_png
 from dpwg.upsampling.diffusion import public_name
-from dpwg.upsampling.superresolution import find_superresolution
+from dpwg.upsampling.superresolution import SUPERRESOLUTIONS, find_superresolution
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler, is_embedded
 
 PLAN = "export.json"
 CARD = "privacy_card.json"
-MAX_BATCH = 1024
-SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,36 +47,19 @@ class Export(Config):
     A part of a format is a folder, a tar or a Parquet file, and what an interruption can cost.
     """
 
-    captions: tuple[str, ...] = field(repr=False)
+    captions: Annotated[tuple[str, ...], Field(min_length=1)] = field(repr=False)
     captions_from: str
-    per_caption: int = 1
-    seed: int = 0
-    format: str = "imagefolder"
+    per_caption: Annotated[int, Field(ge=1, le=10_000_000)] = 1
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    format: Annotated[str, Field(pattern="^(imagefolder|webdataset|parquet)$")] = "imagefolder"
     upsampler: str = DEFAULT_UPSAMPLER
-    batch: int = 64
-    part: int = 256
+    batch: Annotated[int, Field(ge=1, le=1024)] = 64
+    part: Annotated[int, Field(ge=1, le=100_000)] = 256
     license: str = LICENSE
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if not self.captions:
-            raise ValueError("Expected at least one caption.")
-        for name, low, high in (
-            ("per_caption", 1, 10_000_000),
-            ("seed", 0, MAX_SEED),
-            ("batch", 1, MAX_BATCH),
-            ("part", 1, 100_000),
-        ):
-            if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"Expected {name}={value} in [{low}, {high:,}].")
-        if self.format not in FORMATS:
-            raise ValueError(f"Expected format={self.format!r} in {sorted(FORMATS)}.")
-        needs = FORMATS[self.format].needs
-        if needs and importlib.util.find_spec(needs) is None:
-            raise ModuleNotFoundError(
-                f"format={self.format!r} needs {needs}; run `pip install {needs}`, or take another "
-                "format."
-            )
+        super().__post_init__()
         get_upsampler(self.upsampler)
 
     @property
@@ -140,14 +124,14 @@ def export_dataset(
     _begin(folder, plan := _plan(pipe, export, checkpoint))
     done = 0
     for part in shard_parts(export, shard):
-        path = _path(folder, export, part)
-        if not path.exists():
+        if not (path := _path(folder, export, part)).exists():
             rows: list[Row] = []
             for row in _rows(pipe, export, export.indices(part)):
                 rows.append(row)
                 if len(rows) % export.batch == 0:
                     yield done + len(rows)
-            appear(path, lambda at, rows=rows: FORMATS[export.format].write(at, rows))  # type: ignore[misc]
+            with whole(path) as partial:
+                FORMATS[export.format].write(partial, rows)
         done += len(export.indices(part))
         yield done
     if all(_path(folder, export, part).exists() for part in range(export.parts)):
@@ -178,14 +162,13 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
     captions = json.dumps(values.pop("captions"))
     choice = pipe.choice(export.sampling)
     own = {"wavelet-sharp": "wavelet"}.get(export.upsampler, export.upsampler)
+    found = find_superresolution(own) if own in SUPERRESOLUTIONS else None
     return {
         **values,
         "sampling": export.sampling.to_json() | {"candidates": choice["candidates"]},
         "reranker": choice["reranker"],
         "upsampler": public_name(export.upsampler),
-        "superresolution_sha256": module_sha256(find_superresolution(own))
-        if own in ("wavelet", "photo")
-        else None,
+        "superresolution_sha256": None if found is None else module_sha256(found),
         "captions": len(export.captions),
         "captions_sha256": hashlib.sha256(captions.encode()).hexdigest(),
         "images": export.images,
@@ -193,7 +176,7 @@ def _plan(pipe: DPWaveletPipeline, export: Export, checkpoint: str) -> dict[str,
         "weights_sha256": pipe.release.weights_sha256,
         "card_sha256": pipe.release.card.sha256,
         "text_encoder_sha256": pipe.release.text_encoder.digest,
-        "software": {"dpwg": dpwg.__version__, "torch": _version("torch")},
+        "software": {"dpwg": dpwg.__version__, "torch": version("torch")},
     }
 
 
@@ -203,7 +186,8 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     if not path.exists():
         if folder.exists() and any(not p.name.startswith(f".{PLAN}") for p in folder.iterdir()):
             raise ValueError(f"Expected out={folder} to be new or an export; name another folder.")
-        write_text(path, json.dumps(plan, indent=2, ensure_ascii=False) + "\n")
+        with whole(path) as partial:
+            write_json(partial, plan)
     kept = json.loads(path.read_text())
     if differing := sorted(n for n in {*kept, *plan} if kept.get(n) != plan.get(n)):
         raise ValueError(
@@ -213,17 +197,25 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def _finish(folder: Path, export: Export, plan: dict[str, Any], card: PrivacyCard) -> None:
+    """Write what goes with all parts, and remove what killed processes began of them."""
+    names = {_path(folder, export, part).name for part in range(export.parts)}
+    for left in _path(folder, export, 0).parent.glob(".*.partial-*"):
+        if left.name[1:].rpartition(".partial-")[0] in names:
+            remove(left)
     if export.format == "imagefolder":
-        appear(folder / "metadata.jsonl", lambda at: _write_metadata(at, export))
-    write_text(folder / CARD, json.dumps(card.to_json(), indent=2, allow_nan=False) + "\n")
-    write_text(folder / "README.md", dataset_card(export, plan, card))
+        with whole(folder / "metadata.jsonl") as partial:
+            _write_metadata(partial, export)
+    with whole(folder / CARD) as partial:
+        write_json(partial, card.to_json())
+    with whole(folder / "README.md") as partial:
+        partial.write_text(f"{dataset_card(export, plan, card)}")
 
 
 def _write_metadata(path: Path, export: Export) -> None:
     """A line an image, as the ImageFolder convention has it."""
     with path.open("w") as lines:
         for part in range(export.parts):
-            where = FORMATS[export.format].path(Path(), part, export.parts)
+            where = _path(Path(), export, part)
             for index in export.indices(part):
                 text, source = export.source(index)
                 row = Row(index=index, image_png=b"", text=text, **source)
@@ -232,116 +224,43 @@ def _write_metadata(path: Path, export: Export) -> None:
                 lines.write(line + "\n")
 
 
-def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> str:
+def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> DatasetCard:
     """The README.md of an exported data set: what it is, epsilon and unit, how to cite, limits.
 
     `plan` is what the folder holds as `export.json`.
     """
-    checkpoint, reranker = plan["checkpoint"], plan["reranker"]
-    front = DatasetCardData(
-        license=export.license,
-        task_categories=["text-to-image"],
-        tags=["synthetic", "differential-privacy", "dp-wavelet"],
-        pretty_name=f"Synthetic images of {checkpoint}",
-        size_categories=[_size(export.images)],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [
-                    {"split": "train", "path": list(FORMATS[export.format].found)},
-                ],
-            }
-        ],
-    )
-    why = (
-        "The images are computed from the released weights, public models and the\n  captions: by "
-        "post-processing they tell no more about a record than the weights do, however many\n  are "
-        "drawn."
-    )
+    epsilon, trained = epsilon_text(card.epsilon), "privately"
+    promise = f"Epsilon is {epsilon} at delta = {card.delta:g}"
     if card.epsilon is None:
-        promise, trained = "**No privacy: there is no bound on epsilon.**", "without privacy"
-        why = "Nothing holds: the model may reproduce records, and so may these images."
+        promise, trained = "No privacy: there is no bound on epsilon", "without privacy"
     elif card.kind == "public":
-        promise, trained = "**Epsilon is 0: no sensitive record was seen.**", "on public data"
-    else:
-        promise = f"**Epsilon is {epsilon_text(card.epsilon)} at delta = {card.delta:g}.**"
-        trained = "privately"
-    limits = "\n".join(f"- {limit}" for limit in card.limits)
-    upsampler = plan["upsampler"]
-    if reranker is not None:
-        limits += (
-            f"\n- Of {plan['sampling']['candidates']} candidates of the coarsest scale a public "
-            f"reranker of captions and images, {reranker['source']},\n  kept one. What it knew "
-            "before, epsilon does not cover."
-        )
-    if not is_embedded(export.upsampler):
-        limits += (
-            f"\n- The upsampler {upsampler} was trained by others, on data that is not known here: "
-            "what it knew\n  before, epsilon does not cover."
-        )
-    return f"""---
-{front.to_yaml()}
----
-
-# Synthetic images of {checkpoint}
-
-Images of {len(export.captions):,} captions, {export.per_caption} of each, {export.images:,} in all.
-A text-to-image model drew every one of them, by [DP-Wavelet](https://arxiv.org/abs/2602.23262).
-
-## Privacy
-
-{promise} {explain(card.ledger)}
-
-- **Unit.** {card.unit}
-- **Adjacency.** {card.adjacency}
-- **Private set.** {card.dataset}, {card.records:,} records.
-- **What it says of these images.** {why}
-- **Captions.** {export.captions_from}. They are not covered by epsilon.
-
-The model's whole card is in `{CARD}`: its epsilon follows from the ledger in it.
-
-## What is in it
-
-{FORMATS[export.format].columns} Images are numbered by caption, then within it. `{PLAN}` has the
-checkpoint's digest and every setting, so that each image can be drawn again:
-
-```python
-import json
-from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.method.sampling import Sampling
-from dpwg.modules import module_sha256
-
-plan = json.load(open("{PLAN}"))
-pipe = DPWaveletPipeline.from_pretrained(plan["checkpoint"])
-if plan["reranker"]:  # another one, or none, keeps other candidates
-    assert pipe.reranker.to_json() == plan["reranker"]
-settings = Sampling.from_json(plan["sampling"])
-pipe(caption, seed=seed, settings=settings, upsampler=plan["upsampler"]).image
-```
-
-## Limits
-
-{limits}
-- The coarse image comes from the model that was trained {trained}; finer detail is invented by a
-  public upsampler ({upsampler}), which sees only what that model released and, if it reads
-  captions, the caption.
-- A model trained on these images inherits the model's errors and biases.
-
-## Cite
-
-{CITATION}"""
-
-
-def _size(images: int) -> str:
-    names = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
-    return names[sum(images >= size for size in SIZES)]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+        promise, trained = "Epsilon is 0: no sensitive record was seen", "on public data"
+    return DatasetCard.from_template(
+        DatasetCardData(
+            license=export.license,
+            task_categories=["text-to-image"],
+            tags=["synthetic", "differential-privacy", "dp-wavelet"],
+            pretty_name=f"Synthetic images of {plan['checkpoint']}",
+            size_categories=[SIZES[min(max(0, len(str(export.images)) - 3), 5)]],
+            configs=[
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": "train", "path": list(FORMATS[export.format].found)}],
+                }
+            ],
+        ),
+        template_path=str(TEMPLATE),
+        card=card,
+        export=export,
+        plan=plan,
+        captions=f"{len(export.captions):,}",
+        images=f"{export.images:,}",
+        promise=promise,
+        meaning=explain(card.ledger),
+        trained=trained,
+        columns=FORMATS[export.format].columns,
+        embedded=is_embedded(export.upsampler),
+    )
 
 
 def captions_told(source: str, captions: Sequence[str], *, public: bool) -> str:

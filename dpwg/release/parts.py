@@ -1,18 +1,15 @@
-"""Parts of a data set on disk: each appears under its name in one operation, whole, or not at all.
+"""Parts of a data set on disk: a folder of images, a tar of WebDataset samples or a Parquet file.
 
-A part is a folder of images, a tar of WebDataset samples or a Parquet file. The same rows give the
-same bytes, whoever writes them and when.
+The same rows give the same bytes, whoever writes them and when.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +34,8 @@ class Row:
         return f"{self.index:08d}"
 
     def values(self) -> dict[str, Any]:
-        """All but the image."""
-        return {
-            "text": self.text,
-            "seed": self.seed,
-            "caption_index": self.caption_index,
-            "image_index": self.image_index,
-        }
+        """All but the image and its number."""
+        return {name: v for name, v in asdict(self).items() if name not in ("index", "image_png")}
 
 
 def encode_png(image_HW3: np.ndarray) -> bytes:
@@ -57,24 +49,19 @@ def write_folder(path: Path, rows: Sequence[Row]) -> None:
     """A folder of PNG files; their captions belong into the data set's `metadata.jsonl`."""
     path.mkdir()
     for row in rows:
-        _write(path / f"{row.key}.png", row.image_png)
+        (path / f"{row.key}.png").write_bytes(row.image_png)
 
 
 def write_tar(path: Path, rows: Sequence[Row]) -> None:
     """A WebDataset shard: of every sample a .png, a .txt with the caption and a .json with all."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in rows:
             values = json.dumps(row.values(), ensure_ascii=False).encode()
-            for suffix, data in (
-                ("png", row.image_png),
-                ("txt", row.text.encode()),
-                ("json", values),
-            ):
+            sample = {"png": row.image_png, "txt": row.text.encode(), "json": values}
+            for suffix, data in sample.items():
                 member = tarfile.TarInfo(f"{row.key}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    _write(path, buffer.getvalue())
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
@@ -86,39 +73,25 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     features["text"] = {"dtype": "string", "_type": "Value"}
     features |= {name: {"dtype": "int64", "_type": "Value"} for name in integers}
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    image = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    columns = {"image": image, "text": pyarrow.string()}
     schema = pyarrow.schema(
-        [
-            ("image", image),
-            ("text", pyarrow.string()),
-            *((name, pyarrow.int64()) for name in integers),
-        ],
+        columns | dict.fromkeys(integers, pyarrow.int64()),
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    table = pyarrow.Table.from_pylist(
-        [
-            {"image": {"bytes": row.image_png, "path": f"{row.key}.png"}, **row.values()}
-            for row in rows
-        ],
-        schema=schema,
-    )
-    buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
-    _write(path, buffer.getvalue())
+    images = [{"bytes": row.image_png, "path": f"{row.key}.png"} for row in rows]
+    records = [{"image": at, **row.values()} for at, row in zip(images, rows, strict=True)]
+    parquet.write_table(pyarrow.Table.from_pylist(records, schema=schema), path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How the parts of a data set are written, named, found by `datasets`, and shown by it.
-
-    `needs` is a package that not every installation has.
-    """
+    """How the parts of a data set are written, named, found by `datasets`, and shown by it."""
 
     write: Callable[[Path, Sequence[Row]], None]
     name: str
     found: tuple[str, ...]
     columns: str = "`image`, `text` (the caption), `seed`, `caption_index` and `image_index`."
-    needs: str | None = None
 
     def path(self, folder: Path, part: int, parts: int) -> Path:
         """Where a part is once it is whole."""
@@ -140,55 +113,5 @@ FORMATS = {
         write=write_parquet,
         name="data/train-{part:05d}-of-{parts:05d}.parquet",
         found=("data/train-*.parquet",),
-        needs="pyarrow",
     ),
 }
-
-
-def appear(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder elsewhere, then give it its name in one operation.
-
-    What other processes began under that name, and did not live to finish, is removed; one that
-    lives finds that this one was first, with the same content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = f".{path.name}.partial-"
-    partial = path.with_name(f"{begun}{os.getpid()}")
-    _remove(partial)
-    write(partial)
-    try:
-        if not path.is_dir():
-            partial.replace(path)
-    except FileNotFoundError:
-        if not path.exists():
-            raise
-    for other in path.parent.glob(f"{begun}*"):
-        _remove(other)
-    _flush(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file that appears whole."""
-    appear(path, lambda partial: _write(partial, text.encode()))
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
