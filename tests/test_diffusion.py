@@ -247,7 +247,10 @@ def pickled_shard(folder: Path) -> None:
             for part in KINDS["sd-x4"].weights
         ),
         (lambda at: torch.save({}, at / "text_encoder" / "adapter_model.bin"), "adapter_model.bin"),
-        (lambda at: (at / "unet" / "config.json").write_text("["), "to load as StableDiffusion.*OSError"),
+        (
+            lambda at: (at / "unet" / "config.json").write_text("["),
+            "to load as StableDiffusion.*OSError",
+        ),
         (lambda at: (at / "vae" / "config.json").unlink(), "to load as StableDiffusion.*OSError"),
         (lambda at: edit(at / "model_index.json", max_noise_level=9), "noise_level=20 above its 9"),
     ],
