@@ -48,12 +48,24 @@ def test_account_answers_with_noise_and_epsilon_by_three_accountants(capsys):
     assert ask(capsys, "account", *shape, "--noise-multiplier", 0)["epsilon"] is None
 
 
+def test_account_composes_what_several_releases_spend(capsys, shelf):
+    card = shelf / "faces" / "eps-1" / "privacy_card.json"
+    one = ask(capsys, "account", "--compose", card)
+    two = ask(capsys, "account", "--compose", card, "faces/eps-1", "faces/public")
+    assert one["epsilon"] < two["epsilon"] < two["sum_of_epsilons"]
+    assert two["sum_of_epsilons"] == 2 * one["epsilon"]
+    assert two["steps"] == 2 * one["steps"]
+    without = ask(capsys, "account", "--compose", card, "faces/eps-inf")
+    assert without["epsilon"] is None
+
+
 REFUSED = {
     "batch over records": ("account --records 5 --batch 9 --steps 1 --epsilon 1", "(0, 1]"),
     "large delta": (
         "account --records 200000 --batch 9 --steps 1 --epsilon 1 --delta 1e-5",
         "1/records",
     ),
+    "no plan": ("account --records 5 --batch 1 --steps 1", "--compose"),
     "no records": ("account --records 0 --batch 1 --steps 1 --epsilon 1", "records=0"),
     "no checkpoint": ("sample --caption x --checkpoint no/such --out out", "no/such"),
     "no picture": ("sample --checkpoint faces/eps-1 --caption x --n 0 --out out", "--n"),

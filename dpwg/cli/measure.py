@@ -130,7 +130,8 @@ def attack(
     """
     from dpwg.data import RENDERED_SETS
     from dpwg.measure.membership import result_file
-    from dpwg.release.folder import load_public
+    from dpwg.privacy.curves import max_true_positive_rates
+    from dpwg.release.folder import find_checkpoint, load_card, load_public
 
     if count < LEAST:
         raise ValueError(
@@ -146,12 +147,14 @@ def attack(
         row = {"checkpoint": name, "epsilon": found.epsilon, "members": found.members}
         row |= {"nonmembers": found.nonmembers, "auc": found.auc}
         row |= {"auc_low": found.auc_low, "auc_high": found.auc_high}
-        for point in found.true_positives:
+        rates = [point.false_positive_rate for point in found.true_positives]
+        allowed = max_true_positive_rates(load_card(find_checkpoint(name)).ledger, rates)
+        for point, most in zip(found.true_positives, allowed, strict=True):
             if found.nonmembers * point.false_positive_rate < 1:
                 continue
             at = f"{point.false_positive_rate:g}"
             row |= {f"true_positives_at_{at}": point.rate, f"low_{at}": point.low}
-            row |= {f"high_{at}": point.high, f"allowed_{at}": point.allowed}
+            row |= {f"high_{at}": point.high, f"allowed_{at}": most}
         rows.append(row)
     return rows
 

@@ -35,7 +35,10 @@ Unit = Annotated[
 ]
 Delta = Annotated[
     float | None,
-    tyro.conf.arg(metavar="FLOAT", help="must be below one over the records; by default well so"),
+    tyro.conf.arg(
+        metavar="FLOAT",
+        help="must be below one over the records; by default a tenth of that, and 1e-5 at most",
+    ),
 ]
 Results = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="write the measurement to this file")

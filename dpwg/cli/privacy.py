@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -12,19 +14,20 @@ from dpwg.cli.options import Delta
 if TYPE_CHECKING:
     from dpwg.privacy.accounting import PrivacyPlan
 
-KNOWN = tyro.conf.create_mutex_group(required=True)
+KNOWN = tyro.conf.create_mutex_group(required=False)
 
 
 def account(
     *,
-    records: int,
-    batch: int,
-    steps: int,
+    records: int | None = None,
+    batch: int | None = None,
+    steps: int | None = None,
     epsilon: Annotated[float | None, KNOWN] = None,
     noise_multiplier: Annotated[float | None, KNOWN] = None,
     delta: Delta = None,
+    compose: tuple[str, ...] = (),
 ) -> Any:
-    """Answer with noise and epsilon, by PLD, PRV and RDP.
+    """Answer with noise and epsilon, by PLD, PRV and RDP; or with what several releases give away.
 
     Args:
         records: how many the private set has
@@ -32,7 +35,15 @@ def account(
         steps: steps of DP-SGD
         epsilon: the promise; the least noise that keeps it is found
         noise_multiplier: the noise; what it promises is found
+        compose: in place of all that: releases from the same records, or their cards
     """
+    if compose:
+        return _composed(compose, delta)
+    if records is None or batch is None or steps is None or epsilon is noise_multiplier is None:
+        raise ValueError(
+            "Expected --records, --batch, --steps and --epsilon or --noise-multiplier; or "
+            "--compose."
+        )
     plan = make_plan(records, batch, steps, epsilon, noise_multiplier, delta)
     spent = plan.epsilons()
     return {
@@ -49,6 +60,39 @@ def account(
     }
 
 
+def _composed(names: tuple[str, ...], delta: float | None) -> dict[str, Any]:
+    """What releases from the same records spend together, by default at their least delta."""
+    from dpwg.privacy.accounting import compose
+    from dpwg.privacy.card import PrivacyCard
+    from dpwg.release.folder import find_checkpoint, load_card
+
+    cards = []
+    for name in names:
+        if Path(name).is_file():
+            cards.append(PrivacyCard.from_json(json.loads(Path(name).read_text())))
+            cards[-1].verify()
+        else:
+            cards.append(load_card(find_checkpoint(name)))
+    if len({card.of_groups for card in cards}) > 1:
+        raise ValueError(
+            "Expected cards of one unit, found images and groups; what a group loses by "
+            "a release that protects images is not known."
+        )
+    ledger, delta = compose(card.ledger for card in cards), delta or min(c.delta for c in cards)
+    spent = ledger.epsilons(delta)
+    return {
+        "cards": list(names),
+        "datasets": sorted({card.dataset for card in cards if card.kind != "public"}),
+        "steps": ledger.steps,
+        "delta": delta,
+        "epsilon": spent.pld,
+        "epsilon_pld": spent.pld,
+        "epsilon_prv": spent.prv,
+        "epsilon_rdp": spent.rdp,
+        "sum_of_epsilons": sum(math.inf if c.epsilon is None else c.epsilon for c in cards),
+    }
+
+
 def make_plan(
     records: int,
     batch: int,
@@ -59,13 +103,18 @@ def make_plan(
     max_grad_norm: float = 1.0,  # epsilon does not depend on it
 ) -> PrivacyPlan:
     """The plan that keeps an epsilon, of which inf is without noise, or that has this noise."""
+    from dpwg.cli.console import warn
     from dpwg.privacy.accounting import PrivacyPlan, default_delta
+    from dpwg.privacy.curves import doubt_about
 
+    delta = default_delta(records) if delta is None else delta
+    if records > 0 and (doubt := doubt_about(delta, records=records)):
+        warn(doubt)
     sizes: dict[str, Any] = {
         "records": records,
         "batch_size": batch,
         "steps": steps,
-        "delta": default_delta(records) if delta is None else delta,
+        "delta": delta,
         "max_grad_norm": max_grad_norm,
     }
     if epsilon == math.inf:

@@ -266,7 +266,7 @@ def dataset_card(export: Export, plan: dict[str, Any], card: PrivacyCard) -> Dat
 def captions_told(source: str, captions: Sequence[str], *, public: bool) -> str:
     """Where captions come from, in words for the card."""
     if source.startswith("public:"):
-        return f"Drawn from public templates (`dpwg.data.public`, the first {len(captions):,})"
+        return f"Drawn from public templates (of this project, the first {len(captions):,})"
     if public:
         return f"From `{Path(source).name}`, declared public by its user"
     return f"From `{Path(source).name}`, written or chosen by the user of the model"

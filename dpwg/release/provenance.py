@@ -6,7 +6,7 @@ from dpwg.config import MINILM, TextEncoderId
 
 PUBLIC_MIX = {
     "name": "public mix",
-    "source": "captioned avatars of the styles in dpwg.data.public, rendered by dicebear-core, "
+    "source": "captioned avatars of this project's public styles, rendered by dicebear-core, "
     "dicebear-styles and resvg-py; no style of a sensitive set is among them",
     "licence": "each style's own (CC0, CC BY 4.0 or free for any use): see NOTICE",
 }
@@ -26,7 +26,7 @@ FROZEN_PARTS = (
     },
     {
         "name": "caption wording",
-        "source": "templates in dpwg.data.captions",
+        "source": "templates of this project",
         "licence": "Apache-2.0",
     },
 )
@@ -82,7 +82,7 @@ def photo_inputs(
         {
             "name": "UTKFace",
             "source": "faces with age and gender, before other photographs "
-            f"(dpwg.data.public_photos); {copies}",
+            f"of this project; {copies}",
             "licence": "UTKFace's terms: non-commercial research",
         },
         {"name": "spectral tokenizer and codebooks", "source": trained, "licence": terms},
@@ -96,13 +96,13 @@ def photo_inputs(
         *FROZEN_PARTS[1:2],
         {
             "name": "list of CelebA's images",
-            "source": "which photographs are in the set is public (photo_numbers.json of "
-            "dpwg.data); epsilon bounds what the weights add to that",
+            "source": "which photographs are in the set is public (a list of their numbers "
+            "in the package); epsilon bounds what the weights add to that",
             "licence": "Apache-2.0",
         },
         {
             "name": "caption wording",
-            "source": "grammar in dpwg.data.grammar",
+            "source": "grammar of this project",
             "licence": "Apache-2.0",
         },
         {"name": "WaveletGPT before fine-tuning", "source": trained, "licence": terms},
