@@ -318,26 +318,6 @@ def test_a_thing_is_called_by_its_usual_names(label: str) -> None:
             assert not re.search("homarus|salamandra|grunter", text)
 
 
-FIRST = {
-    ("train", 0): "Big pink hair and brown skin, a peach hoodie, looking sad, orange background",
-    ("test", 7): (
-        "A face with a pastel pink hijab and pale skin, wearing a red scoop neck shirt, looking "
-        "sad, on a green background"
-    ),
-    ("train", 4242): (
-        "Portrait of a person in a white sweater with a collar with brown skin and long curly pink "
-        "hair, in disbelief, pink background."
-    ),
-}
-
-
-@pytest.mark.parametrize("record", FIRST)
-def test_a_face_keeps_its_first_caption(record: tuple[str, int]) -> None:
-    captions = face(*record).captions
-    assert captions[0] == FIRST[record]
-    assert len(set(captions)) == CAPTIONS
-
-
 SHADES = {name: name for name in palette.SKIN | palette.HAIR | palette.CLOTHES | palette.BACKGROUND}
 SHADES |= {
     "grey": "gray",

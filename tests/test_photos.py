@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dpwg.data import is_public, official, open_records
+from dpwg.data import is_public, open_records
 from dpwg.data.files import FileRecords
 from dpwg.data.official import celeba_numbers
 from dpwg.data.photos import photos_folder
@@ -381,12 +380,6 @@ def test_celeba_is_never_public_and_no_folder_takes_the_name_of_a_public_set(
         open_records(str(photos / "utkface-train"))
 
 
-def test_the_file_of_numbers_is_small_and_holds_nothing_else() -> None:
-    file = Path(official.__file__).with_name("photo_numbers.json")
-    assert file.stat().st_size < 60_000
-    assert set(json.loads(file.read_text())) == {"about", "celeba-train", "celeba-test"}
-
-
 # Portraits
 
 
@@ -394,13 +387,6 @@ def portrait(seed: int) -> np.ndarray:
     face = np.full((128, 128, 3), (200, 120, 90), np.uint8)
     face[44:50, 30:98] = 0  # the eyes
     return public_portrait(face, np.asarray(drawing(3, 64, 64)), random.Random(seed))
-
-
-def test_a_portrait_follows_from_its_arguments_and_moves() -> None:
-    pictures = [portrait(seed) for seed in range(20)]
-    assert all(p.shape == (128, 128, 3) and p.dtype == np.uint8 for p in pictures)
-    assert all(np.array_equal(p, portrait(seed)) for seed, p in enumerate(pictures))
-    assert len({p.tobytes() for p in pictures}) == 20
 
 
 def test_a_portraits_face_lies_where_those_of_celeba_do() -> None:

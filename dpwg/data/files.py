@@ -47,7 +47,7 @@ class Entry:
         return tuple(text[:MAX_CAPTION_CHARACTERS] for text in self.all_texts)
 
 
-@dataclass
+@dataclass(eq=False)
 class FileRecords:
     """Records of files in one of `dpwg.data.formats.FORMATS`, read when they are asked for.
 
@@ -123,7 +123,10 @@ class FileRecords:
             except (ValueError, OSError):
                 left_out.append(entry.name)
             progress(index + 1, len(self))
-        return replace(self, entries=kept, left_out=left_out, digest="")
+        if not left_out:
+            return self
+        digest = hashlib.sha256(repr((self.digest, left_out)).encode("utf-8", "surrogatepass"))
+        return replace(self, entries=kept, left_out=left_out, digest=digest.hexdigest())
 
 
 def digest_of(entries: Iterable[Entry]) -> str:

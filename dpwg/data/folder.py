@@ -68,10 +68,7 @@ def read(folder: Path) -> FileRecords:
     own = metadata_of([path.name for path in folder.iterdir() if path.is_file()])
     source = folder / own if own else folder
     rows = read_rows(own, source.read_bytes()) if own else _sidecar_rows(here)
-    found = gathered(
-        rows,
-        {unicodedata.normalize("NFC", name): name for name in here} | {name: name for name in here},
-    )
+    found = gathered(rows, here)
     if own is None and not any(row.texts for row in found.values()):
         raise ValueError(
             f"Expected {' or '.join(METADATA)} in {folder} with rows of file_name and text, or "
@@ -93,17 +90,19 @@ def metadata_of(names: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
-def gathered(rows: Iterable[Row], names: Mapping[str, str]) -> dict[str, Row]:
+def gathered(rows: Iterable[Row], names: Collection[str]) -> dict[str, Row]:
     """Rows by the file that they are of: its name as it is in `names`, or else as it is written.
 
     Accents composed or not are the same letter, as are "\\\\" and "/".
     """
+    composed = {unicodedata.normalize("NFC", name): name for name in names}
     found: dict[str, Row] = {}
     for row in rows:
-        plain = inside(row.name, row.where)
-        name = names.get(plain) or names.get(unicodedata.normalize("NFC", plain), plain)
+        name = inside(row.name, row.where)
+        if name not in names:
+            name = composed.get(unicodedata.normalize("NFC", name), name)
         if (before := found.get(name)) is not None:
-            agreed = dict(before.facts.items() & row.facts.items())
+            agreed = {n: v for n, v in before.facts.items() if row.facts.get(n) == v}
             row = before._replace(texts=before.texts + row.texts, facts=agreed)
         found[name] = row
     return found

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -76,13 +75,14 @@ def _celeba_files(place: Path, split: str) -> Iterator[Row]:
     names = [*lines_of(traits_file), "", ""][1].split()  # behind a line with the count
     persons = _rows_of(files, columns_of(persons_file, 0, 2))
     traits = _rows_of(files, columns_of(traits_file, 2, 1 + len(names)))
-    there = set(os.listdir(images))
-    for name in filter(there.__contains__, files):
+    for name in files:
+        path = images / name
+        if not path.is_file():
+            continue
         if not (name in persons and name in traits):
             raise ValueError(f"Expected {name} in {persons_file} and in {traits_file}.")
         columns = {"celeba_number": files[name], "identity": int(persons[name][0])}
         columns |= {t: value == "1" for t, value in zip(names, traits[name], strict=True)}
-        path = images / name
         yield _row(columns, path, functools.partial(_celeba_crop, path))
 
 

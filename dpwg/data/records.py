@@ -53,7 +53,7 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class RecordList:
     """Records in memory."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,10 +71,7 @@ def _write(entries: Mapping[str, Opener], folder: Path, limits: UploadLimits) ->
     top, metadata = _find_metadata(entries)
     own = {name.removeprefix(top): opener for name, opener in entries.items()}
     rows = read_rows(metadata, _read(metadata, own[metadata], limits, limits.file_bytes))
-    plain = {unicodedata.normalize("NFC", name): name for name in own} | {
-        name: name for name in own
-    }
-    listed = gathered(_bounded(rows, limits), plain)
+    listed = gathered(_bounded(rows, limits), own)
     if not listed:
         raise ValueError(f"Expected at least one row in {metadata}.")
     for name, row in listed.items():
