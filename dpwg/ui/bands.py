@@ -206,14 +206,14 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
     upload.upload(from_upload, upload, subject, api_name="take_upload", **working)
     basis, seen = [subject, wavelet, levels], [rebuilt, told]
     quiet: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+    count.change(rebuild, [*basis, count], seen, api_name="rebuild", **quiet)
     gr.on(
         [subject.change, wavelet.input, levels.release],
         pyramid,
         basis,
         [about, figure, table],
         api_name="pyramid",
-    ).success(rebuild, [*basis, count], seen, api_name="rebuilt", api_visibility="private", **quiet)
-    count.change(rebuild, [*basis, count], seen, api_name="rebuild", **quiet)
+    ).success(rebuild, [*basis, count], seen, api_visibility="private", **quiet)
     levels.change(_slider, [levels, count], count, **QUIET)
     subject.change(spectra, subject, curve, api_name="spectra")
 

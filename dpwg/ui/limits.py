@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
@@ -48,7 +49,7 @@ TRAIN_UPLOAD = UploadLimits(
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A number field's value as an integer in [low, high]; raises ValueError in words."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
+    real = isinstance(value, Real) and not isinstance(value, bool)
     if not (real and math.isfinite(value) and value == int(value) and low <= value <= high):
         raise ValueError(f"Expected {name}={value} to be an integer in [{low:,}, {high:,}].")
     return int(value)
@@ -56,7 +57,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 def within(name: str, value: Any, low: float, high: float) -> float:
     """A number field's value as a real number in [low, high]; raises ValueError in words."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
+    real = isinstance(value, Real) and not isinstance(value, bool)
     if not (real and low <= value <= high):
         raise ValueError(f"Expected {name}={value} to be a number in [{low:g}, {high:g}].")
     return float(value)

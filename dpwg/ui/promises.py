@@ -17,12 +17,15 @@ def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
     """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
     with in_words():
         card = own_card(own) if name == YOURS else load_card(find_checkpoint(name))
-    short = label(card) + (f" at δ = {card.delta:.4g}" if card.kind == "private" else "")
+    short = {
+        "private": f"{label(card)} at δ = {card.delta:.4g}",
+        "public": "Public data only, ε = 0",
+    }.get(card.kind, "No privacy")
     told = explain(card.ledger)
     if group := _group(card):
         a = "an" if group[0] in "aeiou" else "a"
         told = told.replace("a training record", f"{a} {group} in the training set")
-    return f"**{short[0].upper() + short[1:]}.** {told}", card.to_markdown()
+    return f"**{short}.** {told}", card.to_markdown()
 
 
 def author(card: PrivacyCard) -> str:
