@@ -10,16 +10,17 @@ PRECISIONS = ("auto", "bfloat16", "float32")
 """What a training computes in; "auto" is what `pick_precision` says."""
 
 
-def pick_device(name: str | None = None) -> str:
-    """What is asked for, "cpu" or "cuda", if it is here; left open, a GPU where there is one.
+def pick_device(name: str | None = None, *, mps: bool = False) -> str:
+    """What is asked for, cpu, cuda or mps, if it is here; left open, a GPU where there is one.
 
-    Of several processes that `torchrun` started each gets its own GPU. Raises ValueError for a GPU
+    Apple's, `mps`, which has no float64, is taken unasked only where that is said to be enough. Of
+    several processes that `torchrun` started each gets its own GPU. Raises ValueError for a GPU
     that is missing.
     """
-    there = torch.cuda.is_available()
-    name = name or ("cuda" if there else "cpu")
-    if name == "cuda" and not there:
-        raise ValueError("Expected device='cuda' to be here, found none; take 'cpu'.")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    name = name or next((n for n, here in there.items() if here and (mps or n != "mps")), "cpu")
+    if not there.get(name, True):
+        raise ValueError(f"Expected device={name!r} to be here, found none; take 'cpu'.")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return name

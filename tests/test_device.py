@@ -29,6 +29,16 @@ def test_each_process_of_torchrun_gets_its_own_gpu(monkeypatch) -> None:
     assert (pick_device(), pick_device("cpu")) == ("cuda:1", "cpu")
 
 
+def test_apples_gpu_is_known_and_taken_unasked_where_float32_is_enough(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for there in (False, True):
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda there=there: there)
+        assert (pick_device(), pick_device(mps=True)) == ("cpu", "mps" if there else "cpu")
+    assert pick_device("mps") == "mps"
+    with pytest.raises(ValueError, match="device='cuda'"):
+        pick_device("cuda")
+
+
 @processors
 def test_bfloat16_is_taken_where_the_processor_multiplies_it(monkeypatch, features, there) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)

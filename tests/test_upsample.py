@@ -94,21 +94,9 @@ def test_threads_share_one_model() -> None:
         assert torch.equal(result, expected[index : index + 2])
 
 
-def test_every_upsampler_is_described_in_one_sentence() -> None:
-    for _, description in UPSAMPLERS:
-        assert description.endswith(".")
-        assert ". " not in description
-
-
 def test_unknown_names_are_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match=r"name='nearest' in \{wavelet-sharp, wavelet, "):
+    with pytest.raises(ValueError, match="upsampler='nearest'.*wavelet-sharp, wavelet, "):
         get_upsampler("nearest")
-    with pytest.raises(ValueError, match=r"variant='sharp' in \{anime, photo, video\}"):
-        RealESRGANUpsampler("sharp")
-    with pytest.raises(ValueError, match="scale=0"):
-        BicubicUpsampler(scale=0)
-    with pytest.raises(ValueError, match="num_threads=0"):
-        RealESRGANUpsampler(num_threads=0)
 
 
 @pytest.mark.parametrize(

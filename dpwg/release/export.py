@@ -30,7 +30,7 @@ from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import explain
 from dpwg.release.hub import LICENSE
 from dpwg.release.parts import FORMATS, Row, encode_png
-from dpwg.upsampling.diffusion import public_name
+from dpwg.upsampling.diffusion_models import public_name
 from dpwg.upsampling.superresolution import SUPERRESOLUTIONS, find_superresolution
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler, is_embedded
 

@@ -9,147 +9,29 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
-import json
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 
-from dpwg.download import download
+from dpwg.device import pick_device
 from dpwg.method.captions import quiet
+from dpwg.upsampling.diffusion_models import (
+    EMBEDDED,
+    KINDS,
+    DiffusionSettings,
+    Kind,
+    fault_of,
+    model_folder,
+    public_name,
+)
 from dpwg.upsampling.images import check_images
 
-VARIABLE = "DPWG_UPSCALE_MODELS"
-EMBEDDED = "take the embedded upsampler 'wavelet-sharp'"
-NAMES = (
-    "sd-x4:NAME (StableDiffusionUpscalePipeline) or ldm:NAME (LDMSuperResolutionPipeline), NAME "
-    "being a folder or user/name on the hub; behind it ,steps=N ,revision=R and, for sd-x4, "
-    ",noise_level=N ,guidance=G"
-)
-"""How they are named, for helps and messages."""
 SMALL_MEMORY = 8 * 2**30
-
-_INDEX = "model_index.json"
-_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
-_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "steps": int,
-    "revision": str,
-    "noise_level": int,
-    "guidance": float,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """A pipeline of diffusers: its class, and what its folder must hold to be loaded."""
-
-    pipeline: str
-    told: str
-    steps: int
-    options: tuple[str, ...]
-    classes: Mapping[str, str]
-    weights: Mapping[str, str]
-    left_out: tuple[str, ...] = ()
-
-
-KINDS = {
-    "sd-x4": _Kind(
-        pipeline="StableDiffusionUpscalePipeline",
-        told="Stable Diffusion x4, which follows the caption too and wants a GPU",
-        steps=75,
-        options=("steps", "revision", "noise_level", "guidance"),
-        classes={
-            "vae": r"diffusers\.AutoencoderKL",
-            "text_encoder": r"transformers\.CLIPTextModel",
-            "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
-            "unet": r"diffusers\.UNet2DConditionModel",
-            "low_res_scheduler": r"diffusers\.DDPMScheduler",
-            "scheduler": r"diffusers\.\w+Scheduler",
-        },
-        weights={"vae": _DIFFUSERS, "text_encoder": _TRANSFORMERS, "unet": _DIFFUSERS},
-        left_out=("safety_checker", "feature_extractor", "watermarker"),
-    ),
-    "ldm": _Kind(
-        pipeline="LDMSuperResolutionPipeline",
-        told="Latent diffusion x4, which sees only the picture and wants a GPU",
-        steps=100,
-        options=("steps", "revision"),
-        classes={
-            "vqvae": r"diffusers\.VQModel",
-            "unet": r"diffusers\.UNet2DModel",
-            "scheduler": r"diffusers\.\w+Scheduler",
-        },
-        weights={"vqvae": _DIFFUSERS, "unet": _DIFFUSERS},
-    ),
-}
-"""By the first part of a name. `steps` are the authors' own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiffusionSettings:
-    """Which model, from a folder or, as "user/name", from the hub, and how it draws.
-
-    `steps` are of denoising an image; 0 takes the authors' own.
-    `noise_level` is how much noise blurs the coarse image first: more lets the model invent more.
-    It and `guidance`, how closely the caption is followed, are sd-x4's alone.
-    """
-
-    kind: str
-    source: str
-    steps: int = 0
-    revision: str = "main"
-    noise_level: int = 20
-    guidance: float = 9.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"Expected kind={self.kind!r} in {list(KINDS)}.")
-        if not self.source or not self.revision:
-            raise ValueError(f"Expected an upsampler as {NAMES}.")
-        for name, low, high in (("steps", 0, 1000), ("noise_level", 0, 1000), ("guidance", 0, 100)):
-            if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"Expected {name}={value} in [{low}, {high}].")
-        if not self.steps:
-            object.__setattr__(self, "steps", KINDS[self.kind].steps)
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        """Settings from a name such as "sd-x4:user/name,steps=30"; ValueError for what is none."""
-        found = re.fullmatch(rf"({'|'.join(KINDS)}):(.*?)((,\w+=[^,]*)*)", name, re.DOTALL)
-        if found is None:
-            raise ValueError(f"Expected an upsampler as {NAMES}; found {name!r:.200}.")
-        kind, source, rest, _ = found.groups()
-        given = dict(option.split("=", 1) for option in rest.split(",")[1:])
-        if unknown := sorted(set(given) - set(KINDS[kind].options)):
-            raise ValueError(f"Expected no {unknown} in {name!r:.200}, see {KINDS[kind].options}.")
-        try:
-            values = {key: _OPTIONS[key](value) for key, value in given.items()}
-        except ValueError as error:
-            raise ValueError(f"Expected numbers in {name!r:.200}: {error}.") from None
-        return cls(kind=kind, source=source, **values)
-
-    @property
-    def name(self) -> str:
-        """The shortest name that `parse` reads as these settings."""
-        usual = type(self)(kind=self.kind, source=self.source)
-        changed = [f for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)]
-        options = "".join(f",{f.name}={getattr(self, f.name)}" for f in changed)
-        return f"{self.kind}:{self.source}{options}"
-
-    @property
-    def on_hub(self) -> bool:
-        """Whether the source can only be a name on the hub."""
-        return not Path(self.source).exists() and bool(
-            re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.source)
-        )
 
 
 class DiffusionUpsampler:
@@ -175,7 +57,7 @@ class DiffusionUpsampler:
         sliced: bool | None = None,
     ) -> None:
         self.name, self.settings, self.sliced = settings.name, settings, sliced
-        self.device = torch.device(device or _best_device())
+        self.device = torch.device(device or pick_device(mps=True))
         half = self.device.type == "cuda" and settings.kind == "sd-x4"
         self.dtype = dtype or (torch.float16 if half else torch.float32)
         self._loading = Lock()
@@ -271,8 +153,8 @@ class DiffusionUpsampler:
             raise ModuleNotFoundError(
                 f"Upsampling by diffusion needs `pip install diffusers`; or {EMBEDDED}."
             )
-        kind, folder = KINDS[self.settings.kind], _folder(self.settings)
-        if fault := _fault(folder, kind):
+        kind, folder = KINDS[self.settings.kind], model_folder(self.settings)
+        if fault := fault_of(folder, kind):
             raise ValueError(
                 f"Expected {self.settings.source!r} to be a whole {kind.pipeline}, found {fault}; "
                 f"pickles (.bin, .ckpt) are never read. Name another, or {EMBEDDED}."
@@ -292,7 +174,7 @@ class DiffusionUpsampler:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _load(self, kind: _Kind, folder: Path) -> Any:
+    def _load(self, kind: Kind, folder: Path) -> Any:
         import diffusers
 
         ldm = self.settings.kind == "ldm"
@@ -312,139 +194,13 @@ class DiffusionUpsampler:
             pipe.scheduler = diffusers.DDIMScheduler.from_config(settings)  # type: ignore[no-untyped-call]
         elif self.settings.noise_level > (most := pipe.config.max_noise_level):
             raise ValueError(f"noise_level={self.settings.noise_level} above its {most}")
-        if self.sliced or (self.sliced is None and _is_small(self.device)):
+        if self.sliced or (self.sliced is None and self._is_small()):
             pipe.enable_attention_slicing()
             if not ldm:
                 pipe.vae.enable_tiling()
         return pipe.to(self.device)
 
-
-def offered() -> list[str]:
-    """Names to choose from: those of DPWG_UPSCALE_MODELS, between semicolons, and the hub's cache.
-
-    What cannot be had is left out: a folder that is not whole, and, where the hub is switched off,
-    what its cache lacks. No network is asked. Raises ValueError for a name that is none.
-    """
-    if importlib.util.find_spec("diffusers") is None:
-        return []
-    named = [
-        DiffusionSettings.parse(name.strip())
-        for name in os.environ.get(VARIABLE, "").split(";")
-        if name.strip()
-    ]
-    reachable = [s for s in named if _whole(s) or (s.on_hub and not constants.HF_HUB_OFFLINE)]
-    sources = {settings.source for settings in named}
-    cached = [
-        settings
-        for path in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*"))
-        for kind in KINDS
-        if (source := path.name.removeprefix("models--").replace("--", "/")) not in sources
-        and _whole(settings := DiffusionSettings(kind=kind, source=source))
-    ]
-    return [settings.name for settings in (*reachable, *cached)]
-
-
-def describe(name: str) -> str:
-    """One sentence on an upsampler, from its name, to publish."""
-    settings = DiffusionSettings.parse(public_name(name))
-    return f"{KINDS[settings.kind].told}: {settings.source}, {settings.steps} steps."
-
-
-def public_name(name: str) -> str:
-    """A name to publish: that of a folder without where it is on this machine."""
-    if ":" not in name or (settings := DiffusionSettings.parse(name)).on_hub:
-        return name
-    return replace(settings, source=Path(settings.source).absolute().name).name
-
-
-def _folder(settings: DiffusionSettings) -> Path:
-    """Where the model is, downloaded if it must be: what it is loaded from, and nothing else."""
-    if Path(settings.source).is_dir():
-        return Path(settings.source)
-    if not settings.on_hub:
-        raise FileNotFoundError(
-            f"Expected {settings.source!r} to be a folder or, as user/name, a model on the hub; "
-            f"name another, or {EMBEDDED}."
-        )
-    kind = KINDS[settings.kind]
-    texts = [f"{part}/{text}" for part in kind.classes for text in ("*.json", "merges.txt")]
-    weights = [
-        f"{part}/{file}{end}.safetensors"
-        for part, file in kind.weights.items()
-        for end in ("", "-*-of-*")
-    ]
-    return download(
-        settings.source,
-        [_INDEX, *texts, *weights],
-        what="upsampler",
-        otherwise=EMBEDDED,
-        revision=settings.revision,
-    )
-
-
-def _whole(settings: DiffusionSettings) -> bool:
-    """Whether a model is on this machine, in a folder or in the hub's cache."""
-    folder: Path | None = Path(settings.source)
-    if settings.on_hub:
-        found = try_to_load_from_cache(settings.source, _INDEX, revision=settings.revision)
-        folder = Path(found).parent if isinstance(found, str) else None
-    return folder is not None and _fault(folder, KINDS[settings.kind]) is None
-
-
-def _fault(folder: Path, kind: _Kind) -> str | None:
-    """Why a folder cannot be loaded, or None: other classes than known ones, or no safetensors."""
-    index = _read(folder / _INDEX)
-    if index.get("_class_name") != kind.pipeline:
-        return f"a {index.get('_class_name')}" if index else f"no readable {_INDEX}"
-    for part, pattern in kind.classes.items():
-        found = index.get(part)
-        if not isinstance(found, list) or not re.fullmatch(pattern, ".".join(map(str, found))):
-            return f"{part} of {found}"
-        try:
-            other = _other_weights(folder / part)
-        except ValueError as error:
-            return f"{part}: {error}"
-        if other:
-            return f"{other} in {part}, which is to be removed"
-    for part, file in kind.weights.items():
-        shards = folder / part / f"{file}.safetensors.index.json"
-        names = {f"{file}.safetensors"}
-        if shards.exists():
-            listed = _read(shards).get("weight_map")
-            names = set(map(str, listed.values())) if isinstance(listed, dict) else {""}
-        for name in sorted(names):
-            if not re.fullmatch(rf"{file}(-\d{{5}}-of-\d{{5}})?\.safetensors", name):
-                return f"weights {name!r:.80} in {part}"
-            if not (folder / part / name).is_file():
-                return f"no {part}/{name}"
-    return None
-
-
-def _other_weights(folder: Path) -> str | None:
-    """What would let transformers read a model's weights from elsewhere in a folder, or None."""
-    if adapters := sorted(path.name for path in folder.glob("adapter_*")):
-        return adapters[0]
-    path = folder / "config.json"
-    told = json.dumps(_read(path)) if path.is_file() else ""  # at any depth, escapes undone
-    elsewhere = ("transformers_weights", "configuration_files")
-    return next((f"{name!r} in config.json" for name in elsewhere if f'"{name}"' in told), None)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _is_small(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    return torch.cuda.get_device_properties(device).total_memory < SMALL_MEMORY
+    def _is_small(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        return torch.cuda.get_device_properties(self.device).total_memory < SMALL_MEMORY

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpwg.upsampling.diffusion import (
+from dpwg.upsampling.diffusion import DiffusionUpsampler
+from dpwg.upsampling.diffusion_models import (
     KINDS,
     NAMES,
     DiffusionSettings,
-    DiffusionUpsampler,
     describe,
     offered,
     public_name,
@@ -92,10 +92,6 @@ class BicubicUpsampler:
     scale: int = 4
     name: str = "bicubic"
 
-    def __post_init__(self) -> None:
-        if self.scale < 1:
-            raise ValueError(f"Expected scale={self.scale} to be 1 or more; 4 is usual.")
-
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         check_images(image_BCHW)
         return F.interpolate(image_BCHW, scale_factor=self.scale, mode="bicubic").clamp(0, 1)
@@ -147,11 +143,6 @@ class RealESRGANUpsampler:
     scale = 4
 
     def __init__(self, variant: str = "anime", *, num_threads: int | None = None) -> None:
-        if variant not in _REALESRGAN_FILES:
-            known = ", ".join(_REALESRGAN_FILES)
-            raise ValueError(f"Expected variant={variant!r} in {{{known}}}; choose one of those.")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"Expected num_threads={num_threads} to be 1 or more; None is all.")
         self.name = f"realesrgan-{variant}"
         self.num_threads = num_threads or os.cpu_count() or 1
         self._stem = _REALESRGAN_FILES[variant]
@@ -259,23 +250,20 @@ def _published() -> dict[str, str]:
 def get_upsampler(name: str) -> Upsampler:
     """An upsampler by its name, one a process; its weights load at the first call.
 
-    A name is one of UPSAMPLERS, or that of a model by diffusion, as `diffusion` reads it.
+    A name is one of UPSAMPLERS, or that of a model by diffusion, as `DiffusionSettings` reads it.
     """
     if name.partition(":")[0] in KINDS:
         return DiffusionUpsampler(DiffusionSettings.parse(name))
-    names = [known for known, _ in UPSAMPLERS]
-    if name not in names:
-        raise ValueError(
-            f"Expected name={name!r:.200} in {{{', '.join(names)}}}, or {NAMES}; choose one of "
-            "those."
-        )
+    if not is_embedded(name):
+        known = ", ".join(dict(UPSAMPLERS))
+        raise ValueError(f"Expected upsampler={name!r:.200} in {{{known}}}, or {NAMES}.")
     if name == "bicubic":
         return BicubicUpsampler()
-    if name in ("wavelet", "photo"):
-        return WaveletUpsampler(name=name)
     if name == "wavelet-sharp":
         return SharpWaveletUpsampler()
-    return RealESRGANUpsampler(name.removeprefix("realesrgan-"))
+    if name.startswith("realesrgan-"):
+        return RealESRGANUpsampler(name.removeprefix("realesrgan-"))
+    return WaveletUpsampler(name=name)
 
 
 def _run(net: Any, image_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
