@@ -36,8 +36,8 @@ from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.lora import add_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
 from dpwg.release.folder import find_checkpoint, load_release
-from dpwg.training.memory import keep_freed_memory
 from dpwg.training.private import LORA_LAYERS
+from dpwg.training.processes import keep_freed_memory
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 K = TypeVar("K", bound=Hashable)

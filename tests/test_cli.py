@@ -78,7 +78,7 @@ REFUSED = {
     "no others": ("attack", "--others"),
     "another verb": ("finetun --epsilon 3", "perhaps finetune"),
     "private base": (
-        "finetune --epsilon 1 --base faces/eps-1 --run-folder r --out o",
+        "finetune --epsilon 1 --base faces/eps-1 --run-folder r --out o --data MINE",
         "to be public",
     ),
     "no preset": ("tokenizer --preset huge", "preset='huge'"),
@@ -308,7 +308,7 @@ def drawn_folder(folder: Path, first: int, count: int) -> Path:
 
 def test_attack_reaches_every_checkpoint_that_saw_records(capsys, shelf, monkeypatch, tmp_path):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
     shutil.copytree(shelf, tmp_path / "checkpoints")
     members = drawn_folder(tmp_path / "members", 0, 50)
     others = drawn_folder(tmp_path / "others", 50, 6)

@@ -26,9 +26,9 @@ from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.mechanism import add_gaussian_noise
 from dpwg.release.folder import load_card, load_release
 from dpwg.training.examples import Examples
+from dpwg.training.family import train_family
 from dpwg.training.private import Finetuning, PrivateTraining
 from dpwg.training.processes import Ranks
-from dpwg.training.recipe import train_family
 
 pytestmark = [
     pytest.mark.cuda,

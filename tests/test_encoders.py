@@ -248,7 +248,7 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
     shutil.copytree(root / "tokenizer", checkpoints / "tokenizer")
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(checkpoints))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
     monkeypatch.setitem(PRESETS, "faces-128", PRESETS["faces-128"].shrunk(8))
 
     def refused(message: str, *words: object) -> None:
@@ -302,7 +302,7 @@ def test_what_a_base_saw_stays_on_the_card_of_what_goes_on_from_it(
 ) -> None:
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
     small = PRESETS["faces-128"].shrunk(8)
     monkeypatch.setitem(PRESETS, "faces-128", small)
     base = tmp_path / "base"

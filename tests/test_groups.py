@@ -21,7 +21,8 @@ from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.folder import load_release
 from dpwg.training import private
-from dpwg.training.examples import Examples, encode_images
+from dpwg.training.encodings import encode_images
+from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
 from dpwg.training.processes import Ranks
 
@@ -313,5 +314,5 @@ def test_a_broken_image_stops_encoding_by_name(
     (people / "7.png").write_bytes((people / "7.png").read_bytes()[:-40])
     records = open_records(str(people))
     with pytest.raises(ValueError, match=r"^7\.png is broken: "):
-        list(encode_images(records, make_tokenizer(), tmp_path / "codes"))
-    assert list(tmp_path.glob("codes*")) == []
+        list(encode_images(records, make_tokenizer(), tmp_path / "cache"))
+    assert list((tmp_path / "cache").glob("codes*.npy")) == []

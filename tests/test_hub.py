@@ -316,7 +316,7 @@ def test_without_a_network_one_sentence_says_so(root, tmp_path) -> None:
 def state_in(folder: Path) -> None:
     """Training state as a run leaves it, in a folder."""
     secret = torch.frombuffer(bytearray(SECRET), dtype=torch.uint8)
-    save_state(folder, 3, {"momentum": secret}, {"loss": SECRET.decode()})
+    save_state(folder, {"momentum": secret}, {"loss": SECRET.decode()})
 
 
 def a_run_in_the_release(folder: Path) -> None:
@@ -344,13 +344,13 @@ def an_optimizer(folder: Path) -> None:
 def a_link_to_a_run(folder: Path) -> None:
     state_in(folder.parent / "run")
     (folder / "more").symlink_to(folder.parent / "run")
-    (folder / "README.md").symlink_to(folder.parent / "run" / "step-000003" / "values.json")
+    (folder / "README.md").symlink_to(folder.parent / "run" / "state")
 
 
 def linked_weights(folder: Path) -> None:
     state_in(folder.parent / "run")
     (folder / "model.safetensors").unlink()
-    state = folder.parent / "run" / "step-000003" / "tensors.safetensors"
+    state = folder.parent / "run" / "state"
     (folder / "model.safetensors").symlink_to(state)
 
 
@@ -383,7 +383,7 @@ def a_run_with_the_card(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.unlink()
     state_in(folder)
-    shutil.copy(folder / "step-000003" / "tensors.safetensors", folder / "model.safetensors")
+    shutil.copy(folder / "state", folder / "model.safetensors")
 
 
 PUSHED, REFUSED = True, False

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import resource, sys, torch
-from dpwg.training.memory import keep_freed_memory
+from dpwg.training.processes import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

@@ -457,7 +457,7 @@ def test_the_verb_trains_one_for_the_checkpoints_in_use(
     shutil.copytree(root, folder)
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(folder))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("dpwg.training.examples.CHUNK", 12)
+    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
     words = ["reranker", "--data", str(image_folder), "--steps", "1", "--group", "4", "--json"]
     assert main([*words, "--batch", "8"]) == 2
     assert "--public" in capsys.readouterr().err

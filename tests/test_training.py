@@ -17,10 +17,10 @@ from dpwg.data.records import Record
 from dpwg.method.captions import TextEncoder
 from dpwg.method.encoders import default_encoder
 from dpwg.privacy.accounting import PrivacyPlan
-from dpwg.training.examples import Examples, prepare_examples
-from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.encodings import encode_records, prepare_examples
+from dpwg.training.examples import Examples
+from dpwg.training.optimizer import Optimization, Weights, warmup_cosine
 from dpwg.training.private import Finetuning, PrivateTraining
-from dpwg.training.progress import warmup_cosine
 from dpwg.training.public_model import Pretraining, pretrain
 from dpwg.training.run_state import load_state, save_state
 
@@ -111,17 +111,12 @@ def test_the_learning_rate_rises_then_falls_to_its_floor() -> None:
 
 
 def test_a_state_replaces_the_one_before_and_survives_a_half_written_one(tmp_path: Path) -> None:
-    assert load_state(tmp_path) is None
+    assert load_state(tmp_path, {}) is None
     for step in (1, 2):
-        save_state(tmp_path, step, {"a": torch.full((2,), float(step))}, {"step": step})
-    (tmp_path / "step-000003").mkdir()
-    (tmp_path / "partial-1").mkdir()
-    tensors, values = load_state(tmp_path) or ({}, {})
+        save_state(tmp_path, {"a": torch.full((2,), float(step))}, {"step": step})
+    (tmp_path / ".state.partial-1").touch()
+    tensors, values = load_state(tmp_path, {}) or ({}, {})
     assert (tensors["a"].tolist(), values) == ([2.0, 2.0], {"step": 2})
-    save_state(tmp_path, 3, {"a": torch.ones(2)}, {"step": 3})
-    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000003"]
-    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ""}
 
 
 def test_each_visit_draws_one_of_the_captions_of_its_record(make_examples, make_inputs) -> None:
@@ -222,11 +217,13 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
 ) -> None:
     tokenizer, encoder = make_tokenizer(), default_encoder()
     tokenizer.initialise_from(images, rounds=2)
-    stages: list[tuple[str, int, int]] = []
-    examples = prepare_examples(
-        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
-    )
-    assert stages == [("captions", 5, 5), ("images", 5, 5)]
+
+    def encoded() -> list[tuple[str, int, int]]:
+        reports = encode_records(records, encoder, tokenizer, tmp_path)
+        return [(report.stage, report.step, report.steps) for report in reports]
+
+    assert encoded() == [("captions", 5, 5), ("images", 5, 5)]
+    examples = prepare_examples(records, encoder, tokenizer, tmp_path)
     everyone = torch.arange(5)
     batch = examples.batch(everyone)
     pixels = (images[:5] * 255).round() / 255
@@ -241,16 +238,9 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
     empty = examples.batch(everyone, dropped_B=torch.ones(5, dtype=torch.bool))
     expected_L = encoder.encode([""]).mask_BL[0]
     assert all(torch.equal(mask_L, expected_L) for mask_L in empty.mask_BL)
-    stages.clear()
-    again = prepare_examples(
-        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
-    )
-    assert (len(again), stages) == (5, [])
+    assert encoded() == []
     tokenizer.initialise_from(images, seed=1, rounds=2)
-    prepare_examples(
-        records, encoder, tokenizer, tmp_path, progress=lambda *stage: stages.append(stage)
-    )
-    assert stages == [("images", 5, 5)]
+    assert encoded() == [("images", 5, 5)]
 
 
 def test_examples_of_another_caption_length_are_encoded_again(
@@ -521,4 +511,4 @@ def test_only_the_training_state_is_written_and_without_a_pickle(make_model, exa
     _, training = private(make_model, examples, folder=tmp_path)
     list(training.run())
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {".gitignore", "latest", "tensors.safetensors", "values.json"}
+    assert names == {".gitignore", "begun", "state"}

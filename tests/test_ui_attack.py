@@ -41,7 +41,7 @@ def faces(root, tmp_path_factory):
 def stored(faces, tmp_path, monkeypatch):
     """An empty folder of membership results, with the releases in place."""
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(faces))
-    monkeypatch.setattr("dpwg.training.examples.CHUNK", 50)
+    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 50)
     for name in ("membership_result", "engine_runs"):
         reader = functools.partial(getattr(results, name), folder=tmp_path)
         monkeypatch.setattr(f"dpwg.ui.attack.{name}", reader)

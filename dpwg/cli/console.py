@@ -15,8 +15,8 @@ from tqdm import tqdm
 from dpwg.files import whole
 
 if TYPE_CHECKING:
+    from dpwg.training.optimizer import Progress
     from dpwg.training.processes import Ranks
-    from dpwg.training.progress import Progress
 
 
 class Bars:
@@ -64,20 +64,26 @@ class Bars:
 
     def train(self, reports: Iterable[Progress], stage: str) -> None:
         """Run a training to its end."""
-        from dpwg.privacy.accounting import epsilon_text
-        from dpwg.training.memory import keep_freed_memory
+        from dpwg.training.processes import keep_freed_memory
 
         keep_freed_memory()
-        shown: dict[str, str] = {}
         for report in reports:
+            self.show(report, stage)
+
+    def show(self, report: Progress, stage: str = "") -> None:
+        """One report of a training; `stage` is what its steps are called, or as the report says."""
+        from dpwg.privacy.accounting import epsilon_text
+
+        if report.stage != "training":
+            self(report.stage, report.step, report.steps)
+        elif self._lines and self._leads:
+            print_line(asdict(report))
+        else:
             private = report.gradient_norm is not None
-            shown["private loss" if private else "loss"] = f"{report.loss:.4f}"
+            shown = {"private loss" if private else "loss": f"{report.loss:.4f}"}
             if report.epsilon is not None:
                 shown["epsilon"] = epsilon_text(report.epsilon)
-            if self._lines and self._leads:
-                print_line({"stage": "training", **asdict(report)})
-            else:
-                self(stage, report.step, report.steps, **shown)
+            self(stage, report.step, report.steps, **shown)
 
 
 def warn(text: str) -> None:

@@ -35,10 +35,9 @@ def train(
     """
     from dpwg.modules import checkpoint_root
     from dpwg.release.shared import load_tokenizer
-    from dpwg.training.memory import keep_freed_memory
-    from dpwg.training.processes import Ranks
-    from dpwg.training.recipe import FAMILIES, train_family
-    from dpwg.training.sources import PackedSource, Source
+    from dpwg.training.family import FAMILIES, train_family
+    from dpwg.training.processes import Ranks, keep_freed_memory
+    from dpwg.training.sources import Source
 
     if family not in FAMILIES:
         raise ValueError(f"There is no family {family!r:.80}; there is {', '.join(FAMILIES)}.")
@@ -46,7 +45,7 @@ def train(
     out = out or checkpoint_root() / family
     if pack:
         columns = tuple({run.unit for run in plan.runs} - {"image"})
-        source = _records(family, Bars())
+        source = _records(family)
         source.pack(load_tokenizer(out / "tokenizer"), columns, pack)
         return {file.name: file.stat().st_size for file in sorted(pack.glob("[!.]*"))}
     if minutes is None or not minutes > 0:
@@ -54,10 +53,7 @@ def train(
     keep_freed_memory()
     ranks = Ranks.from_environment(device)
     bars = Bars(ranks)
-    if packed:
-        chosen: Source = PackedSource(packed, ranks.device, bars)
-    else:
-        chosen = ranks.leader_first(lambda: _records(family, bars))
+    chosen = Source.packed(packed, ranks.device) if packed else _records(family)
     done: dict[str, Any] = {}
     folder = run_folder or Path("runs") / family
     for report in train_family(plan, chosen, out, folder, minutes=minutes, ranks=ranks):
@@ -69,18 +65,17 @@ def train(
     return {"folder": str(out), "stages": list(done)} if ranks.leads else None
 
 
-def _records(name: str, bars: Bars) -> Any:
+def _records(name: str) -> Any:
     from dpwg.data import open_records
     from dpwg.data.cache import cache_root
     from dpwg.method.encoders import default_encoder
-    from dpwg.training.recipe import FAMILIES
-    from dpwg.training.sources import RecordSource
+    from dpwg.training.family import FAMILIES
+    from dpwg.training.sources import Source
 
     family = FAMILIES[name]
-    return RecordSource(
+    return Source(
         open_records(family.public_set),
         open_records(family.private_set),
         default_encoder(),
         cache_root() / "encoded",
-        bars,
     )

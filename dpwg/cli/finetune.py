@@ -16,16 +16,12 @@ from dpwg.cli.options import (
     Delta,
     Device,
     Unit,
-    encode_examples,
     new_or_resumed,
 )
 from dpwg.cli.privacy import make_plan
 from dpwg.training.private import Finetuning
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dpwg.data import Records
     from dpwg.privacy.accounting import PrivacyPlan
 
 BASE = "faces/public"
@@ -52,6 +48,7 @@ def finetune(
     resume: bool = False,
     reports: bool = False,
     out: Path | None = None,
+    called: str | None = None,
     plan: bool = False,
     records: int | None = None,
     device: Device = None,
@@ -74,17 +71,16 @@ def finetune(
         resume: go on with the run folder
         reports: print a JSON line for every report instead of bars; its losses are private
         out: release folder
+        called: the data set's name on the card, which is public; a folder's own name is not told
         plan: show noise, epsilon, memory and time; trains nothing, decodes no image but for
             --skip-broken
         records: with --plan, so many, of no data set
     """
     from dpwg.data.cache import cache_root
-    from dpwg.method.encoders import open_encoder
-    from dpwg.privacy.card import PrivacyCard
-    from dpwg.release.folder import Release, find_checkpoint, load_public, save_release
-    from dpwg.release.shared import check_same_tokenizer
-    from dpwg.training.private import PrivateTraining
-    from dpwg.training.processes import Ranks
+    from dpwg.data.sets import SPLITS
+    from dpwg.release.folder import find_checkpoint
+    from dpwg.training.processes import Ranks, keep_freed_memory
+    from dpwg.training.recipe import UNNAMED, Note, Trained, count_units, train_private
 
     ranks = Ranks.from_environment(device)
     bars = Bars(ranks, lines=reports)
@@ -105,69 +101,54 @@ def finetune(
             "Expected --plan with --records, and with --preset but no --base: a run counts its "
             "own records, and a preset has no weights to start from."
         )
-    run_folder = _run_folder(run_folder, out, resume)
-    assert out is not None
-    start = load_public(base or BASE)
-    if tokenizer is not None:
-        check_same_tokenizer(tokenizer, start.tokenizer)
-    encoder = open_encoder(start.text_encoder)
-    private, group_I, units = _private_set(source, unit, bars)
-    made = promise(units)
-    start.model.checkpointing = checkpointing
-    examples = encode_examples(private, start.tokenizer, encoder, bars, ranks, group_I)
-    notes = []
-    if ranks.leads and (repeated := examples.repeated):
-        notes.append(
-            f"{repeated:,} of {len(examples):,} records hold an image that another one holds too. "
-            "Of what is there k times, epsilon is k times as large or more; keep one of each, or "
-            "join them with --unit. `data check` names equal files."
-        )
-    if ranks.leads and (cut := examples.cut):
-        notes.append(
-            f"{cut:,} captions fill the {encoder.max_tokens} tokens that the text encoder reads; "
-            "what they say behind these is not trained on."
-        )
-    for told in notes:
-        if reports:
-            print_line({"stage": "note", "told": told})
-        else:
-            warn(told)
-    model = start.model.requires_grad_(True)
-    training = PrivateTraining(model, examples, made, settings, run_folder, ranks=ranks)
-    bars.train(training.run(), "fine-tuning")
-    if not ranks.leads:
-        return None
-    card = PrivacyCard.from_ledger(
-        training.ledger,
-        delta=made.delta,
-        dataset=private.name,
-        records=made.records,
-        max_grad_norm=made.max_grad_norm if made.noise_multiplier else None,
-        public_inputs=start.card.public_inputs,
+    if not (run_folder and out):
+        raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
+    private = source.records(bars)
+    keep_freed_memory()
+    progress = train_private(
+        private,
+        promise(count_units(private, unit)),
+        out=out,
+        folder=new_or_resumed(run_folder, resume=resume),
+        base=base or BASE,
+        settings=settings,
+        unit=unit,
+        called=called or (source.data if source.data in SPLITS else UNNAMED),
         target_epsilon=None if epsilon == math.inf else epsilon,
-        group_column=None if group_I is None else unit,
         left_out=source.skip_broken,
+        tokenizer_folder=tokenizer,
+        adapter_only=tokenizer is not None
+        and not whole
+        and _among_checkpoints(find_checkpoint(base or BASE))
+        and _among_checkpoints(out),
+        checkpointing=checkpointing,
+        ranks=ranks,
     )
-    release = Release(
-        model=start.model.cpu(),
-        tokenizer=start.tokenizer,
-        card=card,
-        text_encoder=start.text_encoder,
-        adapter=training.adapter,
-        upsampler=start.upsampler,
-    )
-    base_folder = find_checkpoint(base or BASE)
-    apart = training.adapter is not None and tokenizer is not None and not whole
-    beside = apart and _among_checkpoints(base_folder) and _among_checkpoints(out)
-    save_release(
-        out, release, tokenizer_folder=tokenizer, base_folder=base_folder if beside else None
-    )
+    trained = None
+    try:
+        for report in progress:
+            if isinstance(report, Trained):
+                trained = report
+            elif isinstance(report, Note):
+                if reports and ranks.leads:
+                    print_line({"stage": "note", "told": report.told})
+                elif ranks.leads:
+                    warn(report.told)
+            else:
+                bars.show(report, "fine-tuning")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped. What was saved is in {run_folder}: the same command with --resume goes on "
+            "from there."
+        ) from None
+    if trained is None:
+        return None
     answer = {
         "folder": str(out),
-        "epsilon": card.epsilon,
-        "steps": card.steps,
+        "epsilon": trained.card.epsilon,
+        "steps": trained.card.steps,
         "unit": unit,
-        "records": card.records,
+        "records": trained.card.records,
         "images": len(private),
         "left_out": len(getattr(private, "left_out", ())),
         "private_encodings": str(cache_root() / "encoded"),
@@ -190,8 +171,9 @@ def _rehearse(
     """A plan and what it will take, for a person who decides whether to run it."""
     from dpwg.method.transformer import WaveletGPT
     from dpwg.release.folder import load_public
+    from dpwg.training.cost import rehearse
     from dpwg.training.presets import get_preset
-    from dpwg.training.rehearsal import rehearse
+    from dpwg.training.recipe import count_units
 
     sizes = get_preset(preset or SHIPPED_PRESET)
     parts = {}
@@ -204,7 +186,8 @@ def _rehearse(
     name = "none: as many records as were asked for"
     units = count
     if units is None:
-        records, _, units = _private_set(source, unit, bars)
+        records = source.records(bars)
+        units = count_units(records, unit)
         left_out = len(getattr(records, "left_out", ()))
         name, counts = records.name, counts | {"images": len(records), "left_out": left_out}
     plan = promise(units)
@@ -227,35 +210,7 @@ def _rehearse(
     }
 
 
-def _private_set(source: Data, unit: str, bars: Bars) -> tuple[Records, Tensor | None, int]:
-    """The images, the number of each one's group if groups are protected, and how many units."""
-    import torch
-
-    from dpwg.data.records import group_numbers
-
-    records = source.records(bars)
-    if unit == "image":
-        return records, None, len(records)
-    group_I = torch.tensor(group_numbers(records, unit))
-    return records, group_I, int(group_I.max()) + 1
-
-
 def _among_checkpoints(folder: Path) -> bool:
     from dpwg.modules import checkpoint_root
 
     return folder.resolve().is_relative_to(checkpoint_root().resolve())
-
-
-def _run_folder(run_folder: Path | None, out: Path | None, resume: bool) -> Path:
-    """The folder of a private run's state, which must not be inside the release."""
-    from dpwg.release.folder import check_release_folder
-
-    if not (run_folder and out):
-        raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
-    if run_folder.resolve().is_relative_to(out.resolve()):
-        raise ValueError(
-            f"Expected run-folder={run_folder} outside of out={out}: the training state is "
-            "private, the release is not."
-        )
-    check_release_folder(out)
-    return new_or_resumed(run_folder, resume=resume)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dpwg.cli.console import Bars
     from dpwg.data import Records
     from dpwg.method.captions import TextEncoder
@@ -121,34 +119,26 @@ def encode_examples(
     encoder: TextEncoder,
     bars: Bars,
     ranks: Ranks | None = None,
-    group_I: Tensor | None = None,
 ) -> Examples:
-    """The set's training examples, encoded by the leading process before the others read them."""
+    """The set's training examples, encoded where they are not yet."""
     from dpwg.data.cache import cache_root
-    from dpwg.training.examples import prepare_examples
-    from dpwg.training.processes import Ranks
+    from dpwg.training.encodings import encode_records, prepare_examples
 
-    ranks = ranks or Ranks()
-
-    def prepare() -> Examples:
-        return prepare_examples(
-            records,
-            encoder.to(ranks.device),
-            tokenizer,
-            cache_root() / "encoded",
-            group_I=group_I,
-            progress=bars,
-        )
-
-    return ranks.leader_first(prepare)
+    device = ranks.device if ranks else "cpu"
+    given = (records, encoder.to(device), tokenizer, cache_root() / "encoded")
+    for report in encode_records(*given):
+        bars.show(report)
+    return prepare_examples(*given)
 
 
 def new_or_resumed(folder: Path, *, resume: bool) -> Path:
     """The same run folder, which must hold a run exactly when one is resumed."""
-    if (folder / "latest").exists() and not resume:
+    from dpwg.training.run_state import holds_run
+
+    if holds_run(folder) and not resume:
         raise ValueError(
             f"{folder} holds a run already; pass --resume to go on with it, or another folder."
         )
-    if resume and not (folder / "latest").exists():
+    if resume and not holds_run(folder):
         raise ValueError(f"Expected a run to resume in {folder}, found none.")
     return folder

@@ -61,7 +61,7 @@ def tokenizer(
     from dpwg.measure.quality import tokenizer_quality
     from dpwg.method.predictive import new_tokenizer
     from dpwg.release.shared import save_tokenizer
-    from dpwg.training.examples import coarse_batches
+    from dpwg.training.encodings import coarse_batches
     from dpwg.training.tokenizer import train_tokenizer
 
     folder = out or checkpoint_root() / "tokenizer"

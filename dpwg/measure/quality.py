@@ -23,7 +23,8 @@ from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.transformer import WaveletGPT
 from dpwg.method.wavelet import coarse_image, haar_pyramid
-from dpwg.training.examples import Examples, coarse_batches
+from dpwg.training.encodings import coarse_batches
+from dpwg.training.examples import Examples
 from dpwg.training.reranker import numbered, without_equal
 from dpwg.upsampling.upsamplers import Upsampler
 

@@ -1,17 +1,25 @@
-"""The weights of a run: float32 parameters, the copy that computes, Adam, and the average."""
+"""The weights of a run: float32 parameters, the copy that computes, Adam, and the average; what a
+run reports; and the steps that all public trainings but the tokenizer's take.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dpwg.config import Config, Decay, Positive
+from dpwg.config import Config, Count, Decay, Natural, Positive
 from dpwg.device import pick_precision
+from dpwg.training.processes import Ranks
+from dpwg.training.run_state import load_state, save_state
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,6 +34,49 @@ class Optimization(Config):
     weight_decay: float = 0.0
     ema_decay: Decay = 0.99
     precision: Annotated[str, Field(pattern="^(auto|bfloat16|float32)$")] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicTraining(Optimization):
+    """Settings of `descend`, with a batch's mean gradient clipped to `max_grad_norm`."""
+
+    steps: Count
+    batch: Count
+    warmup: Natural
+    max_grad_norm: float = 1.0
+    report_every: Count = 50
+    save_every: Count = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One report of a stage; `loss` is the mean over the examples since the last one.
+
+    `epsilon` is what the ledger has spent so far, at the steps that are saved: accounting takes
+    longer than a small step. In private training everything but it and the steps is itself private:
+    the realised batch sizes in `examples` and `seconds` as much as `loss`, `gradient_norm` and
+    `refused` (records left out for a gradient that is not finite). Show them to the owner of the
+    data, never publish them.
+    """
+
+    step: int
+    steps: int
+    stage: str = "training"
+    examples: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    gradient_norm: float | None = None
+    refused: int = 0
+    epsilon: float | None = None
+
+
+def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
+    """The factor of the learning rate at a step: linear up, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Weights(Generic[M]):
@@ -67,18 +118,6 @@ class Weights(Generic[M]):
             self._average[name].lerp_(parameter, 1 - decay)
             self._copies[name].copy_(parameter)
 
-    def clipped_step(
-        self, gradients: dict[str, Tensor], *, max_grad_norm: float, factor: float
-    ) -> None:
-        """`step` after scaling the gradients in place to a common norm of `max_grad_norm` at most.
-
-        That is clipping of a batch's mean, against steps that are too long; it protects no record.
-        """
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        for gradient in gradients.values():
-            gradient.mul_((max_grad_norm / norm).clamp(max=1))
-        self.step(gradients, factor=factor)
-
     def state(self) -> dict[str, Tensor]:
         """Everything that `load` needs to go on."""
         tensors = {"steps": torch.tensor(self.steps)}
@@ -115,3 +154,55 @@ class Weights(Generic[M]):
         for name, parameter in self.parameters.items():
             parameter.copy_(self._average[name])
         return self.model
+
+
+def resume(weights: Weights[M], folder: Path | None, run: dict[str, Any]) -> None:
+    """Load the state of the same run in a folder, if there is one."""
+    if folder and (saved := load_state(folder, run)):
+        weights.load(saved[0])
+
+
+def descend(
+    weights: Weights[M],
+    settings: PublicTraining,
+    ranks: Ranks,
+    loss_of_step: Callable[[], Tensor],
+    folder: Path | None = None,
+    run: dict[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Take the steps that are left, saving states of the `run` in `folder`, and average.
+
+    `loss_of_step` computes this rank's share of the next step's loss with `weights.worker`: the
+    shares add up to the mean of the batch. Gradients are scaled down together to a norm of
+    `max_grad_norm`, against steps that are too long; that protects no record.
+    """
+    own = dict(weights.worker.named_parameters())
+    losses: list[float] = []
+    started, first = time.monotonic(), weights.steps
+    while weights.steps < settings.steps:
+        loss = loss_of_step()
+        found = torch.autograd.grad(
+            loss, list(own.values()), allow_unused=True, materialize_grads=True
+        )
+        gradients = {name: g.float() for name, g in zip(own, found, strict=True)}
+        total = loss.detach()
+        ranks.sum_([total, *gradients.values()])
+        norm = nn.utils.get_total_norm(gradients.values())
+        for gradient in gradients.values():
+            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
+        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
+        weights.step(gradients, factor=factor)
+        losses.append(total.item())
+        done, last = weights.steps, weights.steps == settings.steps
+        if folder and ranks.leads and (last or done % settings.save_every == 0):
+            save_state(folder, weights.state(), run or {})
+        if last or done % settings.report_every == 0:
+            yield Progress(
+                step=done,
+                steps=settings.steps,
+                examples=(done - first) * settings.batch,
+                seconds=time.monotonic() - started,
+                loss=sum(losses) / len(losses),
+            )
+            losses.clear()
+    weights.finish()

@@ -17,8 +17,13 @@ epsilon = `ledger.epsilons(delta).pld`, because
    and in an empty step too;
 4. it is divided by the expected batch size, a public number; Adam and the average of the iterates
    see the noised sum only;
-5. the ledger records the step with the rate and the noise that were used, and is saved together
+5. the ledger records the step with the rate and the noise that were used, and is saved in one file
    with the weights that the step made.
+
+Steps that were begun and never finished have no part in the weights. They are counted all the same,
+on the disk, before a step uses its batch: who ends a run because of what it reports, and resumes
+it, selects among outcomes, which epsilon does not cover. The ledger has them as `lost`, and the
+card tells of them.
 
 On groups: given the numbers that pick images, D and D' have sums that differ by one clipped
 gradient at most, and a mixture over numbers that are as likely under both keeps the bound. A group
@@ -39,6 +44,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -52,10 +58,9 @@ from dpwg.privacy.lora import add_lora, merge_lora, round_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.privacy.preflight import check_apart
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.optimizer import Optimization, Progress, Weights, warmup_cosine
 from dpwg.training.processes import Ranks
-from dpwg.training.progress import Progress, warmup_cosine
-from dpwg.training.run_state import check_same_run, fingerprint, load_state, save_state
+from dpwg.training.run_state import count_begun, fingerprint, load_state, save_state, steps_begun
 
 LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter", "logits")
 
@@ -80,12 +85,20 @@ class Finetuning(Optimization):
     save_every: Count = 5
 
 
+class _Kind(TypedDict):
+    """What the ledger knows of a step."""
+
+    sampling_rate: float
+    noise_multiplier: float
+
+
 class PrivateTraining:
     """One run of DP-SGD on `model`, which ends with averaged weights.
 
     `plan.records` must be the number of examples. A plan without noise trains without clipping
     too, and has no guarantee. With a `folder`, state is saved there and an earlier run of the same
-    plan and settings goes on; the folder is private. Tests alone pass a `generator`.
+    plan and settings goes on; the folder is private, and the caller's alone (`run_state.locked`).
+    Tests alone pass a `generator`.
 
     After the last step `adapter` holds the averaged LoRA pairs, float16, as `merge_adapter` takes
     them, and the model is what they make of its base; None where every parameter was trained.
@@ -112,6 +125,10 @@ class PrivateTraining:
         settings = dataclasses.replace(settings, precision=precision)
         self._plan, self.settings, self.ledger = plan, settings, Ledger()
         self._model, self._examples, self._folder = model, examples, folder
+        self._kind: _Kind = {
+            "sampling_rate": plan.sampling_rate,
+            "noise_multiplier": plan.noise_multiplier,
+        }
         self._generator = generator or system_generator()
         self.adapter: dict[str, Tensor] | None = None
         self._run = {
@@ -127,21 +144,18 @@ class PrivateTraining:
         self._weights = Weights(model, settings)
         bound = plan.max_grad_norm if plan.noise_multiplier else math.inf
         self._clipped = ClippedSums(self._weights.worker, max_grad_norm=bound)
-        if folder and (saved := load_state(folder)):
+        if folder and (saved := load_state(folder, self._run)):
             tensors, values = saved
-            check_same_run(folder, values, self._run)
             self._weights.load(tensors)
             self.ledger = Ledger.from_json(values["ledger"])
-            taken = LedgerEntry(
-                sampling_rate=plan.sampling_rate,
-                noise_multiplier=plan.noise_multiplier,
-                steps=self._weights.steps,
-            )
-            if self.ledger.entries != [taken]:
+            taken = LedgerEntry(**self._kind, steps=self._weights.steps)
+            if [dataclasses.replace(entry, lost=0) for entry in self.ledger.entries] != [taken]:
                 raise ValueError(
                     f"Expected {taken} in the ledger of {folder}, found {self.ledger.entries}; the "
                     "state is damaged, begin the run again."
                 )
+        if folder and (lost := steps_begun(folder) - self.ledger.begun.steps) > 0:
+            self.ledger.record_step(**self._kind, steps=0, lost=lost)
 
     @property
     def plan(self) -> PrivacyPlan:
@@ -153,6 +167,8 @@ class PrivateTraining:
         plan, started, examples = self.plan, time.monotonic(), 0
         check_apart(self._clipped, self._losses, records=plan.records)
         while self._weights.steps < plan.steps:
+            if self._folder and self._ranks.leads:
+                count_begun(self._folder, self.ledger.begun.steps + 1)
             seen = self._sum_clipped()
             if self._ranks.leads:
                 add_gaussian_noise(
@@ -161,9 +177,7 @@ class PrivateTraining:
                     generator=self._generator,
                 )
             self._ranks.sum_([seen, *self._clipped.sums.values()])
-            self.ledger.record_step(
-                sampling_rate=plan.sampling_rate, noise_multiplier=plan.noise_multiplier
-            )
+            self.ledger.record_step(**self._kind)
             gradients = {
                 name: total / plan.batch_size for name, total in self._clipped.sums.items()
             }
@@ -174,7 +188,7 @@ class PrivateTraining:
             save = done % self.settings.save_every == 0 or done == plan.steps
             if save and self._folder and self._ranks.leads:
                 values = {**self._run, "ledger": self.ledger.to_json()}
-                save_state(self._folder, done, self._weights.state(), values)
+                save_state(self._folder, self._weights.state(), values)
             yield Progress(
                 step=done,
                 steps=plan.steps,

@@ -12,16 +12,14 @@ from torch import Tensor
 
 from dpwg.config import Count, Decay, Natural, Share
 from dpwg.method.transformer import WaveletGPT
-from dpwg.training.descent import descend
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend, resume
 from dpwg.training.processes import Ranks
-from dpwg.training.progress import Progress
-from dpwg.training.run_state import check_same_run, fingerprint, load_state, save_state
+from dpwg.training.run_state import fingerprint, locked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining(Optimization):
+class Pretraining(PublicTraining):
     """Settings of public pretraining."""
 
     steps: Count = 6000
@@ -29,11 +27,9 @@ class Pretraining(Optimization):
     warmup: Natural = 200
     weight_decay: float = 0.05
     ema_decay: Decay = 0.998
-    max_grad_norm: float = 1.0
     caption_dropout: Share = 0.1
     report_every: Count = 20
     save_every: Count = 500
-    seed: int = 0
 
 
 def pretrain(
@@ -55,10 +51,6 @@ def pretrain(
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
-    if folder and (saved := load_state(folder)):
-        check_same_run(folder, saved[1], run)
-        weights.load(saved[0])
-    generator = torch.Generator().manual_seed(settings.seed + weights.steps)
     losses_of = weights.worker.negative_log_likelihood
     if compiled:
         losses_of = torch.compile(losses_of)
@@ -73,12 +65,10 @@ def pretrain(
         losses_B: Tensor = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
         return losses_B.sum() / settings.batch
 
-    def save() -> None:
-        due = weights.steps % settings.save_every == 0 or weights.steps == settings.steps
-        if folder and ranks.leads and due:
-            save_state(folder, weights.steps, weights.state(), run)
-
-    yield from descend(weights, settings, ranks, loss_of_step, after_step=save)
+    with locked(folder if ranks.leads else None):
+        resume(weights, folder, run)
+        generator = torch.Generator().manual_seed(settings.seed + weights.steps)
+        yield from descend(weights, settings, ranks, loss_of_step, folder, run)
 
 
 def _chosen(count: int, settings: Pretraining, step: int) -> Tensor:

@@ -22,11 +22,9 @@ from torch.nn import functional as F
 from dpwg.config import Count, Decay, Natural
 from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.training.descent import descend
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
-from dpwg.training.progress import Progress
 
 COMMON = 0.25
 """A word of more than this share of all captions tells no group from another."""
@@ -37,7 +35,7 @@ CHUNK = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class RerankerTraining(Optimization):
+class RerankerTraining(PublicTraining):
     """Settings. A batch is of groups of `group` records with similar captions."""
 
     steps: Count = 2400
@@ -46,9 +44,6 @@ class RerankerTraining(Optimization):
     warmup: Natural = 200
     weight_decay: float = 0.01
     ema_decay: Decay = 0.998
-    max_grad_norm: float = 1.0
-    report_every: Count = 50
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

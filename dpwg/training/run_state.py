@@ -1,89 +1,116 @@
-"""Training state on disk: whole or not there, never half-written. It is private; see `finetune`."""
+"""The private folder of a run: its last state, the steps that were begun, and a lock.
+
+A state is one file, `state`, in the safetensors format with everything else in its metadata: whole
+or not there, and bound together by a digest. `begun` counts the steps of a private run that were
+ever begun, before each uses its batch: a run that was ended and resumed has begun more than the
+ledger of its weights can tell.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from dpwg.files import private_folder, whole
+
+STATE, BEGUN, LOCK = "state", "begun", "lock"
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, in float32."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 of a module's parameters and buffers."""
+    return _digest(module.state_dict())
 
 
-def check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError unless a saved run was begun as this one is."""
-    for name, value in now.items():
-        if saved.get(name) != value:
+def holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder."""
+    return (folder / STATE).exists() or (folder / BEGUN).exists()
+
+
+@contextmanager
+def locked(folder: Path | None) -> Iterator[None]:
+    """Nobody else runs in the folder meanwhile; ValueError where somebody does."""
+    if folder is None:
+        yield
+        return
+    lock = FileLock(private_folder(folder) / LOCK, timeout=0, mode=0o600, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"Expected the run folder {folder} to be free, but another process is training in it; "
+            "wait for it or stop it, or name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def count_begun(folder: Path, steps: int) -> None:
+    """Say on the disk that so many steps were begun, before the last of them uses its batch."""
+    private_folder(folder)
+    with whole(folder / BEGUN, private=True) as partial:
+        partial.write_text(f"{steps}\n")
+
+
+def steps_begun(folder: Path) -> int:
+    """How many steps were ever begun in a run's folder."""
+    return int((folder / BEGUN).read_text()) if (folder / BEGUN).exists() else 0
+
+
+def save_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Write a state in place of the one before: whoever is killed leaves that one or this one."""
+    private_folder(folder)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(values)
+    with whole(folder / STATE, private=True) as partial:
+        save_file(held, partial, metadata={"values": text, "digest": _digest(held, text)})
+
+
+def load_state(
+    folder: Path, run: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The last state of a run and its values, or None where none was saved.
+
+    Raises ValueError where it is damaged, or where one of its values is another than in `run`.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        text = facts["values"]
+        whole_file = facts["digest"] == _digest(tensors, text)
+    except (SafetensorError, KeyError, TypeError):
+        whole_file = False
+    if not whole_file:
+        raise ValueError(f"Expected a whole state in {path}, found damage; begin the run again.")
+    values: dict[str, Any] = json.loads(text)
+    for name, value in run.items():
+        if values.get(name) != value:
             raise ValueError(
                 f"Expected the {name} of the run in {folder} to be {value}, found "
-                f"{saved.get(name)}; resume with that, or take another folder."
+                f"{values.get(name)}; resume with that, or take another folder."
             )
+    return tensors, values
 
 
-def keep_private(folder: Path) -> None:
-    """Make a folder that git does not take: what is in it was computed from records."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    ignored = folder / ".gitignore"
-    if not ignored.exists():
-        ignored.write_text("*\n")
-    elif ignored.read_text() != "*\n":
-        raise ValueError(
-            f"Expected a folder for private files alone, found a .gitignore of its own in {folder};"
-            " name another folder."
-        )
-
-
-def save_state(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Write the state of a step, then make it the latest; older ones are removed.
-
-    The latest state is named by the file `latest`, replaced in one operation, so that a run killed
-    at any moment resumes from the state before or from this one.
-    """
-    state = folder / f"step-{step:06d}"
-    keep_private(folder)
-    partial = folder / f"partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(
-        {name: t.contiguous() for name, t in tensors.items()}, partial / "tensors.safetensors"
-    )
-    (partial / "values.json").write_text(json.dumps(values, indent=1))
-    for file in partial.iterdir():
-        _flush(file)
-    shutil.rmtree(state, ignore_errors=True)
-    partial.rename(state)
-    pointer = folder / f"latest-{os.getpid()}"
-    pointer.write_text(state.name)
-    _flush(pointer)
-    pointer.replace(folder / "latest")
-    for other in (*folder.glob("step-*"), *folder.glob("partial-*")):
-        if other != state:
-            shutil.rmtree(other, ignore_errors=True)
-    for other in folder.glob("latest-*"):
-        other.unlink(missing_ok=True)
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
-
-
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The latest state of a run, or None where none was saved."""
-    if not (folder / "latest").exists():
-        return None
-    state = folder / (folder / "latest").read_text()
-    values: dict[str, Any] = json.loads((state / "values.json").read_text())
-    return load_file(state / "tensors.safetensors"), values
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors) if text else tensors:
+        digest.update(name.encode())
+        own = tensors[name].detach().cpu().contiguous()
+        digest.update(own.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,296 +1,182 @@
 """Where a family's records come from: the photographs on this machine, or what another packed.
 
-A packed source is two files: `records.safetensors` with the codes of every image, ten bits a code,
-and the captions, of which the private ones are as private as the photographs; and `encoder.tar`,
-the text encoder in half precision. With the tokenizer and the upsampler, which are public and have
-to be trained by then, they are all that the rest of a family is trained from.
+A packed source is three private files: `records.json.gz` with the captions, `codes.npz` with the
+codes of every image, and `encoder.tar`, the text encoder in half precision. With the tokenizer and
+the upsampler, which are public and have to be trained by then, they are all that the rest of a
+family is trained from.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwg.config import TextEncoderId
 from dpwg.data.public_photos import CLEANED
-from dpwg.data.records import Records, group_numbers
+from dpwg.data.records import Record, RecordList, Records, group_numbers
+from dpwg.files import private_folder, whole
 from dpwg.method.captions import TextEncoder
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.training.examples import (
-    Examples,
+from dpwg.training.encodings import (
     captions_of,
     coarse_batches,
-    encode_texts,
-    joined_digest,
-    prepare_codes,
+    codes_folder,
+    encode_images,
+    encode_records,
+    images_digest,
+    kept,
+    new_array,
+    open_arrays,
     prepare_examples,
 )
-from dpwg.training.mapped import filling
-from dpwg.training.run_state import fingerprint, keep_private
+from dpwg.training.examples import Examples
+from dpwg.training.optimizer import Progress
 
-Told = Callable[[str, int, int], None]
-"""Is called with a stage, how many are done, and of how many."""
+RECORDS, CODES, ENCODER = "records.json.gz", "codes.npz", "encoder.tar"
 
 
-class Source(Protocol):
-    """What a recipe needs to know of its records."""
+@dataclass(frozen=True)
+class Source:
+    """A family's public and private records, and what reads their captions.
 
-    @property
-    def encoder(self) -> TextEncoder: ...
+    What is made of them is kept in `cache`, which is private.
+    """
 
-    @property
-    def private_records(self) -> int:
-        """How many images the private set has."""
-        ...
+    public: Records
+    private: Records
+    encoder: TextEncoder
+    cache: Path
 
     @property
     def cleaned(self) -> bool:
         """Whether the public photographs are without copies of private ones."""
-        ...
-
-    def public_coarse(self, size: int) -> Tensor:
-        """Coarse public images, uint8 (N, 3, size, size)."""
-        ...
-
-    def public_images(self, size: int, count: int) -> Tensor:
-        """At most `count` public images, uint8 (N, 3, size, size)."""
-        ...
-
-    def public_examples(self, tokenizer: SpectralTokenizer) -> Examples: ...
-
-    def private_examples(
-        self, tokenizer: SpectralTokenizer, group_I: Tensor | None
-    ) -> Examples: ...
+        return getattr(self.public, "form", "") == CLEANED
 
     def groups(self, column: str) -> Tensor:
         """The number of the group that each private image belongs to."""
-        ...
+        return torch.tensor(group_numbers(self.private, column))
 
+    def coarse(self, size: int) -> Generator[Progress, None, Tensor]:
+        """Coarse public images, uint8 (N, 3, size, size)."""
+        parts = coarse_batches(self.public, size)
+        return (yield from self._images(f"coarse-{size}", size, len(self.public), parts))
 
-class RecordSource:
-    """Records on this machine. What is made of them is kept in `cache`, which is private."""
-
-    def __init__(
-        self,
-        public: Records,
-        private: Records,
-        encoder: TextEncoder,
-        cache: Path,
-        told: Told = lambda stage, done, total: None,
-    ) -> None:
-        self._public, self._private, self.encoder = public, private, encoder
-        self._cache, self._told = cache, told
-
-    @property
-    def private_records(self) -> int:
-        return len(self._private)
-
-    @property
-    def cleaned(self) -> bool:
-        return getattr(self._public, "form", "") == CLEANED
-
-    def public_coarse(self, size: int) -> Tensor:
-        parts = coarse_batches(self._public, size)
-        return self._kept(f"coarse-{size}", size, len(self._public), parts)
-
-    def public_images(self, size: int, count: int) -> Tensor:
-        count = min(count, len(self._public))
-        images = (torch.tensor(self._public[index].image(size)) for index in range(count))
+    def images(self, size: int, count: int) -> Generator[Progress, None, Tensor]:
+        """At most `count` public images, uint8 (N, 3, size, size)."""
+        count = min(count, len(self.public))
+        images = (torch.tensor(self.public[index].image(size)) for index in range(count))
         parts = (image_HWC.permute(2, 0, 1)[None] for image_HWC in images)
-        return self._kept(f"first-{count}-at-{size}", size, count, parts)
+        return (yield from self._images(f"first-{count}-at-{size}", size, count, parts))
 
-    def _kept(self, name: str, size: int, count: int, parts: Iterator[Tensor]) -> Tensor:
-        """Public images, uint8 (count, 3, size, size), in a file: decoding takes minutes."""
-        keep_private(self._cache)
-        public = self._public
-        path = self._cache / f"{public.name}-{public.digest[:12]}-{name}.safetensors"
-        if not path.exists():
-            with filling(path, {"images": (torch.uint8, (count, 3, size, size))}) as tensors:
-                done = 0
-                for image_BCHW in parts:
-                    tensors["images"][done : done + len(image_BCHW)] = image_BCHW
-                    done += len(image_BCHW)
-                    self._told(f"{public.name} at {size} pixels", done, count)
-        return load_file(path)["images"]
+    def _images(
+        self, name: str, size: int, count: int, parts: Iterator[Tensor]
+    ) -> Generator[Progress, None, Tensor]:
+        """Images in a file: decoding takes minutes."""
 
-    def public_examples(self, tokenizer: SpectralTokenizer) -> Examples:
-        coarse_NCHW = self.public_coarse(tokenizer.config.coarse_size)
-        return self._examples(self._public, tokenizer, None, coarse_NCHW)
+        def fill(at: Path) -> Iterator[int]:
+            images_NCHW, done = new_array(at, "images", torch.uint8, (count, 3, size, size)), 0
+            for image_BCHW in parts:
+                images_NCHW[done : done + len(image_BCHW)] = image_BCHW
+                done += len(image_BCHW)
+                yield done
 
-    def private_examples(self, tokenizer: SpectralTokenizer, group_I: Tensor | None) -> Examples:
-        return self._examples(self._private, tokenizer, group_I)
+        folder = self.cache / f"{name}-{images_digest(self.public)[:16]}"
+        yield from kept(f"{self.public.name} at {size} pixels", folder, count, fill)
+        return open_arrays(folder)["images"]
 
-    def groups(self, column: str) -> Tensor:
-        return torch.tensor(group_numbers(self._private, column))
+    def public_examples(self, tokenizer: SpectralTokenizer) -> Generator[Progress, None, Examples]:
+        yield from self._codes(self.public, tokenizer)
+        yield from encode_records(self.public, self.encoder, tokenizer, self.cache)
+        return prepare_examples(self.public, self.encoder, tokenizer, self.cache)
 
-    def _examples(
-        self,
-        records: Records,
-        tokenizer: SpectralTokenizer,
-        group_I: Tensor | None,
-        coarse_NCHW: Tensor | None = None,
-    ) -> Examples:
-        return prepare_examples(
-            records,
-            self.encoder,
-            tokenizer,
-            self._cache,
-            group_I=group_I,
-            coarse_NCHW=coarse_NCHW,
-            progress=self._about(records),
-        )
-
-    def _about(self, records: Records) -> Told:
-        return lambda stage, done, total: self._told(f"{records.name}: {stage}", done, total)
+    def _codes(self, records: Records, tokenizer: SpectralTokenizer) -> Iterator[Progress]:
+        """The codes of images; of public ones from what was decoded for the tokenizer."""
+        coarse_NCHW = None
+        if records is self.public and not codes_folder(records, tokenizer, self.cache).exists():
+            coarse_NCHW = yield from self.coarse(tokenizer.config.coarse_size)
+        yield from encode_images(records, tokenizer, self.cache, coarse_NCHW)
 
     def pack(self, tokenizer: SpectralTokenizer, columns: tuple[str, ...], folder: Path) -> None:
-        """Write the two files of a packed source into a folder, for the same family."""
-        tensors: dict[str, Tensor] = {}
-        facts = {
-            "encoder": json.dumps(self.encoder.id.to_json()),
-            "cleaned": "yes" if self.cleaned else "no",
-            "tokenizer": fingerprint(tokenizer),
-        }
-        size = tokenizer.config.coarse_size
-        for kind, records in (("public", self._public), ("private", self._private)):
-            coarse_NCHW = self.public_coarse(size) if kind == "public" else None
-            codes = prepare_codes(
-                records,
-                tokenizer,
-                self._cache,
-                coarse_NCHW=coarse_NCHW,
-                progress=self._about(records),
-            )
-            captions = [captions_of(records, index) for index in range(len(records))]
-            text = "\n".join(caption for own in captions for caption in own)
-            tensors[f"{kind}.count"] = torch.tensor([len(own) for own in captions])
-            tensors[f"{kind}.text"] = _bytes(zlib.compress(text.encode(), 9))
-            for scale, books in enumerate(tokenizer.config.codebook_sizes):
-                codes_IK = codes[f"codes_{scale}"].flatten(1)
-                tensors[f"{kind}.codes_{scale}"] = pack_codes(codes_IK, bits_of(books))
-            facts[f"{kind}.digest"] = records.digest
-        for column in columns:
-            tensors[f"group.{column}"] = self.groups(column).int()
-        keep_private(folder)
-        save_file(tensors, folder / RECORDS, metadata=facts)
-        (folder / ENCODER).write_bytes(self.encoder.packed())
+        """Write a packed source, for the same family and tokenizer, into a private folder."""
+        private_folder(folder)
+        facts, planes = {}, dict[str, Any]()
+        for kind, records in (("public", self.public), ("private", self.private)):
+            deque(self._codes(records, tokenizer), maxlen=0)
+            codes = codes_folder(records, tokenizer, self.cache)
+            facts[kind] = {
+                "name": records.name,
+                "digest": records.digest,
+                "images_digest": images_digest(records),
+                "form": getattr(records, "form", ""),
+                "codes": codes.name,
+                "captions": [captions_of(records, index) for index in range(len(records))],
+                "groups": {c: self.groups(c).tolist() for c in columns if kind == "private"},
+            }
+            for name, codes_NPK in open_arrays(codes).items():  # high bytes are few, so packed well
+                low_high = codes_NPK.numpy().view(np.uint8).reshape(*codes_NPK.shape, 2)
+                planes[f"{kind}.{name}"] = np.moveaxis(low_high, -1, 0)
+        text = json.dumps({"encoder": self.encoder.id.to_json(), **facts}).encode()
+        with whole(folder / RECORDS, private=True) as partial:
+            partial.write_bytes(gzip.compress(text))
+        with whole(folder / CODES, private=True) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **planes)
+        with whole(folder / ENCODER, private=True) as partial:
+            partial.write_bytes(self.encoder.packed())
 
-
-RECORDS, ENCODER = "records.safetensors", "encoder.tar"
-
-
-class PackedSource:
-    """What `RecordSource.pack` wrote. It has no images: the parts that need some must be there."""
-
-    def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        told: Told = lambda stage, done, total: None,
-    ) -> None:
+    @classmethod
+    def packed(cls, folder: Path, device: torch.device) -> Self:
+        """What `pack` wrote. It has no images: the parts that need some must be there."""
         if not (folder / RECORDS).is_file():
             raise FileNotFoundError(f"Expected {RECORDS} in {folder}; make it with --pack.")
-        self._tensors, self._told = load_file(folder / RECORDS), told
-        self._captions: dict[str, dict[str, Tensor]] = {}
-        with safe_open(folder / RECORDS, "pt") as file:
-            self._facts: dict[str, str] = file.metadata()
-        wanted = TextEncoderId.from_json(json.loads(self._facts["encoder"]))
+        facts = json.loads(gzip.decompress((folder / RECORDS).read_bytes()))
+        wanted, cache = TextEncoderId.from_json(facts["encoder"]), folder / "encoded"
+        with np.load(folder / CODES) as planes:
+            for kind in ("public", "private"):
+                with whole(cache / facts[kind]["codes"], private=True) as partial:
+                    partial.mkdir()
+                    for name in (name for name in planes if name.startswith(f"{kind}.")):
+                        low_high = np.ascontiguousarray(np.moveaxis(planes[name], 0, -1))
+                        codes_NPK = low_high.view(np.int16)[..., 0]
+                        np.save(partial / f"{name.partition('.')[2]}.npy", codes_NPK)
         with tempfile.TemporaryDirectory() as unpacked:
             with tarfile.open(fileobj=io.BytesIO((folder / ENCODER).read_bytes())) as tar:
                 tar.extractall(unpacked, filter="data")
-            self.encoder = TextEncoder.from_packed(Path(unpacked), wanted).to(device)
+            encoder = TextEncoder.from_packed(Path(unpacked), wanted).to(device)
+        return cls(_Packed(facts["public"]), _Packed(facts["private"]), encoder, cache)
 
-    @property
-    def private_records(self) -> int:
-        return len(self._tensors["private.count"])
 
-    @property
-    def cleaned(self) -> bool:
-        return self._facts["cleaned"] == "yes"
-
-    def public_coarse(self, size: int) -> Tensor:
+class _PackedRecord(Record):
+    def image(self, size: int | None = None) -> np.ndarray:
         raise FileNotFoundError(
-            "Expected a trained tokenizer beside packed records, found none; train it where the "
-            "photographs are."
+            "Expected the tokenizer and the upsampler that these records were packed with, as "
+            "packed records have no images; train those where the photographs are, or pack again."
         )
 
-    def public_images(self, size: int, count: int) -> Tensor:
-        raise FileNotFoundError(
-            "Expected a trained upsampler beside packed records, found none; train it where the "
-            "photographs are."
-        )
 
-    def public_examples(self, tokenizer: SpectralTokenizer) -> Examples:
-        return self._examples("public", tokenizer, None)
+class _Packed(RecordList):
+    """Records without their images."""
 
-    def private_examples(self, tokenizer: SpectralTokenizer, group_I: Tensor | None) -> Examples:
-        return self._examples("private", tokenizer, group_I)
-
-    def groups(self, column: str) -> Tensor:
-        return self._tensors[f"group.{column}"].long()
-
-    def _examples(
-        self, kind: str, tokenizer: SpectralTokenizer, group_I: Tensor | None
-    ) -> Examples:
-        if (own := fingerprint(tokenizer)) != self._facts["tokenizer"]:
-            named = self._facts["tokenizer"]
-            raise ValueError(
-                f"Expected the tokenizer {named:.12} of the packed records, found {own:.12}; pack "
-                "them again, or take that one."
+    def __init__(self, facts: dict[str, Any]) -> None:
+        columns = facts["groups"]
+        records = [
+            _PackedRecord(
+                image_bytes=b"",
+                captions=tuple(captions),
+                attributes={column: str(groups[index]) for column, groups in columns.items()},
             )
-        count_I = self._tensors[f"{kind}.count"]
-        if kind not in self._captions:
-            text = zlib.decompress(self._tensors[f"{kind}.text"].numpy().tobytes()).decode()
-            self._captions[kind] = encode_texts(
-                text.split("\n"),
-                count_I.tolist(),
-                self.encoder,
-                lambda done, total: self._told(f"{kind} captions", done, total),
-            )
-        config = tokenizer.config
-        codes = {
-            f"codes_{scale}": unpack_codes(
-                self._tensors[f"{kind}.codes_{scale}"],
-                bits_of(size),
-                config.positions * config.codes,
-            ).view(-1, config.positions, config.codes)
-            for scale, size in enumerate(config.codebook_sizes)
-        }
-        digest = joined_digest(self._facts[f"{kind}.digest"], group_I)
-        return Examples(self._captions[kind], codes, digest=digest, group_I=group_I)
-
-
-def bits_of(size: int) -> int:
-    """How many bits tell the codes of a codebook apart."""
-    return max(1, (size - 1).bit_length())
-
-
-def pack_codes(codes_NK: Tensor, bits: int) -> Tensor:
-    """Codes below 2**bits as bytes, uint8 (N, ceil(K * bits / 8))."""
-    places = np.arange(bits)
-    bits_NKb = (codes_NK.numpy().astype(np.int64)[..., None] >> places) & 1
-    flat = bits_NKb.reshape(len(codes_NK), -1).astype(np.uint8)
-    return torch.from_numpy(np.packbits(flat, axis=1))
-
-
-def unpack_codes(bytes_NB: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_codes`, int16 (N, count)."""
-    flat = np.unpackbits(bytes_NB.numpy(), axis=1, count=count * bits)
-    bits_NKb = flat.reshape(len(bytes_NB), count, bits).astype(np.int16)
-    return torch.from_numpy((bits_NKb << np.arange(bits, dtype=np.int16)).sum(-1, dtype=np.int16))
-
-
-def _bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            for index, captions in enumerate(facts["captions"])
+        ]
+        super().__init__(facts["name"], facts["digest"], records)
+        self.images_digest, self.form = facts["images_digest"], facts["form"]

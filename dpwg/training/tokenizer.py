@@ -15,8 +15,8 @@ from dpwg.device import fast_autocast
 from dpwg.method.codebook import Codebook
 from dpwg.method.predictive import PredictiveTokenizer
 from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.training.optimizer import Progress, warmup_cosine
 from dpwg.training.processes import Ranks
-from dpwg.training.progress import Progress, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,14 @@ from dpwg.config import Count, Decay, Natural
 from dpwg.device import fast_autocast
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
-from dpwg.training.descent import descend
-from dpwg.training.optimizer import Optimization, Weights
+from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend, resume
 from dpwg.training.processes import Ranks
-from dpwg.training.progress import Progress
-from dpwg.training.run_state import check_same_run, fingerprint, load_state, save_state
+from dpwg.training.run_state import fingerprint, locked
 from dpwg.upsampling.superresolution import SuperResolution, band_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperResolutionTraining(Optimization):
+class SuperResolutionTraining(PublicTraining):
     """Settings. `images` is how many of the set's are used at most.
 
     Of each image up to `disturbed` of the detail codes are moved to one of the `neighbours` nearest
@@ -35,12 +33,8 @@ class SuperResolutionTraining(Optimization):
     warmup: Natural = 100
     weight_decay: float = 0.01
     ema_decay: Decay = 0.998
-    max_grad_norm: float = 1.0
     disturbed: float = 0.3
     neighbours: int = 16
-    report_every: Count = 50
-    save_every: Count = 200
-    seed: int = 0
 
 
 def train_superresolution(
@@ -66,12 +60,8 @@ def train_superresolution(
         "base": fingerprint(model),
         "tokenizer": fingerprint(tokenizer),
     }
-    if folder and (saved := load_state(folder)):
-        check_same_run(folder, saved[1], run)
-        weights.load(saved[0])
     tokenizer = tokenizer.to(ranks.device)
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
-    generator = torch.Generator().manual_seed(settings.seed + weights.steps)
 
     def loss_of_step() -> Tensor:
         chosen_B = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
@@ -86,12 +76,10 @@ def train_superresolution(
         image_BCHW = weights.worker(coarse_BChw.float())
         return band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
 
-    def save() -> None:
-        due = weights.steps % settings.save_every == 0 or weights.steps == settings.steps
-        if folder and ranks.leads and due:
-            save_state(folder, weights.steps, weights.state(), run)
-
-    yield from descend(weights, settings, ranks, loss_of_step, after_step=save)
+    with locked(folder if ranks.leads else None):
+        resume(weights, folder, run)
+        generator = torch.Generator().manual_seed(settings.seed + weights.steps)
+        yield from descend(weights, settings, ranks, loss_of_step, folder, run)
 
 
 def _nearest(vectors_KD: Tensor, count: int) -> Tensor:

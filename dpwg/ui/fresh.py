@@ -16,7 +16,8 @@ from dpwg.data.records import RecordList
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
-from dpwg.training.examples import Examples, coarse_batches, prepare_examples
+from dpwg.training.encodings import coarse_batches, encode_records, prepare_examples
+from dpwg.training.examples import Examples
 from dpwg.ui.families import REAL_PEOPLE, family_of, known
 
 DATA, OTHERS = "faces-train", "faces-test"
@@ -75,13 +76,11 @@ def encoded_faces(
     records = RecordList(f"faces-{split}", "fresh", rendered)
     before = {"captions": len(records), "images": 2 * len(records)}
 
-    def progress(stage: str, done: int, total: int) -> None:
-        told(before[stage] + done, f"encoding {split} {stage}")
-
     with TemporaryDirectory(prefix="dpwg-") as folder:
-        return prepare_examples(
-            records, pipe.encoder, pipe.release.tokenizer, Path(folder), progress=progress
-        )
+        given = (records, pipe.encoder, pipe.release.tokenizer, Path(folder))
+        for report in encode_records(*given):
+            told(before[report.stage] + report.step, f"encoding {split} {report.stage}")
+        return prepare_examples(*given)
 
 
 def coarse_faces(split: str, count: int, size: int, told: Told) -> Tensor:

@@ -29,6 +29,7 @@ from typing import Any
 from dpwg.data.upload import unpack_upload
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.release.folder import find_checkpoint
+from dpwg.training.run_state import holds_run
 from dpwg.ui.limits import (
     KEPT_SECONDS,
     MAX_RUN_MEGABYTES,
@@ -123,7 +124,7 @@ class Run:
             raise ValueError("Make a plan first.")
         state = self.folder / "state"
         arguments = ["--run-folder", str(state), "--out", str(self.release), "--save-every", "1"]
-        if (state / "latest").exists():
+        if holds_run(state):
             arguments += ["--resume"]
         for line in self._lines([*self._finetune(self.order), *arguments, "--reports"]):
             report = json.loads(line)

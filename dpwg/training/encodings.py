@@ -1,0 +1,247 @@
+"""Every caption encoded and every coarse image tokenized once, kept in files that are mapped.
+
+What is kept of a private set is as private as the set: it lies in folders that its owner alone
+reads. A folder appears when it is whole; one that was cut is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from dpwg.data.avatars import IMAGE_SIZE
+from dpwg.data.records import Records
+from dpwg.device import fast_autocast
+from dpwg.files import private_folder, remove, whole
+from dpwg.method.captions import TextEncoder
+from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.wavelet import coarse_image
+from dpwg.training.examples import Examples
+from dpwg.training.optimizer import Progress
+from dpwg.training.run_state import fingerprint
+
+CHUNK = 50
+TEXTS = 256
+"""Captions that are encoded at once."""
+PADDED = 8
+"""Captions are padded to a multiple of so many tokens while they are encoded."""
+FORMAT = 4
+
+
+def encode_captions(records: Records, encoder: TextEncoder, cache: Path) -> Iterator[Progress]:
+    """Encode a set's captions, unless `cache` has them: they follow from the set and the encoder.
+
+    Of several processes one encodes and the others wait for it on a lock, each machine for itself.
+    """
+    folder = _captions_folder(records, encoder, cache)
+    return kept("captions", folder, len(records), lambda at: _captions(records, encoder, at))
+
+
+def encode_images(
+    records: Records, tokenizer: SpectralTokenizer, cache: Path, coarse_NCHW: Tensor | None = None
+) -> Iterator[Progress]:
+    """Tokenize a set's images likewise: codes follow from the images and the tokenizer alone.
+
+    `coarse_NCHW` are the coarse images, uint8, where they have been made already.
+    """
+    folder = codes_folder(records, tokenizer, cache)
+    return kept(
+        "images", folder, len(records), lambda at: _codes(records, tokenizer, at, coarse_NCHW)
+    )
+
+
+def encode_records(
+    records: Records, encoder: TextEncoder, tokenizer: SpectralTokenizer, cache: Path
+) -> Iterator[Progress]:
+    """Encode what `cache` lacks of a set."""
+    yield from encode_captions(records, encoder, cache)
+    yield from encode_images(records, tokenizer, cache)
+
+
+def prepare_examples(
+    records: Records,
+    encoder: TextEncoder,
+    tokenizer: SpectralTokenizer,
+    cache: Path,
+    *,
+    group_I: Tensor | None = None,
+) -> Examples:
+    """A set's examples, encoded as `encode_records` does where they are not yet.
+
+    `group_I` joins images to records, see `Examples`; their digest says so.
+    """
+    deque(encode_records(records, encoder, tokenizer, cache), maxlen=0)
+    captions = open_arrays(_captions_folder(records, encoder, cache))
+    codes = open_arrays(codes_folder(records, tokenizer, cache))
+    digest = records.digest
+    if group_I is not None:  # joined in another way, or not at all, they are others
+        joined = digest.encode() + group_I.long().numpy().tobytes()
+        digest = f"groups-{hashlib.sha256(joined).hexdigest()}"
+    return Examples(captions, codes, digest=digest, group_I=group_I)
+
+
+def images_digest(records: Records) -> str:
+    """What tells a set's images from others, whatever their captions."""
+    if own := getattr(records, "images_digest", ""):
+        return str(own)
+    entries = getattr(records, "entries", None)
+    if entries is None:
+        return records.digest
+    known = repr([(entry.name, entry.stamp) for entry in entries])
+    return hashlib.sha256(known.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _captions_folder(records: Records, encoder: TextEncoder, cache: Path) -> Path:
+    text = f"{encoder.digest[:12]}-{encoder.max_tokens}"
+    return cache / f"captions-{records.digest[:16]}-{text}-{FORMAT}"
+
+
+def codes_folder(records: Records, tokenizer: SpectralTokenizer, cache: Path) -> Path:
+    return cache / f"codes-{images_digest(records)[:16]}-{fingerprint(tokenizer)[:12]}-{FORMAT}"
+
+
+def kept(
+    stage: str, folder: Path, total: int, fill: Callable[[Path], Iterator[int]]
+) -> Iterator[Progress]:
+    """Let `fill` write arrays into a private folder, unless they are there and whole.
+
+    `fill` gets the folder to write to and yields how many of `total` are done.
+    """
+    private_folder(folder.parent)
+    with FileLock(f"{folder}.lock", mode=0o600, thread_local=False):
+        try:
+            open_arrays(folder)
+        except (OSError, ValueError, EOFError):  # none, or cut
+            remove(folder)
+            with whole(folder, private=True) as partial:
+                partial.mkdir()
+                for done in fill(partial):
+                    yield Progress(stage=stage, step=done, steps=total)
+
+
+def new_array(folder: Path, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of zeros whose memory is a new file: it may be larger than memory.
+
+    Raises OSError where the disk has no room for it.
+    """
+    path = folder / (f"{name}.bfloat16.npy" if dtype == torch.bfloat16 else f"{name}.npy")
+    held = torch.int16 if dtype == torch.bfloat16 else dtype
+    kind = torch.empty(0, dtype=held).numpy().dtype
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a mapped file that finds no room kills its process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return torch.from_numpy(array).view(dtype)
+
+
+def open_arrays(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder by name, mapped; ValueError or OSError where any is cut or none is.
+
+    What is written to them stays in this process.
+    """
+    arrays = {path.stem: np.load(path, mmap_mode="c") for path in sorted(folder.glob("*.npy"))}
+    if not arrays:
+        raise FileNotFoundError(f"Expected arrays in {folder}, found none.")
+    return {
+        name.removesuffix(".bfloat16"): torch.from_numpy(array).view(torch.bfloat16)
+        if name.endswith(".bfloat16")
+        else torch.from_numpy(array)
+        for name, array in arrays.items()
+    }
+
+
+def _captions(records: Records, encoder: TextEncoder, folder: Path) -> Iterator[int]:
+    """The caption tensors of `Examples`, bfloat16; yields how many records are done.
+
+    A caption is encoded in a pass of fixed size, padded to a length that follows from its own, so
+    that no caption's states depend on the others'.
+    """
+    own = [captions_of(records, index) for index in range(len(records))]
+    number: dict[str, int] = {}
+    row_C = torch.tensor([number.setdefault(c, len(number)) for some in own for c in some])
+    texts = list(number)
+    length_R = torch.tensor(
+        [
+            length
+            for start in range(0, len(texts), 10_000)
+            for length in encoder.lengths(texts[start : start + 10_000])
+        ],
+        dtype=torch.int64,
+    )
+    empty = encoder.encode([""])
+    for name, tensor in {
+        "row": row_C,
+        "length": length_R,
+        "count": torch.tensor([len(some) for some in own]),
+        "empty_states": empty.states_BLD[0].bfloat16(),
+        "empty_mask": empty.mask_BL[0],
+    }.items():
+        new_array(folder, name, tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+    tokens_TD = new_array(folder, "tokens", torch.bfloat16, (int(length_R.sum()), encoder.width))
+    first_R, done = length_R.cumsum(0) - length_R, 0
+    padded_R = (-(-length_R // PADDED) * PADDED).clamp(max=encoder.max_tokens)
+    for length in padded_R.unique().tolist():
+        for chunk_B in (padded_R == length).nonzero().flatten().split(TEXTS):
+            chunk = [texts[index] for index in chunk_B.tolist()]
+            with fast_autocast(encoder.device):
+                encoded = encoder.encode([*chunk, *[""] * (TEXTS - len(chunk))], length=length)
+            mask_BL = torch.arange(length) < length_R[chunk_B, None]
+            place_BL = first_R[chunk_B, None] + torch.arange(length)
+            tokens_TD[place_BL[mask_BL]] = encoded.states_BLD[: len(chunk)].bfloat16()[mask_BL]
+            done += len(chunk)
+            yield done * len(records) // len(texts)
+
+
+def captions_of(records: Records, index: int) -> tuple[str, ...]:
+    """A record's captions, without reading its image where the set allows it."""
+    entries = getattr(records, "entries", None)
+    return records[index].captions if entries is None else entries[index].captions
+
+
+def _codes(
+    records: Records, tokenizer: SpectralTokenizer, folder: Path, coarse_NCHW: Tensor | None
+) -> Iterator[int]:
+    """The codes of every scale, int16; yields how many records are done."""
+    config = tokenizer.config
+    shape = (len(records), config.positions, config.codes)
+    codes = [
+        new_array(folder, f"codes_{scale}", torch.int16, shape) for scale in range(config.scales)
+    ]
+    parts = (
+        coarse_batches(records, config.coarse_size, CHUNK)
+        if coarse_NCHW is None
+        else iter(coarse_NCHW.split(CHUNK))
+    )
+    done = 0
+    for image_BCHW in parts:
+        count = len(image_BCHW)
+        padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
+        with fast_autocast(torch.device("cpu")):
+            indices = tokenizer.encode(padded_BCHW.float() / 255)
+        for scale_NPK, index_BPK in zip(codes, indices, strict=True):
+            scale_NPK[done : done + count] = index_BPK[:count].to(torch.int16)
+        done += count
+        yield done
+
+
+def coarse_batches(records: Records, coarse_size: int, batch: int = 250) -> Iterator[Tensor]:
+    """Coarse images of all records in order, uint8 (b, 3, coarse_size, coarse_size) a batch.
+
+    Each image is brought to 128x128 first, so that its Haar LL band has the coarse size.
+    """
+    levels = (IMAGE_SIZE // coarse_size).bit_length() - 1
+    for start in range(0, len(records), batch):
+        images = [
+            torch.tensor(records[index].image(IMAGE_SIZE))
+            for index in range(start, min(start + batch, len(records)))
+        ]
+        image_BCHW = torch.stack(images).permute(0, 3, 1, 2).float()
+        yield coarse_image(image_BCHW, levels).round().to(torch.uint8)
