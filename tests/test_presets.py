@@ -25,7 +25,7 @@ from dpwg.privacy.clipping import ClippedSums
 from dpwg.release.folder import Release, load_release, save_release
 from dpwg.release.provenance import TOKENIZER_SHA256, public_inputs, tokenizer_input
 from dpwg.release.shared import save_tokenizer
-from dpwg.training.examples import prepare_examples
+from dpwg.training.encodings import prepare_examples
 from dpwg.training.presets import PRESETS, Preset, get_preset
 from dpwg.training.private import PrivateTraining
 from dpwg.training.processes import Ranks
