@@ -78,7 +78,7 @@ REFUSED = {
     "no others": ("attack", "--others"),
     "another verb": ("finetun --epsilon 3", "perhaps finetune"),
     "private base": (
-        "finetune --epsilon 1 --base faces/eps-1 --run-folder r --out o --data MINE",
+        "finetune --epsilon 1 --base faces/eps-1 --run-folder r --out o",
         "to be public",
     ),
     "no preset": ("tokenizer --preset huge", "preset='huge'"),
@@ -101,7 +101,7 @@ def test_bad_input_ends_with_2_and_one_plain_line(
 ):
     monkeypatch.chdir(tmp_path)
     line, message = REFUSED[case]
-    own = ["--data", str(image_folder)] if case.startswith("promise") else []
+    own = ["--data", str(image_folder)] if case.startswith(("promise", "private")) else []
     assert main([*line.split(), *own]) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
