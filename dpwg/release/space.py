@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = (
     *("README.md", "requirements.txt", "app.py", "LICENSE", "NOTICE"),
     *("examples/captions.txt", "examples/captions-celeba.txt"),
-    *("docs/sheet.png", "docs/results/held-out.json", "docs/results/held-out-celeba.json"),
+    *("docs/app.png", "docs/results/held-out.json", "docs/results/held-out-celeba.json"),
     "docs/results/colours.json",
     "docs/results/audit-engine.json",
     *(f"docs/results/membership/faces-eps-{name}.json" for name in ("1", "3", "10", "inf")),
