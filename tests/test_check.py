@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from dpwg.cli import main
+from dpwg.method.encoders import default_encoder
+from dpwg.training.examples import Examples, encode_texts
 
 
 def picture(shade: int, size: tuple[int, int] = (16, 12)) -> bytes:
@@ -93,6 +96,12 @@ def test_captions_whose_end_is_not_read_are_counted(capsys, folder: Path) -> Non
     code, told = check(capsys, folder)
     assert (code, told["cut_characters"], told["cut_tokens"]) == (0, 1, 2)
     assert len(told["ways_out"]) == 2
+
+
+def test_a_run_counts_the_captions_that_it_cuts() -> None:
+    encoded = encode_texts(["a face", "word " * 60, "a face"], [1, 2], default_encoder())
+    examples = Examples(encoded, {"codes_0": torch.zeros(2, 4, 2, dtype=torch.int16)})
+    assert (len(examples), examples.cut) == (2, 1)
 
 
 def test_twins_are_wrong_unless_a_group_holds_them_together(capsys, folder: Path) -> None:

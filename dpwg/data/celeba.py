@@ -16,12 +16,12 @@ from dpwg.data.files import (
     FileRecords,
     columns_of,
     file_entry,
+    found,
     lines_of,
     name_of,
-    regular,
 )
 
-TEXT_FOLDERS = ("text/celeba-caption", "celeba-caption", "text")
+TEXTS = ("text/celeba-caption/*.txt", "celeba-caption/*.txt", "text/*.txt")
 IMAGE_FOLDERS = ("image/images", "image", "images", "CelebA-HQ-img")
 MAPPING, IDENTITIES = "CelebA-HQ-to-CelebA-mapping.txt", "identity_CelebA.txt"
 ATTRIBUTE_FILES = ("CelebAMask-HQ-attribute-anno.txt", "list_attr_celeba.txt")
@@ -29,7 +29,7 @@ ATTRIBUTE_FILES = ("CelebAMask-HQ-attribute-anno.txt", "list_attr_celeba.txt")
 
 def found_in(path: Path) -> bool:
     """Whether a path is a folder with both kinds of files."""
-    return None not in _folders(path)
+    return bool(found(path, TEXTS) and _images(path))
 
 
 def read(path: Path) -> FileRecords:
@@ -37,31 +37,22 @@ def read(path: Path) -> FileRecords:
 
     With both files that tell who is in an image, `person` is an attribute too.
     """
-    images, texts = _folders(path)
-    if images is None or texts is None:
-        raise FileNotFoundError(
-            f"Expected images in one of {', '.join(IMAGE_FOLDERS)} and caption files in one of "
-            f"{', '.join(TEXT_FOLDERS)} in {path}."
-        )
-    told = _attributes(path)
-    captions = {file.stem: file for file in regular(texts.glob("*.txt"))}
-    files = {file.stem: file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES}
-    entries = []
+    captions = {file.stem: file for file in found(path, TEXTS)}
+    files = {file.stem: file for file in _images(path)}
+    told, entries = _attributes(path), []
     for stem in sorted(files.keys() | captions.keys(), key=_by_number):
-        file = files.get(stem, images / f"{stem}.jpg")
+        file = files.get(stem, path / f"{stem}.jpg")
         lines = lines_of(captions[stem]) if stem in captions else []
         entries.append(file_entry(file.name, file, lines, told.get(stem)))
-    return FileRecords(name_of(path), entries, "celeba", f"{images} and {texts}")
+    return FileRecords(name_of(path), entries, "celeba", str(path))
 
 
-def _folders(path: Path) -> tuple[Path | None, Path | None]:
-    """Where images and captions are."""
-
-    def first(names: tuple[str, ...], suffixes: frozenset[str]) -> Path | None:
-        places = [place for name in names if (place := path / name).is_dir()]
-        return next((p for p in places if any(f.suffix in suffixes for f in p.iterdir())), None)
-
-    return first(IMAGE_FOLDERS, IMAGE_SUFFIXES), first(TEXT_FOLDERS, frozenset({".txt"}))
+def _images(path: Path) -> list[Path]:
+    for folder in IMAGE_FOLDERS:
+        there = (path / folder).glob("*")
+        if files := [file for file in there if file.suffix.lower() in IMAGE_SUFFIXES]:
+            return files
+    return []
 
 
 def _by_number(stem: str) -> tuple[int, str]:
@@ -70,14 +61,14 @@ def _by_number(stem: str) -> tuple[int, str]:
 
 def _attributes(path: Path) -> dict[str, dict[str, str]]:
     """What the tables that are there tell of each image, by its name without suffix."""
-    found: dict[str, dict[str, str]] = {}
+    told: dict[str, dict[str, str]] = {}
     if file := next((path / name for name in ATTRIBUTE_FILES if (path / name).is_file()), None):
         names = [*lines_of(file), "", ""][1].split()  # behind a line with the count
         for name, *values in columns_of(file, 2, 1 + len(names)):
-            found[Path(name).stem] = dict(zip(names, values, strict=True))
+            told[Path(name).stem] = dict(zip(names, values, strict=True))
     if (path / MAPPING).is_file() and (path / IDENTITIES).is_file():
         persons = dict(columns_of(path / IDENTITIES, 0, 2))
         for stem, _, original in columns_of(path / MAPPING, 1, 3):
             if original in persons:
-                found.setdefault(stem, {})["person"] = persons[original]
-    return found
+                told.setdefault(stem, {})["person"] = persons[original]
+    return told

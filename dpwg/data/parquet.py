@@ -5,7 +5,6 @@ Rows are read in place: `datasets` would copy every image into a cache of its ow
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 from collections.abc import Iterator
@@ -38,31 +37,6 @@ def read(path: Path) -> FileRecords:
     return FileRecords(name_of(path), entries, "parquet", named(files))
 
 
-class _Shard:
-    """A Parquet file's image column; the row group that was read last stays in memory."""
-
-    def __init__(self, file: Any, path: Path, column: str) -> None:
-        self._file, self._path, self._column = file, path, column
-        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        self._ends = list(itertools.accumulate(rows))
-        self._held: tuple[int, Any] = (-1, None)
-
-    def image(self, row: int) -> bytes:
-        group = bisect.bisect_right(self._ends, row)
-        if group != self._held[0]:
-            table = self._file.read_row_group(group, columns=[self._column])
-            self._held = (group, table.column(self._column))
-        column = self._held[1]
-        value = column[row - self._ends[group] + len(column)].as_py()
-        own = value if isinstance(value, dict) else {"bytes": value}
-        if own["bytes"] is not None:
-            return bytes(own["bytes"])
-        where = f"row {row} of {self._path.name}"
-        if not own.get("path"):
-            raise ValueError(f"Expected an image in {where}, found none.")
-        return (self._path.parent / inside(own["path"], where)).read_bytes()
-
-
 def _entries(path: Path) -> Iterator[Entry]:
     import pyarrow
     from pyarrow import parquet, types
@@ -90,12 +64,29 @@ def _entries(path: Path) -> Iterator[Entry]:
     told = [
         name for name, kind in kinds.items() if name not in images and not types.is_nested(kind)
     ]
-    shard, status = _Shard(file, path, images[0]), path.stat()
-    for row, values in enumerate(file.read(columns=[*{*texts, *told}]).to_pylist()):
-        entry = Entry(
-            name=f"{path.name}:{row}",
-            read=functools.partial(shard.image, row),
-            stamp=(status.st_mtime_ns, status.st_size, row),
-            attributes=facts(values, *texts),
-        )
-        yield captioned(entry, texts_of(values))
+    status, where, folder = path.stat(), f"row {{}} of {path.name}", path.parent
+    numbers = itertools.count()
+
+    @functools.lru_cache(maxsize=1)
+    def images_of(group: int) -> Any:
+        return file.read_row_group(group, columns=images).column(0)
+
+    def image(group: int, place: int, row: int) -> bytes:
+        value = images_of(group)[place].as_py()
+        own = value if isinstance(value, dict) else {"bytes": value}
+        if own["bytes"] is None and own.get("path"):
+            return (folder / inside(own["path"], where.format(row))).read_bytes()
+        if own["bytes"] is None:
+            raise ValueError(f"Expected an image in {where.format(row)}, found none.")
+        return bytes(own["bytes"])
+
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=[*{*texts, *told}]).to_pylist()
+        for place, (values, row) in enumerate(zip(table, numbers, strict=False)):
+            entry = Entry(
+                name=f"{path.name}:{row}",
+                read=functools.partial(image, group, place, row),
+                stamp=(status.st_mtime_ns, status.st_size, row),
+                attributes=facts(values, *texts),
+            )
+            yield captioned(entry, texts_of(values))

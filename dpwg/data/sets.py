@@ -43,10 +43,8 @@ def is_public(name: str) -> bool:
 
 def render(name: str, *, count: int | None = None, root: Path | None = None) -> Iterator[int]:
     """Render one of `RENDERED_SETS`, or its first `count` records; yields how many are done."""
-    (own, split), full = SPLITS[name], RENDERED_SETS[name]
-    if own.make is None:
-        raise ValueError(f"Expected set={name!r} in {sorted(RENDERED_SETS)}.")
-    count = _checked(count, full)
+    count, (own, split) = _checked(count, RENDERED_SETS[name]), SPLITS[name]
+    assert own.make is not None
     return render_set(name, count, functools.partial(own.make, split), root=root)
 
 
