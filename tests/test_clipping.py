@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.layer_gradients import BFLOAT16_ERROR
+from dpwg.privacy.lora import LoRALinear
 
 
 class Chain(nn.Module):
@@ -360,6 +361,23 @@ def test_a_large_constant_gradient_stays_within_the_bound():
     x_BTI = torch.ones(1, 600, 1024)
     clipped.add(lambda: model(x_BTI).sum((1, 2)))
     assert 0.099 < clipped.sums["weight"].double().norm() <= 0.1
+
+
+def test_a_matrix_of_a_pair_called_without_gradients_follows_the_loop() -> None:
+    torch.manual_seed(0)
+    x_BC = torch.randn(4, 3)
+    model = nn.ModuleDict({"it": LoRALinear(nn.Linear(3, 3), 3)})
+    nn.init.normal_(model["it"].up.weight)
+
+    def losses_of(model: nn.Module, part: slice) -> Tensor:
+        with torch.no_grad():
+            hidden_BC = model["it"].down(x_BC[part].to(model["it"].down.weight.dtype))
+        return model["it"](hidden_BC).square().sum(1)
+
+    norms_B, expected = one_by_one(losses_of, model, 4, 0.1)
+    batch, sums = clip(model, losses_of, 4, 0.1)
+    torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=1e-5, atol=0)
+    assert_same_sums(sums, expected)
 
 
 def test_what_a_model_does_to_outputs_in_place_follows_the_loop() -> None:

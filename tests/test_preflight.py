@@ -191,21 +191,6 @@ def test_a_pair_that_was_changed_after_the_sums_were_made_is_refused_by_name() -
     assert not model["it"].merged
 
 
-@pytest.mark.parametrize("matrix", ["down", "up"])
-def test_a_matrix_of_a_pair_called_without_gradients_is_refused_by_name(matrix: str) -> None:
-    model, x_BC = nn.ModuleDict({"it": LoRALinear(nn.Linear(3, 3), 3)}), torch.randn(4, 3)
-
-    def losses() -> Tensor:
-        with torch.no_grad():
-            hidden_BC = model["it"].get_submodule(matrix)(x_BC)
-        return model["it"](hidden_BC).square().sum(1)
-
-    clipped = ClippedSums(model, max_grad_norm=1.0)
-    with pytest.raises(ValueError, match=r"'it' to be called with gradients on"):
-        clipped.add(losses)
-    assert norm_of(clipped.sums) == 0
-
-
 def test_a_pair_that_shares_a_matrix_is_refused() -> None:
     model = nn.ModuleDict({own: LoRALinear(nn.Linear(3, 3), 2) for own in ("one", "other")})
     model["other"].down = model["one"].down

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,7 +129,11 @@ class ClippedSums:
             losses_B = losses()
             captured.complete = True
             for call in captured.calls:
-                call.check_unchanged()
+                if call.input._version != call.version:
+                    raise ValueError(
+                        f"Expected the input of {call.name!r} to stay as it was, but the model "
+                        "changed it in place; use the operation that returns a new tensor."
+                    )
             if not losses_B.numel():
                 return losses_B, []
             starts = captured.beginnings
@@ -155,16 +160,6 @@ class _Call:
     dtype: torch.dtype
     gradient: Tensor | None = None
 
-    def check_unchanged(self) -> None:
-        if self.input._version != self.version:
-            raise ValueError(
-                f"Expected the input of {self.name!r} to stay as it was, but the model changed it "
-                "in place; use the operation that returns a new tensor."
-            )
-
-    def keep(self, gradient: Tensor) -> None:
-        self.gradient = gradient
-
 
 @dataclass(kw_only=True)
 class _Captured:
@@ -184,23 +179,6 @@ def _set_trainable(layer: nn.Module, trainable: bool) -> None:
         parameter.requires_grad_(trainable)
 
 
-def _check_gradients_on(name: str) -> None:
-    if not torch.is_grad_enabled():
-        raise ValueError(
-            f"Expected {name!r} to be called with gradients on, but something turned them off; "
-            "detach what it returns, and checkpoint with use_reentrant=False."
-        )
-
-
-def _merge(name: str, layer: LoRALinear) -> None:
-    layer.merged = layer.mergeable()
-    if not layer.merged:
-        raise ValueError(
-            f"Expected {name!r} to be three plain float32 Linears without hooks, as it was; make "
-            "new sums for the changed model."
-        )
-
-
 @contextmanager
 def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
     """Keep the input of every call of the layers, and the gradient of its output.
@@ -215,7 +193,11 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor:
             _set_trainable(layer, True)
-            _check_gradients_on(name)
+            if not torch.is_grad_enabled():
+                raise ValueError(
+                    f"Expected {name!r} to be called with gradients on, but something turned them "
+                    "off; detach what it returns, and checkpoint with use_reentrant=False."
+                )
             if not output.requires_grad:  # nothing trainable before
                 start = output.detach().requires_grad_()
                 if not captured.complete:
@@ -225,14 +207,11 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
             if not captured.complete:
                 kept = (inputs[0] if inputs else named["input"]).detach()
                 call = _Call(name=name, input=kept, version=kept._version, dtype=output.dtype)
-                output.register_hook(call.keep)
+                output.register_hook(partial(setattr, call, "gradient"))
                 captured.calls.append(call)
             return output
 
         return keep
-
-    def checker(name: str) -> Callable[..., None]:
-        return lambda *_: _check_gradients_on(name)
 
     def freeze(layer: nn.Module, _: tuple[Tensor, ...]) -> None:
         _set_trainable(layer, False)
@@ -241,9 +220,12 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
         for name, layer in layers.items():
             _set_trainable(layer, True)
             if isinstance(layer, LoRALinear):
-                _merge(name, layer)
-                for part in (layer.down, layer.up):  # called by the layer, or past it
-                    handles.append(part.register_forward_pre_hook(checker(name)))
+                layer.merged = layer.mergeable()
+                if not layer.merged:
+                    raise ValueError(
+                        f"Expected {name!r} to be three plain float32 Linears without hooks, as it "
+                        "was; make new sums for the changed model."
+                    )
             handles.append(layer.register_forward_pre_hook(freeze))
             handles.append(
                 layer.register_forward_hook(keeper(name), prepend=True, with_kwargs=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,18 +47,9 @@ def audit_guesses(
 ) -> AuditBound:
     """What one run's scores prove. Raises ValueError like the two functions that it joins."""
     correct = correct_guesses(scores_M, included_M, k_plus=k_plus, k_minus=k_minus)
-    canaries, guesses = len(included_M), k_plus + k_minus
-    epsilon = epsilon_lower_bound(
-        canaries=canaries, guesses=guesses, correct=correct, delta=delta, confidence=confidence
-    )
-    return AuditBound(
-        epsilon=epsilon,
-        delta=delta,
-        confidence=confidence,
-        canaries=canaries,
-        guesses=guesses,
-        correct=correct,
-    )
+    counts = {"canaries": len(included_M), "guesses": k_plus + k_minus, "correct": correct}
+    epsilon = epsilon_lower_bound(**counts, delta=delta, confidence=confidence)
+    return AuditBound(epsilon=epsilon, delta=delta, confidence=confidence, **counts)
 
 
 def correct_guesses(
@@ -68,31 +58,20 @@ def correct_guesses(
     """How many guesses are right: "in" for the `k_plus` highest scores, "out" for the lowest.
 
     A higher score means rather in. Equal scores stand in the order of the canaries, which must not
-    depend on the coins. Raises ValueError for other shapes or types, NaN, or too many guesses.
+    depend on the coins. Raises ValueError for NaN, other shapes, or more guesses than canaries.
 
     >>> correct_guesses(
     ...     np.array([0.1, 3.0, 2.0, -1.0]), np.array([True, True, False, False]),
     ...     k_plus=2, k_minus=1)
     2
     """
-    if scores_M.ndim != 1 or scores_M.shape != included_M.shape:
-        raise ValueError(
-            f"Expected scores and inclusion of shape (canaries,), found {scores_M.shape} and "
-            f"{included_M.shape}; give one of each a canary."
-        )
-    if included_M.dtype != np.bool_:
-        raise ValueError(f"Expected inclusion as bool, found {included_M.dtype}; compare to zero.")
-    if np.isnan(scores_M).any():
-        raise ValueError("Expected scores without NaN; score what cannot be scored in the middle.")
-    _check_count("k_plus", k_plus)
-    _check_count("k_minus", k_minus)
-    if k_plus + k_minus > len(scores_M):
-        raise ValueError(
-            f"Expected k_plus={k_plus} and k_minus={k_minus} to be {len(scores_M)} canaries at "
-            "most; guess about fewer, or add canaries."
-        )
+    M = len(scores_M)
+    if (scores_M.shape, included_M.shape) != ((M,), (M,)) or np.isnan(scores_M).any():
+        raise ValueError("Expected a score, no NaN, and an inclusion for each canary.")
+    if min(k_plus, k_minus) < 0 or k_plus + k_minus > M:
+        raise ValueError(f"Expected k_plus={k_plus} and k_minus={k_minus} of {M} canaries.")
     order_M = np.argsort(scores_M, kind="stable")
-    out_M, in_M = order_M[:k_minus], order_M[len(order_M) - k_plus :]
+    out_M, in_M = order_M[:k_minus], order_M[M - k_plus :]
     return int((~included_M[out_M]).sum() + included_M[in_M].sum())
 
 
@@ -108,11 +87,13 @@ def guesses_p_value(
     W is how often randomized response is guessed; delta gives away 2 delta of every canary at most,
     2 canaries delta right guesses in expectation, and the maximum is the worst way to spread that
     expectation over the chance to be i guesses short. Source: the main theorem of arXiv 2305.08846
-    and its Appendix D. Raises ValueError for values out of range.
+    and its Appendix D. Raises ValueError for counts that cannot be.
     """
-    _check_audit(canaries=canaries, guesses=guesses, correct=correct, delta=delta)
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"Expected epsilon={epsilon!r} in [0, inf); inf cannot be refuted.")
+    if not (0 <= correct <= guesses <= canaries and 0 <= delta < 1 and 0 <= epsilon < math.inf):
+        raise ValueError(
+            f"Expected 0 <= correct={correct} <= guesses={guesses} <= canaries={canaries}, "
+            f"delta={delta} in [0, 1) and epsilon={epsilon} in [0, inf)."
+        )
     rate = 1 / (1 + math.exp(-epsilon))
     chance = float(stats.binom.sf(correct - 1, guesses, rate))
     if delta == 0 or correct == 0:
@@ -133,9 +114,8 @@ def epsilon_lower_bound(
     >>> round(epsilon_lower_bound(canaries=1000, guesses=100, correct=75, delta=1e-4), 3)
     0.673
     """
-    _check_audit(canaries=canaries, guesses=guesses, correct=correct, delta=delta)
     if not 0 < confidence < 1:
-        raise ValueError(f"Expected confidence={confidence!r} in (0, 1); 0.95 is usual.")
+        raise ValueError(f"Expected confidence={confidence} in (0, 1); 0.95 is usual.")
 
     def refuted(epsilon: float) -> bool:
         p_value = guesses_p_value(
@@ -152,20 +132,3 @@ def epsilon_lower_bound(
         middle = (low + high) / 2
         low, high = (middle, high) if refuted(middle) else (low, middle)
     return low
-
-
-def _check_audit(*, canaries: int, guesses: int, correct: int, delta: float) -> None:
-    for name, value in (("canaries", canaries), ("guesses", guesses), ("correct", correct)):
-        _check_count(name, value)
-    if not correct <= guesses <= canaries:
-        raise ValueError(
-            f"Expected correct={correct} <= guesses={guesses} <= canaries={canaries}; count one "
-            "guess a canary at most, and among the guesses those that are right."
-        )
-    if not 0 <= delta < 1:
-        raise ValueError(f"Expected delta={delta!r} in [0, 1); take that of the claim.")
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"Expected {name}={value!r} to be an integer >= 0.")
