@@ -104,10 +104,6 @@ def named_colours(attributes: Mapping[str, str]) -> dict[str, tuple[Mapping[str,
     return {"hat": (palette.CLOTHES, hats[worn]), **named}
 
 
-def _surprise() -> str:
-    return face("surprise", random.getrandbits(31)).captions[0]
-
-
 FACES = DataSet(
     name="faces",
     title="Faces: cartoon avatars",
@@ -126,7 +122,7 @@ FACES = DataSet(
             ("long curly red hair", "pale", "green", "orange"),
         )
     ),
-    draw=_surprise,
+    draw=lambda: face("surprise", random.getrandbits(31)).captions[0],
     measures=("attack", "colours"),
     terms="avataaars by Pablo Stanley: free for any use",
 )

@@ -95,15 +95,11 @@ def _idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _open(split: str, count: int | None) -> FileRecords:
-    return read(FOLDER, SPLITS[split]).first(count)
-
-
 FASHION = DataSet(
     name="fashion",
     title="Fashion: grey photographs of clothes",
     splits=dict.fromkeys(SPLITS),
-    open=_open,
+    open=lambda split, count: read(FOLDER, SPLITS[split]).first(count),
     measures=("attack",),
     terms="MIT",
 )

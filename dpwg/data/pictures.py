@@ -21,16 +21,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(encoded: bytes, size: int | None = None) -> np.ndarray:
-    """The `pixels` of a picture in a file's bytes.
-
-    Raises ValueError for what is no such picture, is cut off or damaged, has more than MAX_PIXELS
-    (none of them is decoded), or more than 16 bits a channel.
-    """
-    picture = open_picture(encoded)
-    try:
-        return pixels(picture, size)
-    except Exception as error:  # Pillow's decoders raise anything on damaged files
-        raise ValueError(f"{str(error).rstrip('.') or type(error).__name__}.") from error
+    """The `pixels` of a picture in a file's bytes. Raises ValueError as `open_picture` does."""
+    return pixels(open_picture(encoded), size)
 
 
 def open_picture(
@@ -38,38 +30,28 @@ def open_picture(
 ) -> Image.Image:
     """A picture whose size and kind, by its content, are known; nothing is decoded yet.
 
-    Raises ValueError, in words and without a path, for another kind of file or too many pixels.
+    Raises ValueError, in words and without a path, for another kind of file, too many pixels, or
+    more than 16 bits a channel.
     """
     try:
         with warnings.catch_warnings():  # of large pictures: the bound below is stricter
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(_without_long_texts(encoded)), formats=tuple(formats))
-            found = picture.width * picture.height
     except UnidentifiedImageError:
         raise ValueError(
             f"Expected a picture ({', '.join(formats)}), found another kind of file."
         ) from None
     except Image.DecompressionBombError:
-        found = max_pixels + 1
-    except Exception:  # as above
-        raise ValueError("The picture is damaged or cut off; save it again.") from None
-    if found > max_pixels:
+        picture = None
+    except Exception as error:  # Pillow's decoders raise anything on damaged files
+        raise _damaged(error) from error
+    if picture is None or picture.width * picture.height > max_pixels:
         raise ValueError(
             f"Expected at most {max_pixels / 1e6:.0f} million pixels; shrink the picture first."
         )
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"Expected 8 or 16 bits a channel, found mode {picture.mode}.")
     return picture
-
-
-def central_square(picture: Image.Image, size: int) -> np.ndarray:
-    """The `pixels` of an opened picture, for which little memory is taken: uint8 (size, size, 3).
-
-    Raises ValueError, in words, for a damaged one.
-    """
-    try:
-        picture.thumbnail((8 * size, 8 * size), Image.Resampling.BOX)  # in place: copies are small
-        return pixels(picture, size)
-    except Exception:  # as above
-        raise ValueError("The picture is damaged or cut off; save it again.") from None
 
 
 def pixels(image: Image.Image, size: int | None = None) -> np.ndarray:
@@ -78,24 +60,31 @@ def pixels(image: Image.Image, size: int | None = None) -> np.ndarray:
     Upright after its EXIF orientation, transparent parts over white, 16 bits a channel cut to 8,
     the first of several frames. The square is resized with Lanczos' filter, antialiased; a JPEG of
     more than `DRAFT` times `size` is decoded at a half, quarter or eighth first. Raises ValueError
-    for more than 16 bits a channel, and whatever Pillow does for a damaged file.
+    for a damaged file. Copies are not made without need: a picture may have a hundred megabytes.
     """
-    if size is not None:
-        image.draft("RGB", (DRAFT * size, DRAFT * size))
-    image.load()
-    if image.mode in ("I", "F"):
-        raise ValueError(f"Expected 8 or 16 bits a channel, found mode {image.mode}.")
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts off all above 255
-        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        grey.info, image = image.info, grey
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if size is not None and image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    try:
+        if size is not None:
+            image.draft("RGB", (DRAFT * size, DRAFT * size))
+        image.load()
+        if image.mode.startswith("I;16"):  # Pillow's own conversion cuts off all above 255
+            grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            grey.info, image = image.info, grey
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if size is not None and image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    except Exception as error:  # as above
+        raise _damaged(error) from error
     return np.asarray(image)
+
+
+def _damaged(error: Exception) -> ValueError:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return ValueError(f"The picture is damaged or cut off ({reason}); save it again.")
 
 
 def png(image_HWC: np.ndarray, level: int = 6) -> bytes:

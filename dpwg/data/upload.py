@@ -9,6 +9,7 @@ is well.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import stat
@@ -17,14 +18,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
 from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.data.files import inside
 from dpwg.data.folder import METADATA, Row, gathered, metadata_of, read_rows
-from dpwg.data.pictures import KINDS, SUFFIXES, central_square, open_picture, png
+from dpwg.data.pictures import KINDS, SUFFIXES, open_picture, pixels, png
 from dpwg.files import whole
 
 CHUNK = 1 << 16
@@ -36,7 +37,7 @@ _DAMAGED_ZIP = (
     *(RuntimeError, ValueError),
 )
 
-Opener = Callable[[], BinaryIO]
+Opener = Callable[[], IO[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ def unpack_upload(files: Sequence[Path], folder: Path, limits: UploadLimits) -> 
         if len(files) == 1 and zipfile.is_zipfile(files[0]):
             with _zip(files[0], limits) as archive:
                 return _write(_zip_entries(archive, limits), partial, limits)
-        openers = ((path.name, _opener(path)) for path in files[: limits.entries + 1])
+        openers = (
+            (path.name, functools.partial(path.open, "rb")) for path in files[: limits.entries + 1]
+        )
         return _write(_named(openers, limits), partial, limits)
 
 
@@ -86,7 +89,7 @@ def _write(entries: Mapping[str, Opener], folder: Path, limits: UploadLimits) ->
                 f"Expected a row for {name!r:.120} in {metadata}; write its caption, or leave the "
                 "picture out."
             )
-    kept, seen, unpacked, pixels = [], dict[str, str](), 0, 0
+    kept, seen, unpacked, total = [], dict[str, str](), 0, 0
     for number, (name, row) in enumerate(listed.items()):
         content = _read(name, own[name], limits, limits.total_bytes - unpacked)
         unpacked += len(content)
@@ -97,8 +100,8 @@ def _write(entries: Mapping[str, Opener], folder: Path, limits: UploadLimits) ->
                 "a picture that counts as two records is protected half as well; leave one out."
             )
         square_HW3, area = _picture(name, content, limits)
-        pixels += area
-        if pixels > limits.total_pixels:
+        total += area
+        if total > limits.total_pixels:
             raise ValueError(
                 f"Expected at most {limits.total_pixels / 1e6:,.0f} million pixels in all pictures "
                 f"together, found more up to {name!r:.120}; shrink them first."
@@ -142,7 +145,11 @@ def _zip_entries(archive: zipfile.ZipFile, limits: UploadLimits) -> dict[str, Op
                 "a password, stored or deflated; pack it in the usual way."
             )
         inside(info.filename, "in the zip")
-    files = ((info.filename, _member(archive, info)) for info in infos if not info.is_dir())
+    files = (
+        (info.filename, functools.partial(archive.open, info))
+        for info in infos
+        if not info.is_dir()
+    )
     return _named(files, limits)
 
 
@@ -157,14 +164,6 @@ def _named(files: Iterable[tuple[str, Opener]], limits: UploadLimits) -> dict[st
     if len(entries) > limits.entries:
         raise ValueError(f"Expected at most {limits.entries:,} files; pack fewer.")
     return entries
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Opener:
-    return lambda: archive.open(info)  # type: ignore[return-value]
-
-
-def _opener(path: Path) -> Opener:
-    return lambda: path.open("rb")
 
 
 def _find_metadata(entries: Mapping[str, Opener]) -> tuple[str, str]:
@@ -208,6 +207,6 @@ def _picture(name: str, content: bytes, limits: UploadLimits) -> tuple[np.ndarra
                 f"Expected sides of at most {limits.side:,} pixels, found {width:,}×{height:,}; "
                 "shrink it first."
             )
-        return central_square(picture, IMAGE_SIZE), width * height
+        return pixels(picture, IMAGE_SIZE), width * height
     except ValueError as error:
         raise ValueError(f"{name!r:.120}: {error}") from None

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from dpwg.data import pictures
-from dpwg.data.pictures import central_square, open_picture
 from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, MAX_UPLOAD_PIXELS
 
 SUFFIXES = list(pictures.SUFFIXES)
@@ -29,5 +28,5 @@ def read_upload(path: str | Path, size: int) -> np.ndarray:
         Path(path).unlink(missing_ok=True)
     if len(content) > most:
         raise ValueError(f"Expected a file of at most {MAX_UPLOAD_MEGABYTES} MB; shrink it first.")
-    picture = open_picture(content, max_pixels=MAX_UPLOAD_PIXELS, formats=pictures.KINDS)
-    return central_square(picture, size)
+    picture = pictures.open_picture(content, max_pixels=MAX_UPLOAD_PIXELS, formats=pictures.KINDS)
+    return pictures.pixels(picture, size)
