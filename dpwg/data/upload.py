@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -65,7 +66,7 @@ def unpack_upload(files: Sequence[Path], folder: Path, limits: UploadLimits) -> 
             with _zip(files[0], limits) as archive:
                 return _write(_zip_entries(archive, limits), partial, limits)
         openers = (
-            (path.name, functools.partial(path.open, "rb")) for path in files[: limits.entries + 1]
+            (path.name, functools.partial(FileIO, path)) for path in files[: limits.entries + 1]
         )
         return _write(_named(openers, limits), partial, limits)
 
