@@ -166,7 +166,7 @@ def test_a_damaged_result_is_refused_in_words(stored, change):
     path = stored / result_file("faces/eps-1")
     path.write_text(json.dumps(measured().to_json() | change))
     shown = attack("faces/eps-1")
-    assert "stored result of faces/eps-1 is damaged.** Expected the result of " in shown.told
+    assert "stored result of faces/eps-1 is damaged.** " in shown.told
     assert "python -m dpwg audit" in shown.told
     assert shown.roc is None
 

@@ -9,16 +9,17 @@ for the synthetic faces, nobody is in them.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
 from scipy import stats
 from torch import Tensor
 
+from dpwg.config import Config, Share
 from dpwg.measure.quality import losses_of
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.curves import max_true_positive_rate
@@ -38,22 +39,22 @@ POINTS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruePositives:
+class TruePositives(Config):
     """True positives at a false-positive rate: Clopper-Pearson interval, and what epsilon allows.
 
     The interval is that of the detection rate with the threshold as found; the threshold itself is
     a quantile of the non-members.
     """
 
-    false_positive_rate: float
-    rate: float
-    low: float
-    high: float
-    allowed: float
+    false_positive_rate: Share
+    rate: Share
+    low: Share
+    high: Share
+    allowed: Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class MembershipAttack:
+class MembershipAttack(Config):
     """What a membership attack by loss found; scores are in nats a code, higher is "member".
 
     `weights` is the SHA-256 of the weights that were attacked: a checkpoint of the same name and
@@ -67,60 +68,31 @@ class MembershipAttack:
     reference: str
     data: str
     others: str
-    epsilon: float | None
-    delta: float
-    members: int
-    nonmembers: int
-    auc: float
-    auc_low: float
-    auc_high: float
-    true_positives: tuple[TruePositives, ...]
-    roc: tuple[tuple[float, float], ...]
-    histogram: dict[str, tuple[float, ...]]
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    delta: Share
+    members: Annotated[int, Field(ge=2)]
+    nonmembers: Annotated[int, Field(ge=2)]
+    auc: Share
+    auc_low: Share
+    auc_high: Share
+    true_positives: Annotated[tuple[TruePositives, ...], Field(min_length=1)]
+    roc: Annotated[tuple[tuple[Share, Share], ...], Field(min_length=1)]
+    histogram: dict[str, tuple[FiniteFloat, ...]]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edges, *counts = (self.histogram.get(k, ()) for k in ("edges", "members", "nonmembers"))
+        in_all = [sum(own) for own in counts if len(own) == len(edges) - 1 and min(own) >= 0]
+        if in_all != [self.members, self.nonmembers]:
+            raise ValueError("Expected as many records in the histogram as were attacked.")
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
         """The inverse of `to_json`. Raises ValueError for what no attack can have found."""
         try:
-            found = cls(
-                **{
-                    **values,
-                    "true_positives": tuple(TruePositives(**v) for v in values["true_positives"]),
-                    "roc": tuple((float(false), float(true)) for false, true in values["roc"]),
-                    "histogram": {k: tuple(map(float, v)) for k, v in values["histogram"].items()},
-                }
-            )
-            sound = found._is_sound()
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            return super().from_json(values)
+        except TypeError as error:
             raise ValueError(f"Expected the result of a membership attack: {error}.") from error
-        if not sound:
-            raise ValueError(
-                "Expected the result of a membership attack with rates in [0, 1], two or more "
-                "records of each kind, and as many of them in the histogram."
-            )
-        return found
-
-    def _is_sound(self) -> bool:
-        rates = [self.auc, self.auc_low, self.auc_high, *(r for pair in self.roc for r in pair)]
-        for found in self.true_positives:
-            rates += asdict(found).values()
-        edges, *counts = (self.histogram[k] for k in ("edges", "members", "nonmembers"))
-        return (
-            all(isinstance(n, str) for n in (self.checkpoint, self.weights, self.reference))
-            and all(isinstance(name, str) for name in (self.data, self.others))
-            and all(0 <= rate <= 1 for rate in rates)
-            and (self.epsilon is None or 0 <= self.epsilon < math.inf)
-            and 0 <= self.delta <= 1
-            and min(self.members, self.nonmembers) >= 2
-            and all(math.isfinite(edge) for edge in edges)
-            and all(len(own) == len(edges) - 1 and min(own) >= 0 for own in counts)
-            and [sum(own) for own in counts] == [self.members, self.nonmembers]
-            and bool(self.roc)
-            and bool(self.true_positives)
-        )
 
 
 def result_file(checkpoint: str) -> str:
