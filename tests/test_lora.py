@@ -95,14 +95,9 @@ def test_every_name_of_the_fine_tuning_is_in_the_model(make_model) -> None:
 
 
 def test_names_that_match_no_linear_layer_are_refused(make_model) -> None:
-    for names in (("attention",), ("norm",), ()):
+    for names in (("attention",), ("norm",), ("qkv", "kqv"), ()):
         with pytest.raises(ValueError, match="Expected Linear layers named"):
             add_lora(make_model(), 2, names)
-
-
-def test_one_name_that_matches_nothing_is_refused_too(make_model) -> None:
-    with pytest.raises(ValueError, match="kqv"):
-        add_lora(make_model(), 2, ("qkv", "kqv"))
 
 
 def test_pairs_take_the_dtype_of_their_layer(make_model) -> None:

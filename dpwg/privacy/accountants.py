@@ -22,7 +22,7 @@ MAX_EPSILON = 700.0
 FINE, COARSE = 1e-4, 1e-2
 """Grids that privacy losses are rounded up to."""
 
-_COARSE_ABOVE, _FINE_WORK, _MOST_LOSS = 50.0, 12.0, 2e4
+_COARSE_ABOVE, _FINE_WORK, _MOST_LOSS = 50.0, 13.0, 2e4
 _ORDERS = [*(1 + x / 10 for x in range(1, 100)), *range(12, 64), 64, 128, 256, 512]
 _PRV_POINTS = 2**22
 Runs = tuple[tuple[float, float, int], ...]
@@ -49,8 +49,8 @@ def pld(runs: Runs, delta: float, interval: float = FINE) -> float:
 
 
 def finest_grid(runs: Runs) -> float:
-    """The grid of privacy losses that is quick enough: work grows with 1/noise^2."""
-    return FINE if sum(noise**-2 for _, noise, _ in runs) <= _FINE_WORK else COARSE
+    """The grid of losses that is quick enough: work grows with 1/noise^2, and with kinds of step."""
+    return FINE if sum(1 + noise**-2 for _, noise, _ in runs) <= _FINE_WORK else COARSE
 
 
 def is_unbounded(runs: Runs) -> bool:
