@@ -29,7 +29,7 @@ from dpwg.method.pipeline import to_uint8
 from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
-from dpwg.ui.parts import ON_MODEL, QUIET, in_words, picture, plot
+from dpwg.ui.parts import ON_MODEL, QUIET, in_words, picture, plot, slider
 from dpwg.ui.pictures import enlarged
 from dpwg.ui.pipelines import load_pipeline
 from dpwg.ui.shown import Shown, shown_or_example
@@ -172,9 +172,7 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
                 label="Wavelet",
                 info="Any discrete wavelet of PyWavelets.",
             )
-            levels = gr.Slider(
-                1, MAX_LEVELS, value=DEFAULT_LEVELS, step=1, precision=0, label="Levels"
-            )
+            levels = slider("Levels", 1, MAX_LEVELS, DEFAULT_LEVELS)
             about = gr.Markdown("Take or choose an image.", elem_classes="status")
         with gr.Column(elem_classes="results"):
             figure = picture(
@@ -182,15 +180,8 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
             )
         with gr.Column(elem_classes="extras"), gr.Row():
             with gr.Column(min_width=280):
-                count = gr.Slider(
-                    1,
-                    len(band_names(DEFAULT_LEVELS)),
-                    value=1,
-                    step=1,
-                    precision=0,
-                    label="Rebuild from the first bands",
-                    elem_id="kept-bands",
-                )
+                most = len(band_names(DEFAULT_LEVELS))
+                count = slider("Rebuild from the first bands", 1, most, 1, elem_id="kept-bands")
                 told = gr.Markdown(elem_classes="status")
                 rebuilt = picture("Rebuilt", "rebuilt")
             with gr.Column(min_width=280):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -15,29 +15,11 @@ from matplotlib.figure import Figure
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.method.pipeline import MAX_SEED
 from dpwg.release.folder import find_checkpoint, load_card
-from dpwg.ui.families import (
-    carried,
-    family_of,
-    first_caption,
-    siblings,
-    suited_upsampler,
-    usual_checkpoint,
-    variations,
-)
+from dpwg.ui import families, parts
 from dpwg.ui.figures import quality_figure
 from dpwg.ui.limits import MAX_CAPTIONS, whole
 from dpwg.ui.own import YOURS, Chooser, choices, is_trained, loader, refitted
-from dpwg.ui.parts import (
-    ON_MODEL,
-    QUIET,
-    big_button,
-    caption_box,
-    family_choice,
-    in_words,
-    plot,
-    seed_field,
-    upsampler_choice,
-)
+from dpwg.ui.parts import in_words
 from dpwg.ui.pictures import watch
 from dpwg.ui.pipelines import draw
 from dpwg.ui.promises import label
@@ -59,7 +41,7 @@ def compare_checkpoints(
     """
     with in_words():
         seed = whole("seed", seed, 0, MAX_SEED)
-        if not (names := siblings(family)):
+        if not (names := families.siblings(family)):
             raise ValueError(f"There is no checkpoint for {family!r:.80}; choose another data set.")
         titles = [*names, YOURS] if is_trained(own) else names
         pipes = [(title, loader(title, own)) for title in titles]
@@ -96,8 +78,10 @@ def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, s
     if not found:
         return None, "This copy has no result file. `python -m dpwg evaluate` writes one."
     measure = found.get(title or "") or next(iter(found.values()))
-    family = family_of(picked or "")
-    points = {point.name: point for point in measure.points if family_of(point.name) == family}
+    family = families.family_of(picked or "")
+    points = {
+        point.name: point for point in measure.points if families.family_of(point.name) == family
+    }
     if not points:
         return None, f"{picked} has not been measured yet."
     measure = measure._replace(points=tuple(points.values()))
@@ -108,36 +92,22 @@ def mark(picked: str | None, title: str | None = None) -> tuple[Figure | None, s
     return quality_figure(measure, picked), f"{told} {measure.source}"
 
 
-class Switched(NamedTuple):
-    """What follows the choice of a family, in the order of its components."""
-
-    caption: str
-    upsampler: str
-    picked: gr.Radio
-    coarse: gr.Gallery
-    images: gr.Gallery
-    captions: str
-    checkpoint: gr.Radio
-    upsampler_of_captions: str
-
-
-def switched(family: str, caption: str, captions: str, own: Run | None = None) -> Switched:
-    """The checkpoints of a family, and captions and an upsampler that suit; what somebody typed
-    stays.
+def switched(family: str, caption: str, captions: str, own: Run | None = None) -> list[Any]:
+    """What follows the choice of a family: caption, upsampler, the checkpoint to mark and both rows
+    of the one mode; captions, checkpoint and upsampler of the other. What somebody typed stays.
     """
-    names = siblings(family)
-    usual = usual_checkpoint(names)
-    upsampler, columns = suited_upsampler(usual), len(names) + is_trained(own)
-    return Switched(
-        carried(caption, family, first_caption),
+    names = families.siblings(family)
+    usual = families.usual_checkpoint(names)
+    upsampler, columns = families.suited_upsampler(usual), len(names) + is_trained(own)
+    return [
+        families.carried(caption, family, families.first_caption),
         upsampler,
         gr.Radio(choices=names, value=usual),
-        gr.Gallery(columns=columns),
-        gr.Gallery(columns=columns),
-        carried(captions, family, variations),
+        *(gr.Gallery(columns=columns) for _ in range(2)),
+        families.carried(captions, family, families.variations),
         gr.Radio(choices=choices(own, names), value=usual),
         upsampler,
-    )
+    ]
 
 
 def build_compare(
@@ -148,7 +118,7 @@ def build_compare(
     Returns the choice of a checkpoint to draw with, and the rows of one picture a checkpoint.
     """
     gr.Markdown(INTRODUCTION)
-    family = family_choice(names, "compared-family")
+    family = parts.family_choice(names, "compared-family")
     with gr.Tabs():
         with gr.Tab("Checkpoints"):
             of_checkpoints = _build_checkpoints(names, family, own)
@@ -162,19 +132,21 @@ def build_compare(
         switched,
         [family, caption, captions, own],
         [*of_checkpoints, *of_captions],
-        **QUIET,
+        **parts.QUIET,
     )
     return Chooser(family, checkpoint), rows
 
 
 def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) -> list[Any]:
-    """The first components that follow the family, in the order of `Switched`."""
-    usual = usual_checkpoint(names)
+    """The first components that follow the family, in the order of `switched`."""
+    usual = families.usual_checkpoint(names)
     with gr.Row(elem_classes="prompt"):
-        caption = caption_box("compared-caption", first_caption(family_of(usual)))
-        button = big_button("Compare", "primary")
+        caption = parts.caption_box(
+            "compared-caption", families.first_caption(families.family_of(usual))
+        )
+        button = parts.big_button("Compare", "primary")
     seed, upsampler = _build_settings(usual)
-    rows = build_rows("checkpoints", len(siblings(family_of(usual), names)))
+    rows = build_rows("checkpoints", len(families.siblings(families.family_of(usual), names)))
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("### What was measured", elem_classes="title")
@@ -188,7 +160,7 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
             picked = gr.Radio(names, value=usual, label="Mark a checkpoint")
             told = gr.Markdown(elem_classes="status")
         with gr.Column(scale=2, min_width=300):
-            curve = plot("Quality against epsilon")
+            curve = parts.plot("Quality against epsilon")
     gr.on(
         [button.click, caption.submit],
         compare_checkpoints,
@@ -196,7 +168,7 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
         rows,
         api_name="compare_checkpoints",
         show_progress_on=rows[2],
-        **ON_MODEL,
+        **parts.ON_MODEL,
     )
     gr.on(fn=mark, inputs=[picked, title], outputs=[curve, told], api_name="mark")
     for row in rows[:2]:
@@ -205,11 +177,11 @@ def _build_checkpoints(names: Sequence[str], family: gr.Radio, own: gr.State) ->
 
 
 def _build_captions(names: Sequence[str], own: gr.State) -> list[Any]:
-    """The last components that follow the family, in the order of `Switched`."""
-    usual = usual_checkpoint(names)
+    """The last components that follow the family, in the order of `switched`."""
+    usual = families.usual_checkpoint(names)
     with gr.Row(elem_classes="prompt"):
         text = gr.Textbox(
-            variations(family_of(usual)),
+            families.variations(families.family_of(usual)),
             label="Captions",
             info=f"One a line, at most {MAX_CAPTIONS}.",
             lines=4,
@@ -219,10 +191,10 @@ def _build_captions(names: Sequence[str], own: gr.State) -> list[Any]:
             min_width=300,
             elem_id="captions",
         )
-        button = big_button("Draw all", "primary")
+        button = parts.big_button("Draw all", "primary")
     checkpoint = gr.Radio(names, value=usual, label="Checkpoint")
     seed, upsampler = _build_settings(usual)
-    checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **QUIET)
+    checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **parts.QUIET)
     rows = build_rows("captions", MAX_CAPTIONS)
     button.click(
         compare_captions,
@@ -230,7 +202,7 @@ def _build_captions(names: Sequence[str], own: gr.State) -> list[Any]:
         rows,
         api_name="compare_captions",
         show_progress_on=rows[2],
-        **ON_MODEL,
+        **parts.ON_MODEL,
     )
     return [text, checkpoint, upsampler]
 
@@ -239,15 +211,15 @@ def _build_settings(usual: str) -> tuple[Component, Component]:
     """A seed and an upsampler, at first that of the usual checkpoint."""
     with gr.Row():
         with gr.Column(min_width=160), gr.Group():
-            seed = seed_field()
+            seed = parts.seed_field()
         with gr.Column(min_width=160):
-            upsampler = upsampler_choice(suited_upsampler(usual))
+            upsampler = parts.upsampler_choice(families.suited_upsampler(usual))
     return seed, upsampler
 
 
 def _chosen(family: str, picked: str | None, event: gr.SelectData) -> str | None:
     """The checkpoint of a picture that was clicked on; the visitor's own was not measured."""
-    for name in siblings(family):
+    for name in families.siblings(family):
         with suppress(ValueError, OSError):
             if label(load_card(find_checkpoint(name))) == event.value["caption"]:
                 return name

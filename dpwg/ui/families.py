@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,11 +53,6 @@ def ordered(names: Sequence[str]) -> list[str]:
 def families_of(names: Sequence[str]) -> list[str]:
     """The families of all names, the one that the page opens with first."""
     return list(dict.fromkeys(map(family_of, ordered(names))))
-
-
-def family_choices(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Labels and values of the families of all names."""
-    return [(known(family).title, family) for family in families_of(names)]
 
 
 def siblings(family: str, names: Sequence[str] | None = None) -> list[str]:
@@ -121,17 +117,13 @@ def carried(text: str, family: str, suggest: Callable[[str], str]) -> str:
     return suggest(family) if text in suggested else text
 
 
-def known_upsampler(asked: object) -> str:
-    """The upsampler that a release asks for, or the usual one."""
-    return asked if isinstance(asked, str) and asked in all_upsamplers() else DEFAULT_UPSAMPLER
-
-
 def suited_upsampler(checkpoint: str | Path) -> str:
-    """The upsampler that suits a checkpoint, by its configuration."""
-    try:
-        return known_upsampler(read_config(find_checkpoint(checkpoint)).get("upsampler"))
-    except (OSError, ValueError):  # who draws with it is told
-        return DEFAULT_UPSAMPLER
+    """The upsampler that a checkpoint's configuration asks for, or the usual one."""
+    with suppress(OSError, ValueError):  # who draws with it is told
+        asked = read_config(find_checkpoint(checkpoint)).get("upsampler")
+        if isinstance(asked, str) and asked in all_upsamplers():
+            return asked
+    return DEFAULT_UPSAMPLER
 
 
 def reranked(family: str) -> bool:

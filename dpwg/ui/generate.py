@@ -4,37 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from dpwg.method.sampling import MAX_CANDIDATES, Sampling
 from dpwg.release.folder import checkpoint_names
+from dpwg.ui import families, parts
 from dpwg.ui.drawing import COARSE_TITLE, IMAGE_TITLE, Frame, generate, swiped
-from dpwg.ui.families import (
-    example_captions,
-    families_of,
-    family_of,
-    known,
-    placeholder,
-    reranked,
-    siblings,
-    suited_upsampler,
-    usual_checkpoint,
-)
 from dpwg.ui.limits import MAX_IMAGES
 from dpwg.ui.own import Chooser, choices, refitted
-from dpwg.ui.parts import (
-    ON_MODEL,
-    QUIET,
-    big_button,
-    caption_box,
-    family_choice,
-    gallery,
-    seed_field,
-    upsampler_choice,
-)
 from dpwg.ui.pictures import SHOWN_PIXELS
 from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.runs import Run
@@ -50,30 +30,22 @@ def describe_upsampler(name: str) -> str:
 
 def surprise(family: str) -> tuple[str, int]:
     """A caption worded as a family's training captions are, of no record of any set, and a seed."""
-    return known(family).draw(), random_seed()
+    return families.known(family).draw(), random_seed()
 
 
-class Switched(NamedTuple):
-    """What follows the choice of a family, in the order of its components."""
-
-    checkpoint: gr.Radio
-    examples: gr.Dataset
-    caption: gr.Textbox
-    upsampler: str
-    candidates: gr.Slider
-
-
-def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> Switched:
-    """The checkpoints of a family with one chosen, by default the usual one, and all that suits."""
-    names, lines = siblings(family), example_captions(family)
-    chosen = checkpoint or usual_checkpoint(names)
-    return Switched(
+def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> list[Any]:
+    """What follows the choice of a family: its checkpoints, with the usual one chosen if no other
+    is, its examples, the caption, the upsampler, and whether there are candidates.
+    """
+    names, lines = families.siblings(family), families.example_captions(family)
+    chosen = checkpoint or families.usual_checkpoint(names)
+    return [
         gr.Radio(choices=choices(own, names), value=chosen),
         gr.Dataset(samples=[[line] for line in lines], visible=bool(lines)),
-        gr.Textbox(placeholder=placeholder(family)),
-        suited_upsampler(chosen),
-        gr.Slider(visible=reranked(family)),
-    )
+        gr.Textbox(placeholder=families.placeholder(family)),
+        families.suited_upsampler(chosen),
+        gr.Slider(visible=families.reranked(family)),
+    ]
 
 
 def on_load(query: Mapping[str, str]) -> list[Any]:
@@ -86,14 +58,15 @@ def on_load(query: Mapping[str, str]) -> list[Any]:
         drawing = from_query(query)
     except ValueError as error:
         gr.Warning(str(error))
-    family = family_of(drawing.checkpoint) if drawing else families_of(checkpoint_names())[0]
-    fitting = switched(family, checkpoint=drawing.checkpoint if drawing else None)
-    follow = [family, fitting.examples, fitting.checkpoint]
+    asked = drawing.checkpoint if drawing else None
+    family = families.family_of(asked or families.ordered(checkpoint_names())[0])
+    checkpoint, examples, *_ = switched(family, checkpoint=asked)
+    follow = [drawing is not None, family, examples, checkpoint]
     if drawing is None:
-        return [False, *follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
-    caption = gr.Textbox(value=drawing.caption, placeholder=placeholder(family))
-    candidates = gr.Slider(value=drawing.candidates, visible=reranked(family))
-    return [True, *follow, caption, *astuple(drawing)[2:-1], candidates]
+        return [*follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
+    caption = gr.Textbox(value=drawing.caption, placeholder=families.placeholder(family))
+    candidates = gr.Slider(value=drawing.candidates, visible=families.reranked(family))
+    return [*follow, caption, *astuple(drawing)[2:-1], candidates]
 
 
 def build_generate(
@@ -103,11 +76,11 @@ def build_generate(
 
     Returns what will hold the images shown last, and the choice of the checkpoint.
     """
-    shown, usual = gr.State(), families_of(names)[0]
+    shown, usual = gr.State(), families.families_of(names)[0]
     with gr.Row(elem_classes="prompt"):
-        caption = caption_box("caption", placeholder=placeholder(usual))
-        button = big_button("Generate", "primary")
-        lucky = big_button("Surprise me")
+        caption = parts.caption_box("caption", placeholder=families.placeholder(usual))
+        button = parts.big_button("Generate", "primary")
+        lucky = parts.big_button("Surprise me")
     examples = _build_examples(usual, caption)
     with gr.Row(elem_classes="page"):
         with gr.Column(elem_classes="settings"):
@@ -134,32 +107,34 @@ def build_generate(
         "outputs": [*pictures, *extras, shown],
         "scroll_to_output": True,
         "show_progress_on": pictures[1],
-        **ON_MODEL,
+        **parts.ON_MODEL,
     }
     # Before what it stops: the page sends off a trigger's handlers in their order here.
-    gr.on([button.click, caption.submit, lucky.click], _stop_button, outputs=stop, **QUIET)
+    gr.on([button.click, caption.submit, lucky.click], _stop_button, outputs=stop, **parts.QUIET)
     drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
     surprised = lucky.click(
         surprise, family, outputs=[caption, settings[0]], api_name="surprise"
     ).success(generate, api_visibility="private", **run)
-    family.input(switched, [family, own], [checkpoint, examples, caption, *settings[4:]], **QUIET)
+    family.input(
+        switched, [family, own], [checkpoint, examples, caption, *settings[4:]], **parts.QUIET
+    )
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
     loaded = demo.load(
         _on_load, outputs=[asked, family, examples, *inputs], api_visibility="private"
     )
-    loaded.success(_stop_button, asked, stop, **QUIET)
+    loaded.success(_stop_button, asked, stop, **parts.QUIET)
     linked = loaded.success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
     )
     for drawing in (drawn, surprised, linked):
         for end in (drawing.success, drawing.failure):
-            end(lambda: _stop_button(False), outputs=stop, **QUIET)
+            end(lambda: _stop_button(False), outputs=stop, **parts.QUIET)
     stop.click(
         lambda: ("Stopped.", _stop_button(False)),
         outputs=[pictures[-1], stop],
         cancels=[drawn, surprised, linked],
-        **QUIET,
+        **parts.QUIET,
     )
     return shown, chooser
 
@@ -184,7 +159,7 @@ def _picked(shown: Shown | None, event: gr.SelectData) -> Any:
 
 
 def _build_examples(family: str, caption: gr.Textbox) -> gr.Dataset:
-    lines = example_captions(family)
+    lines = families.example_captions(family)
     examples = gr.Dataset(
         components=[caption],
         samples=[[line] for line in lines],
@@ -193,49 +168,39 @@ def _build_examples(family: str, caption: gr.Textbox) -> gr.Dataset:
         elem_id="examples",
         visible=bool(lines),
     )
-    examples.click(lambda line: line[0], examples, caption, **QUIET)
+    examples.click(lambda line: line[0], examples, caption, **parts.QUIET)
     return examples
 
 
 def _build_settings(names: Sequence[str], own: gr.State) -> tuple[Chooser, Component, list[Any]]:
     """The checkpoint, what it promises, and the rest of `generate`'s inputs after the caption."""
-    usual = usual_checkpoint(names)
+    usual = families.usual_checkpoint(names)
     with gr.Group():
-        family = family_choice(names, "family")
+        family = parts.family_choice(names, "family")
         checkpoint = gr.Radio(names, value=usual, label="Checkpoint")
         promise = gr.Markdown(elem_classes="promise")
     with gr.Group():
-        count = gr.Slider(1, MAX_IMAGES, value=1, step=1, label="Images")
-        seed = seed_field(api_name="random_seed")
+        count = parts.slider("Images", 1, MAX_IMAGES, 1)
+        seed = parts.seed_field(api_name="random_seed")
     with gr.Accordion("More settings", open=False):
-        guidance = gr.Slider(
-            0,
-            10,
-            value=Sampling.guidance,
-            step=0.1,
-            label="Guidance",
+        guidance = parts.slider(
+            "Guidance",
+            *(0, 10, Sampling.guidance, 0.1),
             info="Higher values follow the caption more closely; 1 turns guidance off.",
         )
-        temperature = gr.Slider(
-            0,
-            2,
-            value=Sampling.temperature,
-            step=0.05,
-            label="Temperature",
+        temperature = parts.slider(
+            "Temperature",
+            *(0, 2, Sampling.temperature, 0.05),
             info="Higher values vary more; 0 always takes the likeliest code.",
         )
-        upsampler = upsampler_choice(
-            suited_upsampler(usual), describe_upsampler(suited_upsampler(usual))
-        )
-        candidates = gr.Slider(
-            1,
-            MAX_CANDIDATES,
-            value=Sampling.candidates,
-            step=1,
-            label="Candidates",
+        fitting = families.suited_upsampler(usual)
+        upsampler = parts.upsampler_choice(fitting, describe_upsampler(fitting))
+        candidates = parts.slider(
+            "Candidates",
+            *(1, MAX_CANDIDATES, Sampling.candidates),
             info="How many coarse candidates to draw; a public reranker keeps the one that fits "
             "the caption best. 1 turns it off.",
-            visible=reranked(families_of(names)[0]),
+            visible=families.reranked(families.families_of(names)[0]),
         )
     upsampler.change(
         lambda name: gr.Dropdown(info=describe_upsampler(name)),
@@ -243,7 +208,7 @@ def _build_settings(names: Sequence[str], own: gr.State) -> tuple[Chooser, Compo
         upsampler,
         api_visibility="private",
     )
-    checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **QUIET)
+    checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **parts.QUIET)
     settings = [seed, count, guidance, temperature, upsampler, candidates]
     return Chooser(family, checkpoint), promise, settings
 
@@ -258,7 +223,7 @@ def _build_pictures() -> list[Any]:
         ):
             with gr.Column(min_width=280):
                 shown.append(gr.Markdown(title, elem_classes="title"))
-                shown.append(gallery(name, "pictures", show_label=False))
+                shown.append(parts.gallery(name, "pictures", show_label=False))
     return [*shown, gr.Markdown("Write a caption and press Generate.", elem_classes="status")]
 
 

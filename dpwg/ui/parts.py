@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
-from dpwg.ui.families import families_of, family_choices
+from dpwg.ui import families
 from dpwg.ui.pipelines import MODEL_QUEUE
 from dpwg.ui.shown import random_seed
 from dpwg.upsampling.upsamplers import all_upsamplers
@@ -51,14 +51,23 @@ def big_button(text: str, variant: Any = "secondary") -> gr.Button:
 
 def family_choice(names: Sequence[str], elem_id: str) -> gr.Radio:
     """The families of all names; hidden where there is one alone."""
-    choices = family_choices(names)
+    found = families.families_of(names)
+    choices = [(families.known(family).title, family) for family in found]
     return gr.Radio(
         choices,
-        value=families_of(names)[0],
+        value=found[0],
         label="Data set",
         visible=len(choices) > 1,
         elem_id=elem_id,
     )
+
+
+def slider(
+    label: str, low: float, high: float, value: float, step: float = 1, **options: Any
+) -> gr.Slider:
+    """A number between bounds, an integer unless the step is smaller."""
+    digits = 0 if step == 1 else None
+    return gr.Slider(low, high, value=value, step=step, precision=digits, label=label, **options)
 
 
 def seed_field(api_name: str | None = None) -> gr.Number:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.ui.families import family_of, first_caption, known_upsampler
+from dpwg.ui.families import family_of, first_caption
 
 
 class Shown(NamedTuple):
@@ -37,10 +37,5 @@ def shown_or_example(
     """
     if shown is not None:
         return shown
-    pipe = load()
-    result = pipe(
-        first_caption(family_of(name) if family is None else family),
-        seed=0,
-        upsampler=known_upsampler(getattr(pipe.release, "upsampler", None)),
-    )
+    result = load()(first_caption(family_of(name) if family is None else family), seed=0)
     return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")
