@@ -319,6 +319,7 @@ def test_finetune_beside_the_base_writes_an_adapter_unless_told_otherwise(
         assert main([str(word) for word in own]) == 0, capsys.readouterr().err
         assert [path.name for path in out.glob("*.safetensors")] == [kept]
         assert load_release(out).card.steps == 1
+        assert load_release(out).base_sha256 == load_release("faces/public").weights_sha256
 
 
 def test_a_space_takes_the_base_of_an_adapter_with_it(root, tmp_path) -> None:

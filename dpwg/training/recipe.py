@@ -156,6 +156,7 @@ def train_private(
             text_encoder=start.text_encoder,
             adapter=training.adapter,
             upsampler=start.upsampler,
+            base_sha256=start.weights_sha256,
         )
         save_release(
             out,
