@@ -49,7 +49,7 @@ def pld(runs: Runs, delta: float, interval: float = FINE) -> float:
 
 
 def finest_grid(runs: Runs) -> float:
-    """The grid of losses that is quick enough: work grows with 1/noise^2, and with kinds of step."""
+    """The grid of losses that is quick enough: work grows with 1/noise^2, and with kinds."""
     return FINE if sum(1 + noise**-2 for _, noise, _ in runs) <= _FINE_WORK else COARSE
 
 

@@ -63,19 +63,19 @@ def _is_told_apart(sums: ClippedSums, losses_of: Callable[[Tensor], Tensor], rec
 
     norm, own_N = gradient(0, record + 1)
 
-    def is_same(other: tuple[float, Tensor]) -> bool:
-        far = (other[1] - own_N).norm().item() > TOLERANCE * own_N.norm().item()
-        return math.isclose(other[0], norm, rel_tol=TOLERANCE) and not far
+    def is_same(place: int, other: int, seed: int = 0) -> bool | None:
+        """Whether the gradient is that one; None where a number is not finite."""
+        found, found_N = gradient(place, other, seed)
+        if not (math.isfinite(found) and math.isfinite(norm)):
+            return None
+        near = (found_N - own_N).norm() <= TOLERANCE * own_N.norm()
+        return bool(near) and math.isclose(found, norm, rel_tol=TOLERANCE)
 
-    alone, last, again = (
-        gradient(0, record),
-        gradient(ROWS - 1, record + 1),
-        gradient(0, record + 1, seed=1),
-    )
-    if not all(math.isfinite(found) for found in (norm, alone[0], last[0])):
+    alone, again = is_same(0, record), is_same(0, record + 1, seed=1)
+    last = is_same(ROWS - 1, record + 1)
+    if None in (alone, again, last):
         return False
-    # A model with dropout drops something else in another row.
-    if not is_same(alone) or (is_same(again) and not is_same(last)):
+    if not alone or (again and not last):  # dropout takes something else from another row
         raise ValueError(_MIXED)
     return norm > 0
 
