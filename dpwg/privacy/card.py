@@ -218,9 +218,9 @@ class PrivacyCard:
         if begun.steps > self.steps:
             limits.append(
                 f"Of {begun.steps:,} steps that were begun {self.steps:,} were finished: the run "
-                "was interrupted. Epsilon counts what the release follows from. Had the run been "
-                "stopped for what it showed, all would count, and epsilon would be "
-                f"{epsilon_text(begun.pld_epsilon(self.delta))}."
+                "was interrupted. Epsilon counts what the release follows from; it does not cover "
+                "beginning again because of the losses that a run reports. All that were begun "
+                f"would spend {epsilon_text(begun.pld_epsilon(self.delta))}."
             )
         lines = ["# Privacy card", "", explain(self.ledger), ""]
         lines += ["| figure | value |", "|---|---|"]

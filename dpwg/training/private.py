@@ -2,14 +2,16 @@
 
 Guarantee. A record is one image with its captions; or one group, all images of a person, a patient
 or whatever the owner of the data joins, with their captions. Let D and D' be two sets of records
-that differ by one whole record, added or removed. For every set of outcomes S,
+that differ by one whole record: where D has it, D' has one that adds nothing to any sum (zero-out,
+that is add or remove one where the number of records is public). For every set of outcomes S,
 P[weights(D) in S] <= exp(epsilon) P[weights(D') in S] + delta, with
 epsilon = `ledger.epsilons(delta).pld`, because
 
 1. each step draws every record independently with probability `plan.sampling_rate`; of several
    processes (`ranks`) each has records of its own, for which it alone draws;
 2. the step sums the records' gradients, each clipped to L2 norm `plan.max_grad_norm` over all
-   trainable parameters together (`privacy.clipping`); nothing else is computed from the records.
+   trainable parameters together (`privacy.clipping`); nothing else is computed from the records,
+   and none has a part in another's gradient, which is tried before the first step (`preflight`).
    A record has one gradient, whatever is in it: that of one of its images with one caption of that
    image (`Examples`), picked by a number that is drawn for the record alone;
 3. to that sum goes Gaussian noise of standard deviation noise_multiplier * max_grad_norm in every
