@@ -18,8 +18,8 @@ from PIL import Image
 from dpwg import launch
 from dpwg.cli import VERBS, main, overview, parsed
 from dpwg.cli.console import as_table
-from dpwg.cli.measure import LEAST, _attackable
 from dpwg.measure.membership import MembershipAttack, result_file
+from dpwg.measure.releases import LEAST, attackable
 from dpwg.release.folder import find_checkpoint, load_release, named_weights_sha256
 from dpwg.release.shared import save_tokenizer
 
@@ -74,7 +74,7 @@ REFUSED = {
     "not rendered": ("evaluate --count 77", "run `python -m dpwg data faces-test --count 77`"),
     "few canaries": ("audit --count 3", "batch_size=0"),
     "no noise": ("audit --epsilons 0", "target_epsilon=0.0"),
-    "few records": ("attack --count 99", "count=99"),
+    "few records": ("attack faces/eps-1 --count 99", "count=99"),
     "no others": ("attack", "--others"),
     "another verb": ("finetun --epsilon 3", "perhaps finetune"),
     "private base": (
@@ -319,7 +319,7 @@ def test_attack_reaches_every_checkpoint_that_saw_records(capsys, shelf, monkeyp
     where = ["--data", str(members), "--others", str(others)]
     assert main(["attack", *where]) == 2
     assert f"Expected {LEAST} or more records of each kind, found 6" in capsys.readouterr().err
-    monkeypatch.setattr("dpwg.cli.measure.LEAST", 6)
+    monkeypatch.setattr("dpwg.measure.releases.LEAST", 6)
     asked = ["attack", *where, "--count", "9", "--results", str(tmp_path / "found"), "--json"]
     assert main(asked) == 0
     answer = capsys.readouterr()
@@ -346,7 +346,7 @@ def test_attack_reaches_every_checkpoint_that_saw_records(capsys, shelf, monkeyp
         assert main(["attack", *refused]) == 2
         assert message in capsys.readouterr().err
     recarded(tmp_path / "checkpoints" / "faces" / "eps-inf", dataset="faces-train")
-    assert _attackable(None) == ["faces/eps-inf"]
+    assert attackable(None) == ["faces/eps-inf"]
 
 
 def dpwg(*words: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ PACKAGE = Path(dpwg.__file__).parent
 ROOMS = ["privacy", "data", "method", "upsampling", "release", "training", "measure", "cli", "ui"]
 """Each may import what stands before it. Files beside the rooms may be imported by all."""
 HEAVY = {"gradio", "diffusers", "transformers", "torch", "opacus", "matplotlib", "resvg_py"}
-UNIX = ("fcntl", "pwd", "grp", "termios", "posix_ipc")
+UNIX = ("fcntl", "resource", "pwd", "grp", "termios", "posix_ipc")
 
 
 def imported(path: Path) -> list[str]:

@@ -417,7 +417,7 @@ def test_nothing_but_a_reranker_is_replaced_by_one(own_root, capsys) -> None:
     assert load_reranker(own_root / RERANKER).sha256 != own.sha256
     before = (own_root / "tokenizer" / "config.json").read_bytes()
     for place in ("tokenizer", "faces/eps-1", "faces"):
-        with pytest.raises(ValueError, match="to hold an earlier RerankerConfig"):
+        with pytest.raises(ValueError, match="an earlier RerankerConfig"):
             save_reranker(own_root / place, own.model, TOLD)
         words = ["reranker", "--out", str(own_root / place), "--count", "300"]
         assert main(words) == 2

@@ -98,7 +98,7 @@ def parsed(name: str, words: Sequence[str]) -> Callable[[], Any]:
         return functools.partial(function, *given, **options)
 
     signature = inspect.signature(function)
-    if {"preset", "settings"} <= signature.parameters.keys():
+    if "settings" in signature.parameters and any(word.startswith("--preset") for word in words):
         from dpwg.cli.options import preset_settings
 
         settings = signature.parameters["settings"]

@@ -41,6 +41,25 @@ Delta = Annotated[
 Results = Annotated[
     Path | None, tyro.conf.arg(metavar="FILE", help="write the measurement to this file")
 ]
+TokenizerFolder = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="declared public by being named; checkpoints/tokenizer by default",
+    ),
+]
+EncoderName = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a folder; the "
+        "preset's by default; any but the embedded one needs --public",
+    ),
+]
+Evaluate = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="SET", help="train nothing; measure what is in --out on this set"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +111,17 @@ class PublicData(Data):
                 "noise. Pass a public set, or --public for a folder in which nothing is sensitive."
             )
         return super().records(bars)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(PublicData):
+    """What a public part is trained on, where, and where it goes."""
+
+    preset: str = SHIPPED_PRESET
+    """Sizes and settings, which the other options change."""
+    out: Path | None = None
+    """Where it goes; by default its own place among the checkpoints."""
+    device: Device = None
 
 
 def preset_settings(default: T, words: Sequence[str]) -> T:

@@ -108,8 +108,6 @@ def make_plan(
     from dpwg.privacy.curves import doubt_about
 
     delta = default_delta(records) if delta is None else delta
-    if records > 0 and (doubt := doubt_about(delta, records=records)):
-        warn(doubt)
     sizes: dict[str, Any] = {
         "records": records,
         "batch_size": batch,
@@ -120,6 +118,10 @@ def make_plan(
     if epsilon == math.inf:
         noise_multiplier = 0.0
     if noise_multiplier is not None:
-        return PrivacyPlan(**sizes, noise_multiplier=noise_multiplier)
-    assert epsilon is not None  # one of the two was given
-    return PrivacyPlan.calibrated(**sizes, target_epsilon=epsilon)
+        plan = PrivacyPlan(**sizes, noise_multiplier=noise_multiplier)
+    else:
+        assert epsilon is not None  # one of the two was given
+        plan = PrivacyPlan.calibrated(**sizes, target_epsilon=epsilon)
+    if doubt := doubt_about(delta, records=records):
+        warn(doubt)
+    return plan

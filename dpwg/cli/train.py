@@ -10,20 +10,20 @@ import torch
 
 from dpwg.cli.console import Bars, kept
 from dpwg.cli.options import (
-    SHIPPED_PRESET,
-    Device,
-    PublicData,
+    EncoderName,
+    Evaluate,
+    Part,
     Results,
+    TokenizerFolder,
     encode_examples,
     new_or_resumed,
 )
 from dpwg.data import open_records
 from dpwg.modules import check_module_folder, checkpoint_root
 from dpwg.release.shared import load_tokenizer
-from dpwg.training.presets import Preset, get_preset
+from dpwg.training.presets import get_preset
 from dpwg.training.processes import Ranks
 from dpwg.training.public_model import Pretraining
-from dpwg.training.public_model import pretrain as train_public
 from dpwg.training.reranker import RerankerTraining
 from dpwg.training.tokenizer import TokenizerTraining
 from dpwg.training.upsampler import SuperResolutionTraining
@@ -40,22 +40,16 @@ if TYPE_CHECKING:
 
 def tokenizer(
     *,
-    records: PublicData = PublicData(data="public-train"),
-    preset: str = SHIPPED_PRESET,
+    part: Part = Part(data="public-train"),
     codebook_sizes: tuple[int, ...] = (),
     settings: TokenizerTraining = TokenizerTraining(),
-    out: Path | None = None,
-    evaluate: str | None = None,
+    evaluate: Evaluate = None,
     results: Results = None,
-    device: Device = None,
 ) -> Any:
     """Train the spectral tokenizer on public images.
 
     Args:
-        preset: sizes and settings, which the other options change
         codebook_sizes: of each scale; the preset's by default
-        out: folder; checkpoints/tokenizer by default
-        evaluate: train nothing; measure what is in --out on this set
     """
     from dpwg.config import TokenizerConfig
     from dpwg.measure.quality import tokenizer_quality
@@ -64,16 +58,16 @@ def tokenizer(
     from dpwg.training.encodings import coarse_batches
     from dpwg.training.tokenizer import train_tokenizer
 
-    folder = out or checkpoint_root() / "tokenizer"
+    folder = part.out or checkpoint_root() / "tokenizer"
     if evaluate:
-        held_out = open_records(evaluate, count=records.count)
+        held_out = open_records(evaluate, count=part.count)
         quality = tokenizer_quality(load_tokenizer(folder), held_out)
         return kept({"data": evaluate, **quality.to_json()}, results)
-    config = get_preset(preset).tokenizer
-    ranks = Ranks.from_environment(device)
+    config = get_preset(part.preset).tokenizer
+    ranks = Ranks.from_environment(part.device)
     bars = Bars(ranks)
     check_module_folder(folder, TokenizerConfig)
-    public = records.records(bars)
+    public = part.records(bars)
     torch.manual_seed(settings.seed)
     model = new_tokenizer(replace(config, codebook_sizes=codebook_sizes or config.codebook_sizes))
     batches = []
@@ -89,23 +83,13 @@ def tokenizer(
 
 def upsampler(
     *,
-    records: PublicData = PublicData(data="public-train"),
-    preset: str = SHIPPED_PRESET,
-    tokenizer: Path | None = None,
+    part: Part = Part(data="public-train"),
+    tokenizer: TokenizerFolder = None,
     settings: SuperResolutionTraining = SuperResolutionTraining(),
-    out: Path | None = None,
-    evaluate: str | None = None,
+    evaluate: Evaluate = None,
     results: Results = None,
-    device: Device = None,
 ) -> Any:
-    """Train the super-resolution model on public images.
-
-    Args:
-        preset: sizes and settings, which the other options change
-        tokenizer: checkpoints/tokenizer by default
-        out: folder; checkpoints/upsampler by default
-        evaluate: train nothing; measure what is in --out, and the other upsamplers, on this set
-    """
+    """Train the super-resolution model on public images."""
     import numpy as np
 
     from dpwg.config import SuperResolutionConfig
@@ -114,23 +98,22 @@ def upsampler(
     from dpwg.upsampling.superresolution import UPSAMPLER, SuperResolution, save_superresolution
     from dpwg.upsampling.upsamplers import embedded_upsamplers
 
-    folder = out or checkpoint_root() / UPSAMPLER
+    folder = part.out or checkpoint_root() / UPSAMPLER
     codes = load_tokenizer(tokenizer or checkpoint_root() / "tokenizer")
-    ranks = Ranks.from_environment(device)
+    ranks = Ranks.from_environment(part.device)
     bars = Bars(ranks)
     if evaluate:
         held_out, rows = open_records(evaluate), []
-        measured = embedded_upsamplers(folder)
-        for number, own in enumerate(measured):
-            bars("upsamplers", number, len(measured))
-            rows.append(upsampler_quality(own, codes, held_out, records.count or 500).to_json())
+        for own in embedded_upsamplers(folder):
+            bars(f"measuring {own.name}", 0, 1)
+            rows.append(upsampler_quality(own, codes, held_out, part.count or 500).to_json())
         return kept({"data": evaluate, "upsamplers": rows}, results)
     check_module_folder(folder, SuperResolutionConfig)
-    public = records.records(bars)
+    public = part.records(bars)
     torch.manual_seed(settings.seed)
-    coarse_size = codes.config.coarse_size
-    model = SuperResolution(replace(get_preset(preset).superresolution, coarse_size=coarse_size))
-    size = coarse_size << model.config.levels
+    coarse = codes.config.coarse_size
+    model = SuperResolution(replace(get_preset(part.preset).superresolution, coarse_size=coarse))
+    size = coarse << model.config.levels
     images_NHWC = np.empty((min(settings.images, len(public)), size, size, 3), np.uint8)
     for index in range(len(images_NHWC)):
         images_NHWC[index] = public[index].image(size)
@@ -145,10 +128,9 @@ def upsampler(
 
 def pretrain(
     *,
-    records: PublicData = PublicData(data="public-train"),
-    preset: str = SHIPPED_PRESET,
-    tokenizer: Path | None = None,
-    text_encoder: str | None = None,
+    part: Part = Part(data="public-train"),
+    tokenizer: TokenizerFolder = None,
+    text_encoder: EncoderName = None,
     base: str | None = None,
     settings: Pretraining = Pretraining(),
     checkpointing: bool = False,
@@ -156,23 +138,16 @@ def pretrain(
     delta: float = 1e-5,
     run_folder: Path = Path("runs/pretrain"),
     resume: bool = False,
-    out: Path | None = None,
-    device: Device = None,
 ) -> Any:
     """Train WaveletGPT on public images and captions.
 
     Args:
-        preset: sizes and settings, which the other options change
-        tokenizer: a folder, declared public by being named; checkpoints/tokenizer by default
-        text_encoder: a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a
-            folder; any but the embedded one needs --public
         base: public checkpoint to start from, with its text encoder
         checkpointing: compute activations again in the backward pass instead of keeping them
         compile: with torch.compile: for GPUs
         delta: of the card's promise
         run_folder: training state
         resume: go on with the run folder
-        out: release folder; faces/public of the checkpoints by default
     """
     from dpwg.modules import module_sha256
     from dpwg.privacy.accounting import Ledger
@@ -180,32 +155,31 @@ def pretrain(
     from dpwg.release.folder import Release, check_release_folder, load_public, save_release
     from dpwg.release.provenance import public_inputs
     from dpwg.release.shared import check_same_tokenizer
+    from dpwg.training.public_model import pretrain as train_public
 
-    ranks = Ranks.from_environment(device)
-    bars = Bars(ranks)
-    tokenizer_folder = tokenizer or checkpoint_root() / "tokenizer"
-    out = out or checkpoint_root() / "faces" / "public"
+    ranks = Ranks.from_environment(part.device)
+    bars, out = Bars(ranks), part.out or checkpoint_root() / "faces" / "public"
     check_release_folder(out)
-    codes = load_tokenizer(tokenizer_folder)
+    tokenizer = tokenizer or checkpoint_root() / "tokenizer"
+    codes = load_tokenizer(tokenizer)
     start = load_public(base) if base else None
     if start is not None:
-        check_same_tokenizer(tokenizer_folder, start.tokenizer)
-    sizes = get_preset(preset)
-    encoder = _encoder(text_encoder, records.public, sizes, start)
+        check_same_tokenizer(tokenizer, start.tokenizer)
+    encoder = _encoder(part, text_encoder, start)
     torch.manual_seed(settings.seed)
-    model = sizes.new_model(codes, encoder)
+    model = get_preset(part.preset).new_model(codes, encoder)
     if start is not None:
         model.load_state_dict(start.model.state_dict())
     model.checkpointing = checkpointing
     folder = new_or_resumed(run_folder, resume=resume)
-    public = records.records(bars)
+    public = part.records(bars)
     examples = encode_examples(public, codes, encoder, bars, ranks)
     steps = train_public(model, examples, settings, folder, ranks, compiled=compile)
     bars.train(steps, "pretraining")
     if not ranks.leads:
         return None
     told = encoder.id if start is None else start.text_encoder
-    digest, rendered = module_sha256(tokenizer_folder), records.rendered
+    digest, rendered = module_sha256(tokenizer), part.rendered
     inputs = public_inputs(public.name, len(public), told, digest, rendered=rendered)
     before = () if start is None else start.card.public_inputs
     card = PrivacyCard.from_ledger(
@@ -218,32 +192,20 @@ def pretrain(
         target_epsilon=0.0,
     )
     release = Release(model=model.cpu(), tokenizer=codes, card=card, text_encoder=told)
-    save_release(out, release, tokenizer_folder=tokenizer_folder)
+    save_release(out, release, tokenizer_folder=tokenizer)
     return {"folder": str(out), "steps": settings.steps, "text_encoder": told.name}
 
 
 def reranker(
     *,
-    records: PublicData = PublicData(data="public-more"),
-    preset: str = SHIPPED_PRESET,
-    tokenizer: Path | None = None,
-    text_encoder: str | None = None,
+    part: Part = Part(data="public-more"),
+    tokenizer: TokenizerFolder = None,
+    text_encoder: EncoderName = None,
     settings: RerankerTraining = RerankerTraining(),
-    out: Path | None = None,
-    evaluate: str | None = None,
+    evaluate: Evaluate = None,
     results: Results = None,
-    device: Device = None,
 ) -> Any:
-    """Train the reranker of captions and coarsest bands, which chooses among candidates.
-
-    Args:
-        preset: whose text encoder is taken
-        tokenizer: checkpoints/tokenizer by default
-        text_encoder: a CLIP, T5 or BERT of the hub, as user/name or user/name@revision, or a
-            folder; any but the embedded one needs --public
-        out: folder; checkpoints/reranker by default
-        evaluate: train nothing; measure what is in --out on this set
-    """
+    """Train the reranker of captions and coarsest bands, which chooses among candidates."""
     from dpwg.config import RerankerConfig
     from dpwg.measure.quality import reranker_quality
     from dpwg.method.reranker import Reranker
@@ -251,11 +213,11 @@ def reranker(
     from dpwg.release.shared import RERANKER, load_reranker, reranker_reads, save_reranker
     from dpwg.training.reranker import check_sizes, train_reranker
 
-    folder = out or checkpoint_root() / RERANKER
+    folder = part.out or checkpoint_root() / RERANKER
     codes = load_tokenizer(tokenizer or checkpoint_root() / "tokenizer")
-    encoder = _encoder(text_encoder, records.public, get_preset(preset), None)
+    encoder = _encoder(part, text_encoder)
     reads = reranker_reads(codes, encoder.digest, encoder.max_tokens)
-    ranks = Ranks.from_environment(device)
+    ranks = Ranks.from_environment(part.device)
     bars = Bars(ranks)
     if evaluate:
         model = load_reranker(folder).model
@@ -265,23 +227,22 @@ def reranker(
                     f"Expected the reranker in {folder} to have {name}={own!r:.20}, found "
                     f"{found!r:.20}; name the tokenizer and text encoder that it was trained with."
                 )
-        held_out = open_records(evaluate, count=records.count)
+        held_out = open_records(evaluate, count=part.count)
         quality = reranker_quality(model, *_pairs(held_out, codes, encoder, bars, ranks))
         return kept({"data": held_out.name, **quality.to_json()}, results)
     check_module_folder(folder, RerankerConfig)
-    public = records.records(bars)
+    public = part.records(bars)
     check_sizes(settings, len(public), ranks.world)
     size = codes.config.image_size(0)
-    config = RerankerConfig(
-        **reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4)
-    )
     torch.manual_seed(settings.seed)
-    model = Reranker(config)
+    model = Reranker(
+        RerankerConfig(**reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4))
+    )
     pairs = _pairs(public, codes, encoder, bars, ranks)
     bars.train(train_reranker(model, *pairs, settings, ranks), "reranker")
     if not ranks.leads:
         return None
-    source = reranker_input(public.name, len(public), rendered=records.rendered)
+    source = reranker_input(public.name, len(public), rendered=part.rendered)
     save_reranker(folder, model.cpu(), source)
     return {"folder": str(folder), "steps": settings.steps}
 
@@ -297,7 +258,7 @@ def _pairs(
     return torch.cat(list(coarsest_images(codes, examples))), examples, captions
 
 
-def _encoder(name: str | None, public: bool, preset: Preset, base: Release | None) -> TextEncoder:
+def _encoder(part: Part, name: str | None, base: Release | None = None) -> TextEncoder:
     """The text encoder of the base, or the one that is asked for.
 
     Any but MiniLM may have been trained on anything, a repository of the user's own too: its user
@@ -306,6 +267,7 @@ def _encoder(name: str | None, public: bool, preset: Preset, base: Release | Non
     from dpwg.config import MINILM
     from dpwg.method.encoders import find_encoder, open_encoder
 
+    preset = get_preset(part.preset)
     if base is not None:
         if name:
             raise ValueError(
@@ -314,7 +276,7 @@ def _encoder(name: str | None, public: bool, preset: Preset, base: Release | Non
             )
         return open_encoder(base.text_encoder)
     asked = name or preset.text_encoder
-    if asked != MINILM and not public:
+    if asked != MINILM and not part.public:
         raise ValueError(
             f"Expected --public with the text encoder {asked!r}, which is not the embedded "
             f"{MINILM}: it must have seen nothing that is sensitive, neither images nor captions."
