@@ -118,10 +118,12 @@ def test_a_stray_archive_above_does_not_make_captions_private(tmp_path) -> None:
 
 
 def test_captions_beside_images_are_private(tmp_path) -> None:
-    (tmp_path / "0.png").write_bytes(b"")
-    (tmp_path / "0.txt").write_text("a secret")
-    with pytest.raises(ValueError, match="captions are private too"):
-        read(tmp_path / "0.txt")
+    (tmp_path / "10_cats").mkdir()
+    (tmp_path / "10_cats" / "0.png").write_bytes(b"")
+    for path in (tmp_path / "10_cats" / "0.txt", tmp_path / "all.txt"):
+        path.write_text("a secret")
+        with pytest.raises(ValueError, match="captions are private too"):
+            read(path)
 
 
 def test_captions_that_are_declared_public_are_read_from_metadata_too(private) -> None:

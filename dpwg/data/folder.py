@@ -48,10 +48,10 @@ def found_in(path: Path) -> bool:
     if any((path / name).is_file() for name in METADATA):
         return True
     folders = (place for place in path.iterdir() if place.is_dir()) if path.is_dir() else ()
-    return any(map(has_sidecars, itertools.chain((path,), folders)))
+    return any(map(_has_sidecars, itertools.chain((path,), folders)))
 
 
-def has_sidecars(folder: Path) -> bool:
+def _has_sidecars(folder: Path) -> bool:
     """Whether an image in a folder has a text file of its name beside it."""
     names = {*os.listdir(folder)} if folder.is_dir() else set()
     stems = {os.path.splitext(n)[0] for n in names if n.lower().endswith(tuple(IMAGE_SUFFIXES))}

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from dpwg.data.files import lines_of
-from dpwg.data.folder import METADATA, has_sidecars, table_rows, texts_of
+from dpwg.data.folder import METADATA, table_rows, texts_of
 from dpwg.data.formats import FORMATS
 from dpwg.data.public import public_caption
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
@@ -72,9 +72,6 @@ def _private(path: Path, private_set: str) -> str | None:
 
 def _holds_captions(folder: Path, *, near: bool) -> bool:
     """Whether a folder holds a data set whose captions may be in text files in it, or `near`."""
-    forms = ("coco", "celeba", *(("webdataset", "parquet", "fashion") if near else ()))
-    return (
-        any((folder / name).is_file() for name in METADATA)
-        or any(FORMATS[form].is_at(folder) for form in forms)
-        or (near and has_sidecars(folder))
-    )
+    forms = FORMATS if near else ("coco", "celeba")
+    metadata = any((folder / name).is_file() for name in METADATA)
+    return metadata or any(FORMATS[form].is_at(folder) for form in forms)

@@ -89,9 +89,9 @@ def public_caption(index: int) -> str:
 
 
 def _draw(rng: random.Random, seed: str, styles: Mapping[str, StyleSpec]) -> Record:
-    style, options, background, caption, attributes = _drawn(rng, seed, styles)
-    png = render(style, options, background=background)
-    return Record(image_bytes=png, captions=(caption,), attributes=attributes)
+    style, options, background, caption, told = _drawn(rng, seed, styles)
+    image = render(style, options, background=background)
+    return Record(image_bytes=image, captions=(caption,), attributes=told)
 
 
 def _drawn(
