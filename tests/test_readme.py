@@ -80,6 +80,16 @@ def test_every_link_leads_to_a_file() -> None:
             assert (page.parent / target).exists(), (page.name, target)
 
 
+def test_the_map_names_functions_that_are_there() -> None:
+    named = re.findall(r"`(\w+/\w+\.py)::([\w.]+)`", TEXTS[ROOT / "docs" / "architecture.md"])
+    assert len(named) > 25
+    for path, function in named:
+        code = (ROOT / "dpwg" / path).read_text()
+        assert all(re.search(rf"(def|class) {own}\b", code) for own in function.split(".")), (
+            function
+        )
+
+
 def test_the_readme_is_short_and_that_of_a_space_with_the_pinned_gradio() -> None:
     assert len(README.encode()) < 8_000
     front = yaml.safe_load(README.split("---")[1])
