@@ -104,6 +104,9 @@ def finetune(
     if not (run_folder and out):
         raise ValueError("Expected --run-folder and --out; with --plan nothing is trained.")
     private = source.records(bars)
+    column = SPLITS[source.data][0].unit if source.data in SPLITS and unit == "image" else ""
+    if column and ranks.leads:
+        warn(f"Each image is protected, not who is in several of them; --unit {column} does that.")
     keep_freed_memory()
     progress = train_private(
         private,

@@ -123,6 +123,6 @@ FACES = DataSet(
         )
     ),
     draw=lambda: face("surprise", random.getrandbits(31)).captions[0],
-    measures=("attack", "colours"),
+    measures=("attack",),
     terms="avataaars by Pablo Stanley: free for any use",
 )
