@@ -1,6 +1,5 @@
 """The Attack tab: stored results and what becomes of bad ones, the live attack, nearest records."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -41,7 +40,6 @@ def faces(root, tmp_path_factory):
 def stored(faces, tmp_path, monkeypatch):
     """An empty folder of membership results, with the releases in place."""
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(faces))
-    monkeypatch.setattr("dpwg.training.encodings.CHUNK", 50)
     for name in ("membership_result", "engine_runs"):
         reader = functools.partial(getattr(results, name), folder=tmp_path)
         monkeypatch.setattr(f"dpwg.ui.attack.{name}", reader)
@@ -69,33 +67,26 @@ def write(folder, found: MembershipAttack, name: str = "faces/eps-1") -> None:
     (folder / result_file(name)).write_text(json.dumps(found.to_json()))
 
 
-def test_a_result_is_shown_with_what_epsilon_allows(stored):
+def test_a_result_is_shown_with_what_the_ledger_allows(stored):
     found = measured()
     write(stored, found)
     shown = attack("faces/eps-1")
-    assert shown.told.startswith(
-        f"**faces/eps-1: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "
-    )
-    assert "better than guessing" in shown.told
+    assert f"AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to " in shown.told
     assert "no proof of safety" in shown.told
-    assert "--checkpoint faces/eps-1 --count 3000 --results docs/results/membership" in shown.source
-    assert "3,000 records of `faces-train`" in shown.source
+    assert "attack faces/eps-1 --count 3000 --results docs/results/membership" in shown.source
     at = found.true_positives[1]
-    rate = f"{at.rate:.2%} ({at.low:.2%} to {at.high:.2%})"
-    assert shown.table[1][:2] == ["1.0%", rate]
-    assert at.allowed <= float(shown.table[1][2].rstrip(" %")) / 100 <= at.allowed + 1e-4
     allowed, tighter, own, guess = shown.roc.axes[0].get_lines()
     for x, y in zip(allowed.get_xdata(), allowed.get_ydata(), strict=True):
         best = max_true_positive_rate(found.epsilon, found.delta, x / 100)
         assert y == pytest.approx(100 * best)
-    entries = load_card(find_checkpoint("faces/eps-1")).ledger
-    exact = max_true_positive_rates(entries, (tighter.get_xdata() / 100).tolist())
+    ledger = load_card(find_checkpoint("faces/eps-1")).ledger
+    exact = max_true_positive_rates(ledger, (tighter.get_xdata() / 100).tolist())
     assert tighter.get_ydata() == pytest.approx([100 * rate for rate in exact])
-    ratio = np.array(allowed.get_ydata()) / tighter.get_ydata()
-    assert ratio.min() > 0.99
-    assert ratio.max() > 1.3
-    limit = max_true_positive_rates(entries, [0.01])[0]
-    assert limit <= float(shown.table[1][3].rstrip(" %")) / 100 <= limit + 1e-4 < at.allowed
+    limit = max_true_positive_rates(ledger, [0.01])[0]
+    rate, told, most = shown.table[1]
+    assert (rate, told) == ("1.0%", f"{at.rate:.2%} ({at.low:.2%} to {at.high:.2%})")
+    assert limit <= float(most.rstrip("% ")) / 100 < limit + 1e-3
+    assert limit < max_true_positive_rate(found.epsilon, found.delta, 0.01)
     assert own.get_xdata()[-1] == own.get_ydata()[-1] == 100
     assert guess.get_xdata()[0] == pytest.approx(0.025)
     heights = [patch.get_data().values for patch in shown.scores.axes[0].patches]
@@ -105,112 +96,72 @@ def test_a_result_is_shown_with_what_epsilon_allows(stored):
 def test_a_checkpoint_without_a_bound_and_a_public_one_are_handled_in_words(stored):
     write(stored, measured("faces/eps-inf"), "faces/eps-inf")
     shown = attack("faces/eps-inf")
-    assert "**nothing bounds** what a better attack" in shown.told
+    assert "nothing bounds" in shown.told
     labels = [line.get_label() for line in shown.roc.axes[0].get_lines()]
     assert labels == ["this attack", "guessing"]
     public = attack("faces/public")
     assert "nothing to infer" in public.told
-    assert (public.scores, public.roc, public.table) == (None, None, [])
+    assert (public.scores, public.roc, public.table) == (None, None, None)
 
 
 def test_more_than_epsilon_allows_is_said_aloud_and_chance_is_called_chance(stored):
-    write(stored, measured(shift=5.0))
     epsilon = load_card(find_checkpoint("faces/eps-1")).epsilon
-    assert f"more than the ledger of ε = {epsilon_text(epsilon)} allows** at 0.1%" in (
-        attack("faces/eps-1").told
-    )
-    write(stored, measured(shift=0.0))
-    assert "cannot be told from guessing" in attack("faces/eps-1").told
-    write(stored, measured(shift=-0.3))
-    assert "worse than guessing" in attack("faces/eps-1").told
-
-
-def test_a_missing_result_names_the_command_that_writes_it():
-    shown = attack("faces/eps-1")
-    assert "was not measured yet" in shown.told
-    assert "`docs/results/membership/faces-eps-1.json`" in shown.told
-    assert "\npython -m dpwg audit --checkpoint faces/eps-1 --results docs" in shown.told
-    assert shown[1:] == (None, None, [], "")
-
-
-@pytest.mark.parametrize("change", [{"weights": "0" * 64}, {"epsilon": 0.5}, {"delta": 1e-5}])
-def test_a_result_of_other_weights_is_not_shown(stored, change):
-    write(stored, measured(**change))
-    shown = attack("faces/eps-1")
-    assert "not of the weights that faces/eps-1 has now" in shown.told
-    assert shown[1:] == (None, None, [], "")
+    for shift, words in (
+        (5.0, f"more than the ledger of ε = {epsilon_text(epsilon)} allows** at 0.1%"),
+        (0.3, "better than guessing"),
+        (0.0, "cannot be told from guessing"),
+        (-0.3, "worse than guessing"),
+    ):
+        write(stored, measured(shift=shift))
+        assert words in attack("faces/eps-1").told
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        None,
+        "{",
+        "[]",
         {"auc": math.nan},
-        {"auc": 1.5},
-        {"auc": "high"},
-        {"epsilon": -1},
-        {"roc": [[0, 1, 2]]},
-        {"roc": []},
-        {"roc": None},
-        {"true_positives": [{"rate": 1}]},
-        {"histogram": {"edges": [0, 1]}},
-        {"histogram": {"edges": [0, math.inf], "members": [3000], "nonmembers": [2000]}},
-        {"histogram": {"edges": [0, 1], "members": [1], "nonmembers": [2000]}},
-        {"nonmembers": 0},
-        {"members": 10**400},
+        {"epsilon": 0.5},
+        {"delta": 1e-5},
+        {"weights": "0" * 64},
         {"checkpoint": "faces/eps-inf"},
-        {"data": ["<script>"]},
+        {"roc": []},
+        {"histogram": {"edges": [0, 1]}},
         {"more": 1},
     ],
 )
-def test_a_damaged_result_is_refused_in_words(stored, change):
+def test_what_is_no_result_of_these_weights_is_not_shown(stored, change):
+    """The page names the command that measures them instead."""
     path = stored / result_file("faces/eps-1")
-    path.write_text(json.dumps(measured().to_json() | change))
+    if change is not None:
+        text = change if isinstance(change, str) else json.dumps(measured().to_json() | change)
+        path.write_text(text)
     shown = attack("faces/eps-1")
-    assert "stored result of faces/eps-1 is damaged.** " in shown.told
-    assert "python -m dpwg audit" in shown.told
-    assert shown.roc is None
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"\udc00"'])
-def test_a_file_that_is_no_result_is_refused_in_words(stored, text):
-    (stored / result_file("faces/eps-1")).write_bytes(text.encode(errors="surrogatepass"))
-    assert "is damaged" in attack("faces/eps-1").told
-
-
-def test_results_go_to_json_and_back():
-    found = measured()
-    assert MembershipAttack.from_json(json.loads(json.dumps(found.to_json()))) == found
-    assert dataclasses.replace(found, auc=0.5) != found
+    assert "\npython -m dpwg attack faces/eps-1 --results docs/results/membership\n" in shown.told
+    assert (shown.scores, shown.roc, shown.table) == (None, None, None)
 
 
 def test_a_live_attack_tells_its_progress_and_is_that_of_its_seed():
-    steps = []
+    kinds = []
 
     def progress(step, *, desc, unit="") -> None:
-        steps.append((step, desc))
+        kinds.append(desc)
 
     found = attack_live("faces/eps-1", 50, 3, progress)
     assert "50 records of `faces-train`" in found.source
     assert "seed 3 picked the records" in found.source
     assert found.table[1][1] == "needs 100 held-out records"
-    first, *counted = steps
-    assert first == (0, "loading models")
-    done = [step[0] for step, _ in counted]
-    assert done == sorted(done)
-    assert {step[1] for step, _ in counted} == {2 * 4 * 50}
-    kinds = dict.fromkeys(doing for _, doing in counted)
-    assert list(kinds) == [
-        f"{work.format(split)}"
-        for split in ("train", "test")
-        for work in (
-            "rendering {} records",
-            "encoding {} captions",
-            "encoding {} images",
-            "losses of {} records",
-        )
+    assert list(dict.fromkeys(kinds)) == [
+        "loading models",
+        *(f"faces-{split}: {work}" for split in ("train", "test") for work in WORK),
     ]
     # The releases share their weights, so that every score is 0: there is nothing to tell.
     assert found.told.startswith("**faces/eps-1: AUC 0.500**")
+
+
+WORK = ("captions", "images", "losses")
 
 
 @pytest.mark.parametrize(
@@ -220,13 +171,10 @@ def test_a_live_attack_tells_its_progress_and_is_that_of_its_seed():
         ({"count": MAX_ATTACKED + 1}, "records="),
         ({"count": math.nan}, "records=nan"),
         ({"count": None}, "records=None"),
-        ({"count": 1e300}, "records="),
         ({"count": "many"}, "records=many"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 0.5}, r"seed=0\.5"),
-        ({"seed": math.inf}, "seed=inf"),
         ({"name": "../faces/eps-1"}, "Expected checkpoint="),
-        ({"name": "/etc/passwd"}, "Expected checkpoint="),
         ({"name": "faces/public"}, "nothing to infer"),
     ],
 )
@@ -239,19 +187,23 @@ def test_records_of_others_are_not_attacked_here(root, monkeypatch, stored):
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     write(stored, measured(data="made up"))
     shown = attack("faces/eps-1")
-    assert "trained on 'made up': those records are private" in shown.told
-    assert shown[1:] == (None, None, [], "")
-    with pytest.raises(gr.Error, match="trained on 'made up': those records are private"):
-        attack_live("faces/eps-1", 50, 0)
-    with pytest.raises(gr.Error, match="those records are private"):
-        next(nearest(None, "faces/eps-1", 50))
+    assert "those records are private" in shown.told
+    assert shown.roc is None
+    for ask in (
+        lambda: attack_live("faces/eps-1", 50, 0),
+        lambda: next(nearest(None, "faces/eps-1", 50)),
+    ):
+        with pytest.raises(gr.Error, match="those records are private"):
+            ask()
 
 
 def test_groups_are_not_attacked_as_if_they_were_images():
-    facts = {"delta": 1e-3, "dataset": DATA, "records": 9, "max_grad_norm": 0.1}
     card = PrivacyCard.from_ledger(
         Ledger(entries=[LedgerEntry(sampling_rate=0.1, noise_multiplier=2.0, steps=9)]),
-        **facts,
+        delta=1e-3,
+        dataset=DATA,
+        records=9,
+        max_grad_norm=0.1,
         public_inputs=[],
         group_column="hair",
     )
@@ -259,51 +211,49 @@ def test_groups_are_not_attacked_as_if_they_were_images():
 
 
 def test_a_record_that_is_drawn_again_is_found():
-    known_NCHW = coarse_faces("train", 60, 32, lambda done, doing: None)
+    def progress(step, **_) -> None:
+        pass
+
+    known_NCHW = coarse_faces("train", 60, 32, progress)
     drawn = (known_NCHW[[7, 54]] * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    steps = []
-    progress = lambda step, **_: steps.append(step)  # noqa: E731
     shown = Shown("faces/eps-1", drawn, drawn, "mine")
-    frames = nearest(shown, "faces/public", 60, progress=progress)
+    frames = nearest(shown, "faces/public", 60, progress=progress)  # while it lives, files do
     found = next(frames)
     assert found.training[0][1] == "train record 7: 0.0 levels"
     assert found.unseen[0][1].startswith("test record ")
     assert "of the first 60 training records (of 1,000): **0.0 levels**" in found.told
     assert "Of the 2 pictures drawn, 2 are nearer to a training record" in found.told
-    shown = np.asarray(Image.open(found.training[0][0]))
-    np.testing.assert_array_equal(shown, found.picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(found.training[0][0])), found.picture)
     whole = face("train", 7).image(128).reshape(32, 4, 32, 4, 3).mean((1, 3))
     assert np.abs(found.picture[::16, ::16] - whole).max() <= 1
-    assert steps == [0, (50, 120), (60, 120), (110, 120), (120, 120)]
 
 
 def test_without_a_picture_an_example_of_the_checkpoint_is_searched_for():
     found = next(nearest(None, "faces/public", 50))
-    assert found.told.startswith("**An example of faces/public, seed 0.** Nearest of the first 50")
-    assert "(of 50,000)" in found.told
+    assert found.told.startswith("**An example of faces/public, seed 0.**")
     assert len(found.training) == len(found.unseen) == 3
 
 
-@pytest.mark.parametrize("count", [0, 49, MAX_SEARCHED + 1, math.nan, None, "x", 50.5])
+@pytest.mark.parametrize("count", [49, MAX_SEARCHED + 1, math.nan, None, "x", 50.5])
 def test_an_absurd_search_is_an_error_in_words(count):
-    with pytest.raises(gr.Error, match="Expected records="):
+    with pytest.raises(gr.Error, match="records="):
         next(nearest(None, "faces/eps-1", count))
 
 
 def test_the_engines_audit_is_shown_where_it_was_run(tmp_path):
-    assert engine_told().startswith("No result came with this copy; `python -m dpwg audit")
+    assert "`python -m dpwg audit --results" in engine_told()
     path = tmp_path / results.ENGINE
     assert main(["audit", "--epsilons", "2", "--count", "400", "--results", str(path)]) == 0
     (run,) = results.engine_runs(tmp_path)
     assert 1.99 < run.claimed <= 2
     assert run.proven <= run.claimed
     assert f"| {epsilon_text(run.claimed)} | " in engine_told()
-    assert f"{run.correct} of 40 |\n\nNo ledger is refuted. Each" in engine_told()
-    assert "20 steps on 400 canaries, at δ = 1e-05" in engine_told()
+    assert f"{run.correct} of 40 |" in engine_told()
+    assert "No ledger is refuted" in engine_told()
     facts = json.loads(path.read_text())
     facts["runs"][0]["proven_epsilon"] = 3.0
     path.write_text(json.dumps(facts))
-    assert "**A ledger is refuted: the engine is broken.**" in engine_told()
-    for text in ('{"runs": [{}]}', '{"runs": 1}', "{", json.dumps(facts).replace("3.0", "NaN")):
+    assert "the engine is broken" in engine_told()
+    for text in ('{"runs": [{}]}', '{"runs": 1}', "{"):
         path.write_text(text)
         assert engine_told().startswith("The stored result is damaged.")

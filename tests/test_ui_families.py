@@ -35,7 +35,7 @@ from dpwg.ui.fresh import DATA, refusal
 from dpwg.ui.limits import MAX_CAPTIONS
 from dpwg.ui.nearest import nearest
 from dpwg.ui.own import refitted
-from dpwg.ui.plans import checked_wish, public_names
+from dpwg.ui.plans import ordered, public_names
 from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.results import Measure, Point
 from dpwg.ui.sharing import Drawing, from_query, to_query
@@ -189,7 +189,7 @@ def test_records_of_real_people_are_never_shown(name: str) -> None:
             next(nearest(shown, name if shown is None else "faces/eps-1", 50))
     if not name.endswith("public"):
         assert private in attack(name).told
-        assert attack(name)[1:] == (None, None, [], "")
+        assert attack(name)[1:] == (None, None, None, "")
         with pytest.raises(gr.Error, match=private):
             attack_live(name, 50, 0)
 
@@ -284,4 +284,4 @@ def test_the_choice_of_a_family_is_hidden_where_there_is_one(
 def test_training_may_begin_from_either_public_checkpoint() -> None:
     bases = public_names([*OF_FACES, *OF_CELEBA])
     assert bases == ["faces/public", "celeba/public"]
-    assert [checked_wish(base, 3.0, 3, None, None).base for base in bases] == bases
+    assert [ordered(100, base, 3.0, 3, None, None).base for base in bases] == bases

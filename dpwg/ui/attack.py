@@ -28,12 +28,13 @@ from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.release.folder import find_checkpoint, named_weights_sha256
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import roc_figure, scores_figure
-from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, WORK, claim, encoded_faces, refusal
+from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, claim, encoded_faces, refusal
 from dpwg.ui.limits import MAX_ATTACKED, MIN_ATTACKED, whole
 from dpwg.ui.nearest import build_nearest
-from dpwg.ui.pipelines import MODEL_QUEUE, load_pipeline
+from dpwg.ui.parts import ON_MODEL, in_words, plot, seed_field
+from dpwg.ui.pipelines import load_pipeline
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
-from dpwg.ui.shown import random_seed
+from dpwg.ui.worker import Faces
 
 INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was
 trained on it. Models predict what they were trained on a little better. So this attacker takes the
@@ -60,63 +61,49 @@ class Found(NamedTuple):
     """What an attack shows, in the order of its components."""
 
     told: str
-    scores: Figure | None
-    roc: Figure | None
-    table: list[list[str]]
-    source: str
+    scores: Figure | None = None
+    roc: Figure | None = None
+    table: list[list[str]] | None = None
+    source: str = ""
 
 
 def attack(name: str) -> Found:
     """The stored attack on a checkpoint; without a file of these very weights, what writes one."""
-    card = claim(name)
-    if card.kind == "public":
-        return _words(
-            f"**{name} saw no sensitive record**, so there is nothing to infer: an attacker can "
-            "only guess. Its loss is what the other checkpoints' losses are compared with."
-        )
+    with in_words():
+        card = claim(name)
     if reason := refusal(name, card):
-        return _words(reason)
+        return Found(reason)
     file = f"docs/results/{MEMBERSHIP}/{result_file(name)}"
-    remedy = f"This command measures it and writes `{file}`:\n```sh\n{_command(name)}\n```"
     try:
-        found = membership_result(name)
+        found = membership_result(name, card)
     except ValueError as error:
-        return _words(f"**The stored result of {name} is damaged.** {error} {remedy}")
-    if found is None:
-        return _words(f"**{name} was not measured yet.** {remedy}")
-    now = (named_weights_sha256(find_checkpoint(name)), card.epsilon, card.delta)
-    if (found.weights, found.epsilon, found.delta) != now:
-        return _words(
-            f"**The stored result is not of the weights that {name} has now**, so it is not shown. "
-            f"{remedy}"
+        return Found(
+            f"**There is no result to show.** {error} This command measures it and writes "
+            f"`{file}`:\n```sh\n{_command(name)}\n```"
         )
-    return _found(found, card, f"Stored in `{file}`, written by `{_command(name, found)}`.")
+    command = _command(name, max(found.members, found.nonmembers))
+    return _found(found, card, f"Stored in `{file}`, written by `{command}`.")
 
 
 def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRESS) -> Found:
     """The same attack now, on `count` training and `count` held-out records that are rendered
     and encoded for it; `seed` decides which.
     """
-    card = claim(name)
-    if reason := refusal(name, card):
-        raise gr.Error(reason)
-    try:
+    with in_words():
+        card = claim(name)
+        if reason := refusal(name, card):
+            raise ValueError(reason)
         count = whole("records", count, MIN_ATTACKED, min(MAX_ATTACKED, card.records))
         seed = whole("seed", seed, 0, MAX_SEED)
-        draw = random.Random(seed)
-        began = time.perf_counter()
+        draw, began = random.Random(seed), time.perf_counter()
         progress(0, desc="loading models")
         pipe, public = load_pipeline(name), load_pipeline(REFERENCE)
         check_reference(pipe.release, public.release)
-        work, scores = (WORK + 1) * count, []
-        for before, split, total in ((0, "train", card.records), (work, "test", TEST_RECORDS)):
-
-            def told(done: int, doing: str, before: int = before) -> None:
-                progress((before + done, 2 * work), desc=doing, unit="steps")
-
-            indices = sorted(draw.sample(range(total), count))
-            examples = encoded_faces(split, indices, pipe, told)
-            told(WORK * count, f"losses of {split} records")
+        scores = []
+        for split, total in (("train", card.records), ("test", TEST_RECORDS)):
+            records = Faces(split, sorted(draw.sample(range(total), count)))
+            examples = encoded_faces(records, pipe, progress)
+            progress(None, desc=f"{records.name}: losses")
             found = calibrated_scores(pipe.release.model, public.release.model, examples)
             scores.append(found.double().numpy())
         result = membership_attack(
@@ -129,8 +116,6 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
             epsilon=card.epsilon,
             delta=card.delta,
         )
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
     seconds = time.perf_counter() - began
     origin = f"Run just now, in {seconds:.0f} s; seed {seed} picked the records."
     return _found(result, card, origin)
@@ -145,58 +130,40 @@ def engine_told() -> str:
         return f"The stored result is damaged. {error} {command} writes it anew."
     if not runs:
         return f"No result came with this copy; {command} writes one."
-    rows = [
+    rows = "\n".join(
         f"| {epsilon_text(run.claimed)} | {math.floor(1000 * run.proven) / 1000:g} | "
         f"{run.correct} of {run.guesses} |"
         for run in runs
-    ]
+    )
     first, broken = runs[0], any(run.proven > run.claimed for run in runs)
     verdict = (
         "**A ledger is refuted: the engine is broken.**" if broken else "No ledger is refuted."
     )
-    return "\n".join(
-        (
-            "Epsilon as the ledger claims it, and as the attacker proves it at least:",
-            "",
-            "| claimed | proven | right guesses |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-            f"{verdict} Each from one run of {first.steps} steps on {first.canaries:,} canaries, "
-            f"at δ = {first.delta:g} and with {first.confidence:.0%} confidence: {command}.",
-        )
-    )
+    return f"""Epsilon as the ledger claims it, and as the attacker proves it at least:
+
+| claimed | proven | right guesses |
+| --- | --- | --- |
+{rows}
+
+{verdict} Each from one run of {first.steps} steps on {first.canaries:,} canaries, at
+δ = {first.delta:g} and with {first.confidence:.0%} confidence: {command}."""
 
 
-def _command(name: str, found: MembershipAttack | None = None) -> str:
-    """What measures a checkpoint, or measured it so."""
-    options = ""
-    if found is not None:
-        count = max(found.members, found.nonmembers)
-        options = f" --count {count}" if count != COUNT else ""
-        options += f" --reference {found.reference}" if found.reference != REFERENCE else ""
-    folder = f"docs/results/{MEMBERSHIP}"
-    return f"python -m dpwg audit --checkpoint {name}{options} --results {folder}"
-
-
-def _words(told: str) -> Found:
-    return Found(told, None, None, [], "")
+def _command(name: str, count: int = COUNT) -> str:
+    """What measures a checkpoint, or measured it on so many records."""
+    several = "" if count == COUNT else f" --count {count}"
+    return f"python -m dpwg attack {name}{several} --results docs/results/{MEMBERSHIP}"
 
 
 def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
-    ledger = card.ledger
     rates = [point.false_positive_rate for point in found.true_positives]
-    limits = max_true_positive_rates(ledger, rates)
+    limits = max_true_positive_rates(card.ledger, rates)
     table = []
-    for point, limit in zip(found.true_positives, limits, strict=True):
-        bounds = [percent_text(point.allowed), percent_text(limit)]
-        row = [f"{point.false_positive_rate:.1%}"]
-        if point.false_positive_rate * found.nonmembers < 1:
-            least = math.ceil(1 / point.false_positive_rate)
-            table.append([*row, f"needs {least:,} held-out records", *bounds])
-            continue
-        rate = f"{point.rate:.2%} ({point.low:.2%} to {point.high:.2%})"
-        table.append([*row, rate, *bounds])
+    for rate, point, limit in zip(rates, found.true_positives, limits, strict=True):
+        told = f"{point.rate:.2%} ({point.low:.2%} to {point.high:.2%})"
+        if rate * found.nonmembers < 1:
+            told = f"needs {math.ceil(1 / rate):,} held-out records"
+        table.append([f"{rate:.1%}", told, percent_text(limit)])
     source = (
         f"{found.members:,} records of `{found.data}`, which it was trained on, against "
         f"{found.nonmembers:,} of `{found.others}`, which it was not; losses calibrated by "
@@ -204,7 +171,7 @@ def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
         "threshold as given."
     )
     told = _told(found, limits)
-    return Found(told, scores_figure(found), roc_figure(found, ledger), table, source)
+    return Found(told, scores_figure(found), roc_figure(found, card.ledger), table, source)
 
 
 def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
@@ -216,10 +183,11 @@ def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
     else:
         judged = "With so many records that cannot be told from guessing"
     broken = [
-        point
+        point.false_positive_rate
         for point, limit in zip(found.true_positives, limits, strict=True)
         if point.false_positive_rate * found.nonmembers >= 1 and point.low > limit
     ]
+    claim = f"ε = {epsilon_text(found.epsilon)}"
     if found.epsilon is None:
         bound = (
             "It was trained without privacy: **nothing bounds** what a better attack would find, "
@@ -227,14 +195,13 @@ def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
         )
     elif broken:
         bound = (
-            f"**It finds more than the ledger of ε = {epsilon_text(found.epsilon)} allows** at "
-            f"{broken[0].false_positive_rate:.1%} false positives. That is rare bad luck, or the "
-            "privacy claim is false."
+            f"**It finds more than the ledger of {claim} allows** at {broken[0]:.1%} false "
+            "positives. That is rare bad luck, or the privacy claim is false."
         )
     else:
         bound = (
-            f"It finds nothing that refutes ε = {epsilon_text(found.epsilon)}. That is no proof of "
-            "safety: a better attack may find more, up to the curve."
+            f"It finds nothing that refutes {claim}. That is no proof of safety: a better attack "
+            "may find more, up to the curve."
         )
     return (
         f"**{found.checkpoint}: AUC {found.auc:.3f}** (interval {found.auc_low:.3f} to "
@@ -262,30 +229,27 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
                     label="Records of each kind",
                     info="Rendered and encoded for the attack.",
                 )
-                seed = gr.Number(0, step=1, label="Seed", info="Picks the records.")
-                dice = gr.Button("⚄ Random seed", size="sm")
+                seed = seed_field()
             button = gr.Button("Attack it now", variant="primary")
             offer = gr.Markdown(elem_classes="status")
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("…", elem_classes="answer", elem_id="attack-told")
             table = gr.Dataframe(
-                headers=["false alarms", "found (95 %)", "(ε, δ) allows", "ledger allows"],
+                headers=["false alarms", "found (95 %)", "at most, by the ledger"],
                 label="Training records recognised",
                 wrap=True,
-                column_widths=["21%", "33%", "22%", "24%"],
+                column_widths=["25%", "45%", "30%"],
                 interactive=False,
             )
+            plots = []
             with gr.Row():
-                with gr.Column(min_width=280):
-                    scores = gr.Plot(label="Scores", format="png", elem_classes="framed")
-                with gr.Column(min_width=280):
-                    roc = gr.Plot(
-                        label="Attack and bound (ROC)", format="png", elem_classes="framed"
-                    )
+                for label in ("Scores", "Attack and bound (ROC)"):
+                    with gr.Column(min_width=280):
+                        plots.append(plot(label))
             source = gr.Markdown(elem_classes="status")
         with gr.Column(elem_classes="extras"):
             gr.Markdown(f"{CANARIES}\n\n{engine_told()}")
-    found = [told, scores, roc, table, source]
+    found = [told, *plots, table, source]
     gr.on(
         [tab.select, name.change],
         attack,
@@ -308,16 +272,15 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
         [name, count, seed],
         found,
         api_name="attack_live",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
         show_progress_on=told,
+        **ON_MODEL,
     )
-    dice.click(random_seed, outputs=seed, api_visibility="private")
     build_nearest(shown, name, own)
 
 
 def _offer(name: str) -> tuple[gr.Button, str]:
-    reason = refusal(name, claim(name))
+    with in_words():
+        reason = refusal(name, claim(name))
     told = reason or (
         "Small and live: few records give wide intervals. It replaces the stored result on the "
         "right until another checkpoint is picked."

@@ -1,9 +1,8 @@
-"""The Attack tab's records: whose they are, and faces rendered on the spot with every step told."""
+"""The Attack tab's records: whose they are, and faces that are rendered and encoded on the spot."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,34 +10,26 @@ import gradio as gr
 import torch
 from torch import Tensor
 
-from dpwg.data.faces import TRAIN_RECORDS, face
-from dpwg.data.records import RecordList
+from dpwg.data.faces import TRAIN_RECORDS
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.training.encodings import coarse_batches, encode_records, prepare_examples
 from dpwg.training.examples import Examples
 from dpwg.ui.families import REAL_PEOPLE, family_of, known
+from dpwg.ui.worker import Faces
 
 DATA, OTHERS = "faces-train", "faces-test"
 PROGRESS = gr.Progress()
 """Stands in handlers' signatures for the progress bar of each call."""
 CHUNK = 50
-WORK = 3
-"""What `encoded_faces` tells of each record: rendered, caption encoded, image encoded."""
-
-Told = Callable[[int, str], None]
-"""Called with how much is done of `WORK` times the records, and with what is being done."""
 
 
 def claim(name: str) -> PrivacyCard:
-    """The card of a named checkpoint; a path or a false card is an error in words."""
-    try:
-        if name not in (names := checkpoint_names()):
-            raise ValueError(f"Expected checkpoint={name!r:.80} in {names}.")
-        return load_card(find_checkpoint(name))
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
+    """The card of a named checkpoint; ValueError, in words, for a path or a false card."""
+    if name not in (names := checkpoint_names()):
+        raise ValueError(f"Expected checkpoint={name!r:.80} in {names}.")
+    return load_card(find_checkpoint(name))
 
 
 def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
@@ -60,40 +51,29 @@ def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
         return (
             f"{name} was trained on {card.dataset!r:.80}: those records are private and not here. "
             f"Only checkpoints of {DATA!r}, whose records are nobody's, are attacked on this page; "
-            "`python -m dpwg audit` attacks yours, and what it finds is as private as its records."
+            "`python -m dpwg attack` attacks yours, and what it finds is as private as its records."
         )
     return ""
 
 
-def encoded_faces(
-    split: str, indices: Sequence[int], pipe: DPWaveletPipeline, told: Told
-) -> Examples:
-    """These records of a split as the checkpoint was trained on them."""
-    rendered = []
-    for done, index in enumerate(indices, start=1):
-        rendered.append(face(split, index))
-        told(done, f"rendering {split} records")
-    records = RecordList(f"faces-{split}", "fresh", rendered)
-    before = {"captions": len(records), "images": 2 * len(records)}
-
+def encoded_faces(records: Faces, pipe: DPWaveletPipeline, progress: gr.Progress) -> Examples:
+    """Records as the checkpoint was trained on them."""
     with TemporaryDirectory(prefix="dpwg-") as folder:
-        given = (records, pipe.encoder, pipe.release.tokenizer, Path(folder))
-        for report in encode_records(*given):
-            told(before[report.stage] + report.step, f"encoding {split} {report.stage}")
-        return prepare_examples(*given)
+        inputs = (records, pipe.encoder, pipe.release.tokenizer, Path(folder))
+        for done in encode_records(*inputs):
+            progress((done.step, done.steps), desc=f"{records.name}: {done.stage}", unit="records")
+        return prepare_examples(*inputs)
 
 
-def coarse_faces(split: str, count: int, size: int, told: Told) -> Tensor:
+def coarse_faces(split: str, count: int, size: int, progress: gr.Progress) -> Tensor:
     """The first `count` coarse images of a split in [0, 1], (count, 3, size, size)."""
     parts = []
     for first in range(0, count, CHUNK):
+        progress((first, count), desc=f"faces-{split}", unit="records")
         parts.append(_coarse_chunk(split, first, size))
-        told(min(first + CHUNK, count), f"rendering {split} records")
     return torch.cat(parts)[:count].float() / 255
 
 
 @functools.cache
 def _coarse_chunk(split: str, first: int, size: int) -> Tensor:
-    records = [face(split, index) for index in range(first, first + CHUNK)]
-    chunk = RecordList(f"faces-{split}", "fresh", records)
-    return torch.cat(list(coarse_batches(chunk, size)))
+    return torch.cat(list(coarse_batches(Faces(split, range(first, first + CHUNK)), size)))

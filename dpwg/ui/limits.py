@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import Any
 
@@ -49,17 +48,16 @@ TRAIN_UPLOAD = UploadLimits(
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A number field's value as an integer in [low, high]; raises ValueError in words."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and value == int(value) and low <= value <= high):
-        raise ValueError(f"Expected {name}={value} to be an integer in [{low:,}, {high:,}].")
+    within(name, value, low, high, step=1)
     return int(value)
 
 
-def within(name: str, value: Any, low: float, high: float) -> float:
-    """A number field's value as a real number in [low, high]; raises ValueError in words."""
+def within(name: str, value: Any, low: float, high: float, *, step: float = 0) -> float:
+    """A number field's value in [low, high], and of that step; raises ValueError in words."""
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not (real and low <= value <= high):
-        raise ValueError(f"Expected {name}={value} to be a number in [{low:g}, {high:g}].")
+    if not real or not low <= value <= high or (step and value % step):
+        kind = "an integer" if step else "a number"
+        raise ValueError(f"Expected {name}={value!s:.40} to be {kind} from {low:,} to {high:,}.")
     return float(value)
 
 
@@ -67,7 +65,7 @@ def described_training() -> str:
     """The bounds of the Train tab in one paragraph of Markdown."""
     upload = TRAIN_UPLOAD
     return (
-        f"{MIN_TRAIN_RECORDS} to {MAX_TRAIN_RECORDS:,} records and captions; a zip of at most "
+        f"{MIN_TRAIN_RECORDS} to {MAX_TRAIN_RECORDS:,} records; a zip of at most "
         f"{TRAIN_UPLOAD_MEGABYTES} MB, {upload.total_bytes / 1e6:.0f} MB unpacked and "
         f"{upload.entries:,} entries; a picture of at most {upload.file_bytes / 1e6:.0f} MB, "
         f"{upload.pixels / 1e6:.0f} million pixels and {upload.side:,} a side, "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpwg.data.faces import TRAIN_RECORDS
 from dpwg.measure.membership import nearest_records
@@ -18,8 +19,8 @@ from dpwg.ui.families import FACES, family_of, known
 from dpwg.ui.fresh import DATA, PROGRESS, claim, coarse_faces, refusal
 from dpwg.ui.limits import MAX_SEARCHED, MIN_ATTACKED, whole
 from dpwg.ui.own import YOURS, family_with, loader, own_card
+from dpwg.ui.parts import ON_MODEL, gallery, in_words, picture
 from dpwg.ui.pictures import Pictures, enlarged, saved
-from dpwg.ui.pipelines import MODEL_QUEUE
 from dpwg.ui.runs import Run
 from dpwg.ui.shown import Shown, shown_or_example
 
@@ -53,65 +54,59 @@ def nearest(
     generation; without one, of an example under `name`. The files live until the next step.
     """
     name = shown.checkpoint if shown else name
-    try:
+    with in_words():
         card = own_card(own) if name == YOURS else claim(name)
-    except ValueError as error:
-        raise gr.Error(str(error)) from error
-    # The name says nothing of a visitor's own model: its card alone decides.
-    family = FACES if name == YOURS else family_of(name)
-    if reason := known(family).hidden:
-        raise gr.Error(reason)
-    if card.kind != "public" and (card.of_groups or card.dataset != DATA):
-        raise gr.Error(refusal(name, card, family))
-    records = card.records if card.dataset == DATA else TRAIN_RECORDS
-    try:
+        # The name says nothing of a visitor's own model: its card alone decides.
+        family = FACES if name == YOURS else family_of(name)
+        if reason := known(family).hidden:
+            raise ValueError(reason)
+        if card.kind != "public" and (card.of_groups or card.dataset != DATA):
+            raise ValueError(refusal(name, card, family))
+        records = card.records if card.dataset == DATA else TRAIN_RECORDS
         count = whole("records", count, MIN_ATTACKED, min(MAX_SEARCHED, records))
         progress(0, desc="loading the model")
         load = loader(name, own)
         tokenizer = load().release.tokenizer
         shown = shown_or_example(shown, name, load, family_with(name, own))
         size = shown.coarse.shape[1]
-        found = []
-        for split, before in (("train", 0), ("test", count)):
-
-            def tell(done: int, doing: str, before: int = before) -> None:
-                progress((before + done, 2 * count), desc=doing, unit="records")
-
-            found.append(coarse_faces(split, count, size, tell))
-        seen_NCHW, unseen_NCHW = found
+        seen_NCHW, unseen_NCHW = (
+            coarse_faces(split, count, size, progress) for split in ("train", "test")
+        )
         drawn_BCHW = torch.from_numpy(shown.coarse).permute(0, 3, 1, 2).float() / LEVELS
-        pairs = [nearest_records(drawn_BCHW, r, NEIGHBOURS) for r in (seen_NCHW, unseen_NCHW)]
-        (seen_BK, near_BK), (unseen_BK, far_BK) = pairs
+        seen_BK, near_BK = nearest_records(drawn_BCHW, seen_NCHW, NEIGHBOURS)
+        unseen_BK, far_BK = nearest_records(drawn_BCHW, unseen_NCHW, NEIGHBOURS)
         closest_NCHW = seen_NCHW[seen_BK[0]]
         decoded_NCHW = tokenizer.decode(tokenizer.encode(closest_NCHW))
         by_heart = float((decoded_NCHW - closest_NCHW).square().mean().sqrt())
         between = float(nearest_records(unseen_NCHW, seen_NCHW, 1)[1].median())
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
-    near, far = float(near_BK[0, 0]), float(far_BK[0, 0])
     told = (
         f"**{shown.title}.** Nearest of the first {count:,} training records (of {records:,}): "
-        f"**{_levels(near)}** away. Nearest of {count:,} held-out records: **{_levels(far)}**. "
-        f"{_comparison(near_BK[:, 0] < far_BK[:, 0])} For scale: a held-out record itself is "
-        f"typically {_levels(between)} from its nearest training record, and one that was drawn "
-        f"by heart would be about {_levels(by_heart)} away, which is what the codes lose. "
-        f"The unit is the root mean square over all pixels and colours at {size}×{size}, in the "
-        f"{LEVELS} levels of a colour."
+        f"**{_levels(near_BK[0, 0])}** away. Nearest of {count:,} held-out records: "
+        f"**{_levels(far_BK[0, 0])}**. {_comparison(near_BK[:, 0] < far_BK[:, 0])} For scale: a "
+        f"held-out record itself is typically {_levels(between)} from its nearest training record, "
+        f"and one that was drawn by heart would be about {_levels(by_heart)} away, which is what "
+        "the codes lose. The unit is the root mean square over all pixels and colours at "
+        f"{size}×{size}, in the {LEVELS} levels of a colour."
     )
     with TemporaryDirectory(prefix="dpwg-") as folder:
-        yield Neighbours(
-            enlarged(shown.coarse[:1])[0],
-            _pictures(Path(folder), "train", seen_NCHW, seen_BK[0], near_BK[0]),
-            _pictures(Path(folder), "test", unseen_NCHW, unseen_BK[0], far_BK[0]),
-            told,
-        )
+        kinds = (("train", seen_NCHW, seen_BK, near_BK), ("test", unseen_NCHW, unseen_BK, far_BK))
+        pictures = []
+        for split, records_NCHW, index_BK, distance_BK in kinds:
+            labels = [
+                f"{split} record {index}: {_levels(distance)}"
+                for index, distance in zip(index_BK[0].tolist(), distance_BK[0], strict=True)
+            ]
+            images = enlarged(to_uint8(records_NCHW[index_BK[0]]))
+            pictures.append(saved(Path(folder), split, images, labels))
+        train, test = pictures
+        yield Neighbours(enlarged(shown.coarse[:1])[0], train, test, told)
 
 
-def _levels(distance: float) -> str:
-    return f"{LEVELS * distance:.1f} levels"
+def _levels(distance: Tensor | float) -> str:
+    return f"{LEVELS * float(distance):.1f} levels"
 
 
-def _comparison(nearer_B: torch.Tensor) -> str:
+def _comparison(nearer_B: Tensor) -> str:
     if len(nearer_B) > 1:
         return (
             f"Of the {len(nearer_B)} pictures drawn, {int(nearer_B.sum())} are nearer to a "
@@ -119,20 +114,6 @@ def _comparison(nearer_B: torch.Tensor) -> str:
         )
     which = "training" if bool(nearer_B[0]) else "held-out"
     return f"The {which} one is nearer; for a model that repeats nothing that is a coin's toss."
-
-
-def _pictures(
-    folder: Path,
-    split: str,
-    records_NCHW: torch.Tensor,
-    indices_K: torch.Tensor,
-    distances_K: torch.Tensor,
-) -> Pictures:
-    labels = [
-        f"{split} record {index}: {_levels(distance)}"
-        for index, distance in zip(indices_K.tolist(), distances_K.tolist(), strict=True)
-    ]
-    return saved(folder, split, enlarged(to_uint8(records_NCHW[indices_K])), labels)
 
 
 def build_nearest(shown: gr.State, name: gr.Radio, own: gr.State) -> None:
@@ -156,25 +137,11 @@ def build_nearest(shown: gr.State, name: gr.Radio, own: gr.State) -> None:
                 "checkpoint.",
                 elem_classes="status",
             )
-            picture = gr.Image(
-                label="Generated, coarse",
-                format="png",
-                interactive=False,
-                buttons=["fullscreen"],
-                elem_classes=["told", "framed"],
-            )
+            drawn = picture("Generated, coarse", None, "told")
         with gr.Column(scale=2, min_width=300):
+            looks: dict[str, Any] = {"columns": NEIGHBOURS, "height": "auto"}
             galleries = [
-                gr.Gallery(
-                    label=label,
-                    columns=NEIGHBOURS,
-                    height="auto",
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id=place,
-                    elem_classes=["compared", "framed"],
-                )
+                gallery(place, ["compared", "framed"], label=label, **looks)
                 for label, place in (
                     ("Nearest training records: synthetic, nobody's face", "nearest-training"),
                     ("Nearest held-out records, of no training set", "nearest-unseen"),
@@ -183,9 +150,8 @@ def build_nearest(shown: gr.State, name: gr.Radio, own: gr.State) -> None:
     button.click(
         nearest,
         [shown, name, count, own],
-        [picture, *galleries, told],
+        [drawn, *galleries, told],
         api_name="nearest",
         show_progress_on=told,
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
+        **ON_MODEL,
     )

@@ -33,8 +33,8 @@ def release_of(own: Run | None) -> Path:
     """The folder of the visitor's release; raises ValueError, in words, where there is none."""
     if own is None or not is_trained(own):
         raise ValueError(
-            "There is no model of yours here, or no longer: train one in the Train tab to its last "
-            "step, or choose another checkpoint."
+            "There is no model of yours here, or it is gone: train one in the Train tab to its "
+            "last step, or choose another checkpoint."
         )
     return own.release
 
@@ -53,17 +53,12 @@ def family_with(name: str, own: Run | None) -> str:
     return family_of(name)
 
 
-def upsampler_with(name: str, own: Run | None) -> str:
-    """The upsampler that suits a named checkpoint, or the visitor's own model."""
-    return suited_upsampler(release_of(own) if name == YOURS else name)
-
-
 def refitted(upsampler: str, checkpoint: str, own: Run | None = None) -> str:
     """The upsampler after another checkpoint was chosen: that which suits it, unless the one in use
     suits none and so was chosen by hand.
     """
-    usual = {suited_upsampler(name) for name in checkpoint_names()}
-    return upsampler_with(checkpoint, own) if upsampler in usual else upsampler
+    suited = suited_upsampler(release_of(own) if checkpoint == YOURS else checkpoint)
+    return suited if upsampler in map(suited_upsampler, checkpoint_names()) else upsampler
 
 
 def own_card(own: Run | None) -> PrivacyCard:
@@ -82,9 +77,8 @@ def choices(own: Run | None, names: Sequence[str]) -> list[tuple[str, str]]:
 def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
     """The choice of checkpoints anew; what is gone is no longer chosen."""
     found = choices(own, names)
-    if chosen in [value for _, value in found]:
-        return gr.Radio(choices=found)
-    return gr.Radio(choices=found, value=usual_checkpoint(names))
+    gone: dict[str, Any] = {"value": usual_checkpoint(names)}
+    return gr.Radio(choices=found, **({} if chosen in [value for _, value in found] else gone))
 
 
 class Chooser(NamedTuple):
@@ -95,10 +89,7 @@ class Chooser(NamedTuple):
 
 
 def offer_after(
-    events: Sequence[Any],
-    own: gr.State,
-    choosers: Sequence[Chooser],
-    rows: Sequence[gr.Gallery],
+    events: Sequence[Any], own: gr.State, choosers: Sequence[Chooser], rows: Sequence[gr.Gallery]
 ) -> None:
     """After events that make or remove a model, offer it in `choosers`, and make room in `rows`,
     which have a picture of each checkpoint of the last chooser's family.
@@ -107,12 +98,11 @@ def offer_after(
 
     def update(own: Run | None, *values: str) -> list[Any]:
         families, chosen = values[: len(radios)], values[len(radios) :]
-        updates = zip(families, chosen, strict=True)
         wide = len(siblings(families[-1])) + is_trained(own)
-        return [
-            *(offered(own, siblings(family), value) for family, value in updates),
-            *(gr.Gallery(columns=wide) for _ in rows),
+        radio = [
+            offered(own, siblings(f), value) for f, value in zip(families, chosen, strict=True)
         ]
+        return [*radio, *(gr.Gallery(columns=wide) for _ in rows)]
 
     for event in events:
         for then in (event.success, event.failure):  # `event.then` is not called after a failure

@@ -16,6 +16,7 @@ from dpwg.privacy.accounting import (
 )
 from dpwg.privacy.curves import doubt_about, explain
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
+from dpwg.training.cost import Rehearsal
 from dpwg.ui.limits import (
     MAX_TRAIN_BATCH,
     MAX_TRAIN_EPSILON,
@@ -26,50 +27,40 @@ from dpwg.ui.limits import (
     whole,
     within,
 )
-from dpwg.ui.runs import Measured, Order
 
 MAX_GRAD_NORM = 0.1
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a visitor asks for, checked; None is left to `default_batch` and `default_delta`."""
+class Order:
+    """What is to be trained: the public base, the plan, and the epsilon that it was made for."""
 
     base: str
-    epsilon: float
-    steps: int
-    batch: int | None
-    delta: float | None
-
-    def order(self, records: int) -> Order:
-        """The plan for so many records. Raises ValueError in words."""
-        plan = PrivacyPlan.calibrated(
-            records=whole("records", records, MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS),
-            batch_size=self.batch or default_batch(records),
-            steps=self.steps,
-            delta=self.delta or default_delta(records),
-            max_grad_norm=MAX_GRAD_NORM,
-            target_epsilon=self.epsilon,
-        )
-        return Order(self.base, plan, self.epsilon)
+    plan: PrivacyPlan
+    target: float
 
 
-def checked_wish(
-    base: str, epsilon: float, steps: int, batch: int | None, delta: float | None
-) -> Wish:
-    """A batch or a delta of 0 or None is left open, as a page's empty number fields are.
+def ordered(
+    records: int, base: str, epsilon: float, steps: int, batch: int | None, delta: float | None
+) -> Order:
+    """The plan for so many records; a batch or a delta of 0 or None, as of an empty field, is left
+    to `default_batch` and `default_delta`.
 
     Raises ValueError, in words, for what is out of bounds or no public checkpoint.
     """
     if base not in (names := public_names(checkpoint_names())):
         raise ValueError(f"Expected base={base!r:.80} in {names}.")
-    return Wish(
-        base=base,
-        epsilon=within("epsilon", epsilon, MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON),
+    records = whole("records", records, MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS)
+    target = within("epsilon", epsilon, MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON)
+    plan = PrivacyPlan.calibrated(
+        records=records,
+        batch_size=whole("batch", batch, 1, MAX_TRAIN_BATCH) if batch else default_batch(records),
         steps=whole("steps", steps, 1, MAX_TRAIN_STEPS),
-        batch=whole("batch", batch, 1, MAX_TRAIN_BATCH) if batch else None,
-        delta=within("delta", delta, MIN_DELTA, 1) if delta else None,
+        delta=within("delta", delta, MIN_DELTA, 1) if delta else default_delta(records),
+        max_grad_norm=MAX_GRAD_NORM,
+        target_epsilon=target,
     )
+    return Order(base, plan, target)
 
 
 def public_names(names: Sequence[str]) -> list[str]:
@@ -92,7 +83,7 @@ def spent_after(plan: PrivacyPlan, steps: int) -> float:
     )
 
 
-def seconds_of(plan: PrivacyPlan, measured: Measured) -> float:
+def seconds_of(plan: PrivacyPlan, measured: Rehearsal) -> float:
     """What all steps take: the gradients as rehearsed, and the accounting after each."""
     started = time.perf_counter()
     spent_after(plan, -(-plan.steps // 2))
@@ -131,20 +122,20 @@ def noise_to_signal(noise_multiplier: float, batch_size: float, parameters: int)
     return noise_multiplier * math.sqrt(parameters) / batch_size
 
 
-def expectation(plan: PrivacyPlan, measured: Measured, base: str) -> str:
+def expectation(plan: PrivacyPlan, measured: Rehearsal, base: str) -> str:
     """What quality to expect of so many records, from the plan's numbers and the shipped cards."""
     parameters = measured.trainable_parameters
     ratio = noise_to_signal(plan.noise_multiplier, plan.batch_size, parameters)
     if ratio > 1:
         verdict = (
             "### ⚠ Expect little\nThe noise outweighs the records in every step, so the model may "
-            "end no better than the public one, or worse. More records help most; so do a larger "
-            "batch, or a larger epsilon."
+            "end up no better than the public one, or worse. More records help most; so do a "
+            "larger batch and a larger epsilon."
         )
     else:
         verdict = (
-            "### What to expect\nThe records can be heard over the noise; how much is learnt "
-            "depends on how far they agree."
+            "### What to expect\nThe records stand out from the noise; how much is learnt depends "
+            "on how far they agree."
         )
     return (
         f"{verdict}\n\nOne record can move a step's sum by the clip norm, {plan.max_grad_norm:g}; "
@@ -160,7 +151,10 @@ def _peers(base: str, parameters: int) -> str:
     for name in checkpoint_names():
         if name.rpartition("/")[0] != family:
             continue
-        card = load_card(find_checkpoint(name))
+        try:
+            card = load_card(find_checkpoint(name))
+        except (ValueError, OSError):  # a damaged one; the pages that show it say so
+            continue
         if card.noise_multiplier and card.sampling_rate:
             batch = card.sampling_rate * card.records
             ratio = noise_to_signal(card.noise_multiplier, batch, parameters)

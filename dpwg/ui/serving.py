@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -29,21 +30,22 @@ UNLOCKED_SECONDS = 60.0
 
 
 def serve() -> None:
-    """Serve the app where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, until it is ended."""
+    """Serve the app where GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, until it is ended.
+
+    Raises ValueError for a port that is none, OSError for one that is taken.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed
     port = os.environ.setdefault("GRADIO_SERVER_PORT", "7860")
     if not (port.isdecimal() and 0 < int(port) < 2**16):
-        _end(f"Expected GRADIO_SERVER_PORT={port!r} to be a port, 1 to 65535.")
+        raise ValueError(f"Expected GRADIO_SERVER_PORT={port!r} to be a port, 1 to 65535.")
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     beside = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = ",".join(filter(None, [beside, "localhost", "127.0.0.1", "::1", host]))
-    try:
-        folder = server_folder()
-        tempfile.tempdir = str(folder)
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
-        _launch()
-    except (OSError, ValueError) as error:
-        _end(str(error))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs train beside the server
+    folder = server_folder()
+    tempfile.tempdir = str(folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    _launch()
 
 
 def _launch() -> None:
@@ -90,6 +92,7 @@ def server_folder() -> Path:
     lock = FileLock(folder / LOCK)
     lock.acquire()
     atexit.register(_remove, folder, lock)
+    atexit.register(_end_runs)  # before that
     return folder
 
 
@@ -107,11 +110,12 @@ def remove_leftovers(root: Path) -> None:
             continue
 
 
+def _end_runs() -> None:
+    for run in multiprocessing.active_children():
+        run.kill()
+        run.join()
+
+
 def _remove(folder: Path, lock: FileLock) -> None:
     lock.release()  # Windows removes no open file
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end(told: str) -> NoReturn:
-    print(f"dpwg: {told}", file=sys.stderr)
-    sys.exit(2)

@@ -6,32 +6,31 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 from matplotlib.figure import Figure
 
-from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.release.folder import load_card
+from dpwg.training.recipe import Note
 from dpwg.ui.families import carried, family_of, first_caption, suited_upsampler, usual_checkpoint
 from dpwg.ui.figures import loss_figure, steps_figure
 from dpwg.ui.limits import (
     MAX_TRAIN_MINUTES,
     MAX_TRAIN_RECORDS,
-    MIN_TRAIN_RECORDS,
     TRAIN_UPLOAD_MEGABYTES,
     described_training,
     whole,
 )
 from dpwg.ui.own import YOURS, is_trained, loader
-from dpwg.ui.pipelines import MODEL_QUEUE
+from dpwg.ui.parts import ON_MODEL, QUIET, big_button, caption_box, in_words, plot
 from dpwg.ui.plans import (
-    checked_wish,
+    Order,
     clock,
     expectation,
+    ordered,
     promise,
     public_names,
     seconds_of,
@@ -39,29 +38,26 @@ from dpwg.ui.plans import (
     table,
 )
 from dpwg.ui.rows import Rows, build_rows, compare_pipelines
-from dpwg.ui.runs import Order, Run
+from dpwg.ui.runs import Run
 
 FACES, UPLOAD = "a part of faces", "my own pictures"
-INTRODUCTION = """Fine-tune the public model on pictures of your own, or on a small part of
-`faces`, with DP-SGD. What is released afterwards is the model alone; epsilon bounds what it can
-tell about any one picture with its captions."""
+INTRODUCTION = """Fine-tune the public model with DP-SGD, on pictures of your own or on a small part
+of `faces`. Only the model is released afterwards; epsilon bounds what it can tell about any one
+picture and its captions."""
 OWN = """A zip, or the files themselves: pictures (PNG, JPEG, WebP) and a `metadata.jsonl` or
-`metadata.csv` with a `file_name` and a `text` for each. Every one is checked and decoded before
-anything is trained. What was checked is kept on this server, for this page of yours alone, until
-the run is done, you make another plan, or its time is over; the files as you sent them are removed
-within two hours. Who runs the server could read them."""
+`metadata.csv` with a `file_name` and a `text` for each. Every picture is checked and decoded before
+anything is trained, and the files as you sent them are removed at once. The checked pictures stay
+on this server, for this page of yours alone, until the run is done, you make a plan for others, or
+their time is over. Whoever runs the server could read them."""
 PRIVATE = """**Private: the loss.** It is computed from the sensitive records without noise, and
-epsilon does not cover it: for the owner of the data only. To stop, or to choose other settings,
-*because of it* is a choice that no ledger counts. So a stopped run has no result; it can go on from
-its last step. And every run on the same pictures spends an epsilon of its own: they add up."""
+epsilon does not cover it: it is for the owner of the data only. Stopping or changing settings
+*because of it* is a choice that no ledger counts, so a stopped run has no result; it can go on from
+its last step. Every run on the same pictures spends an epsilon of its own, on top of the others."""
 
 
-class Planned(NamedTuple):
-    """What a plan shows, in the order of its components; the last four are of an earlier run."""
+class Training(NamedTuple):
+    """What a run shows at one moment, in the order of its components."""
 
-    run: Run | None
-    told: str
-    table: list[list[str]]
     status: str = "Make a plan, then start."
     loss: Figure | None = None
     spent: Figure | None = None
@@ -69,14 +65,17 @@ class Planned(NamedTuple):
     card: str = ""
 
 
-class Training(NamedTuple):
-    """What a run shows at one moment, in the order of its components."""
+class Planned(NamedTuple):
+    """What a plan shows, in the order of its components: nothing of an earlier run is left."""
 
-    status: str
-    loss: Figure | None
-    spent: Figure | None
-    files: list[str] | None
-    card: str
+    run: Run | None
+    told: str
+    table: list[list[str]] | None = None
+    status: str = Training().status
+    loss: None = None
+    spent: None = None
+    files: None = None
+    card: str = ""
 
 
 def train_tab_is_on() -> bool:
@@ -97,51 +96,45 @@ def plan(
 ) -> Iterator[Planned]:
     """Take the records, calibrate the noise, and measure how long it will take.
 
-    The run that the page had before, and all that was uploaded for it, is removed.
+    The run that the page had before is removed; only an upload that is used again is kept.
     """
     if previous:
-        previous.remove()
-    yield Planned(None, "Checking …", [])
-    run = None
+        previous.stop()
+    yield Planned(None, "Checking …")
+    run, kept, wish = None, False, (base, epsilon, steps, batch, delta)
     try:
-        wish = checked_wish(base, epsilon, steps, batch, delta)
         if source == FACES:
-            count = whole("records", count, MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS)
-            wish.order(count)
-        elif source != UPLOAD:
-            raise ValueError(f"Expected source={source!r:.40} in {[FACES, UPLOAD]}.")
-        elif not files:
-            raise ValueError("Choose a zip, or pictures and their metadata, first.")
-        run = Run()
-        if source == FACES:
-            yield Planned(None, f"Drawing {count:,} faces …", [])
-            records = run.take_faces(count)
+            order = ordered(count, *wish)
+            run = Run()
+            run.take_faces(order.plan.records)
         else:
-            yield Planned(None, "Checking every picture …", [])
-            records = run.take_upload([Path(file) for file in files or ()])
-        order = wish.order(records)
+            if not files:
+                raise ValueError("Choose a zip, or pictures and their metadata, first.")
+            yield Planned(None, "Checking every picture …")
+            run = Run()
+            records = run.take_upload(files, previous)
+            kept = True
+            order = ordered(records, *wish)
         spent = spent_after(order.plan, order.plan.steps)
         told, rows = promise(order.plan, spent), table(order.plan, spent)
-        yield Planned(None, f"{told} Measuring the time …", rows)
+        yield Planned(run, f"{told} Measuring the time …", rows)
         measured = run.measure(order)
         seconds = seconds_of(order.plan, measured)
         if seconds > 60 * MAX_TRAIN_MINUTES:
             raise ValueError(
-                f"Expected at most {MAX_TRAIN_MINUTES} minutes, this plan takes {clock(seconds)}; "
-                "lower the steps or the batch."
+                f"This plan takes {clock(seconds)}, more than the limit of {MAX_TRAIN_MINUTES} "
+                "minutes; lower the steps or the batch."
             )
-        run.order = order
-        yield Planned(
-            run,
-            f"{told}\n\n{expectation(order.plan, measured, base)}",
-            [*rows, ["time, as measured", clock(seconds)]],
-        )
-        run = None  # the page has it
-    except (TypeError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        yield Planned(None, f"**There is no plan.** {error}", [])
+        run.order, kept = order, True
+        rows = [*rows, ["time, as measured", clock(seconds)]]
+        yield Planned(run, f"{told}\n\n{expectation(order.plan, measured, base)}", rows)
+    except (TypeError, ValueError, OSError) as error:
+        yield Planned(run if kept else None, f"**There is no plan.** {error}")
         raise gr.Error(str(error)) from error
     finally:
-        if run:
+        if previous:
+            previous.remove()
+        if run and not kept:
             run.remove()
 
 
@@ -152,20 +145,17 @@ def train(run: Run | None) -> Iterator[Training]:
     if run.zipped:
         raise gr.Error("This run is done. Make a new plan for another one.")
     order, started = run.order, time.monotonic()
-    frame = Training("Starting …", None, None, None, "")
+    frame = Training("Starting …")
     yield frame
     try:
         for report in run.train():
-            if report["stage"] == "training":
-                since = clock(time.monotonic() - started)
-                frame = _frame(run, order, f"{since} since the start")
-            elif report["stage"] == "note":
-                gr.Warning(report["told"])
-            elif report["stage"] != "release":
-                done, total = report["done"], report["total"]
-                frame = frame._replace(
-                    status=f"Encoding {report['stage']}: {done:,} of {total:,} …"
-                )
+            if isinstance(report, Note):
+                gr.Warning(report.told)
+            elif report.stage == "training":
+                frame = _frame(run, order, f"{clock(time.monotonic() - started)} since the start")
+            else:
+                status = f"Encoding {report.stage}: {report.step:,} of {report.steps:,} …"
+                frame = frame._replace(status=status)
             yield frame
     except ValueError as error:
         yield _frame(run, order, str(error))
@@ -189,29 +179,24 @@ def draw(run: Run | None, caption: str, seed: int) -> Iterator[Rows]:
     """One caption and seed under the public base and under what the page's run made of it."""
     if run is None or run.order is None or not is_trained(run):
         raise gr.Error("There is no result yet: make a plan, and let it run to its last step.")
-    try:
+    with in_words():
         seed = whole("seed", seed, 0, MAX_SEED)
         pipes = [(title, loader(title, run)) for title in (run.order.base, YOURS)]
         yield from compare_pipelines(pipes, caption, seed, suited_upsampler(run.order.base))
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
 
 
 def _frame(run: Run, order: Order, told: str) -> Training:
     """The page after the last report of a run."""
     if not run.reports:
-        return Training(f"**0 of {order.plan.steps} steps**, {told}", None, None, None, "")
+        return Training(f"**0 of {order.plan.steps} steps**, {told}")
     last = run.reports[-1]
-    steps = [report["step"] for report in run.reports]
-    losses = [math.nan if report["loss"] is None else report["loss"] for report in run.reports]
-    spent = [report["epsilon"] for report in run.reports]
+    steps = [report.step for report in run.reports]
+    spent = [math.nan if report.epsilon is None else report.epsilon for report in run.reports]
     return Training(
-        f"**{last['step']} of {last['steps']} steps**, ε = {epsilon_text(last['epsilon'])} of "
-        f"{order.target:g} spent, private loss {losses[-1]:.3f}, {told}",
-        loss_figure(steps, losses),
+        f"**{last.step} of {last.steps} steps**, ε = {epsilon_text(spent[-1])} of "
+        f"{order.target:g} spent, private loss {last.loss:.3f}, {told}",
+        loss_figure(steps, [report.loss for report in run.reports]),
         steps_figure([0, *steps], [0.0, *spent], order.plan.delta),
-        None,
-        "",
     )
 
 
@@ -281,7 +266,7 @@ def _build_settings(bases: Sequence[str]) -> list[Any]:
             value=1000,
             step=100,
             label="How many faces",
-            info="Synthetic: nobody's face is in them.",
+            info="Synthetic: they are nobody's faces.",
         )
         with gr.Column(visible=False) as own:
             files = gr.File(
@@ -290,66 +275,52 @@ def _build_settings(bases: Sequence[str]) -> list[Any]:
             )
             gr.Markdown(OWN, elem_classes="promise")
     with gr.Group():
-        epsilon = gr.Number(
-            10,
-            label="Epsilon",
-            info="Less is more private. A run without a bound is not offered on this page.",
-        )
-        steps = gr.Number(24, step=1, label="Steps")
-        batch = gr.Number(
-            0,
-            step=1,
-            label="Expected batch size",
-            info="0: a quarter of the records.",
-        )
-        delta = gr.Number(0, label="Delta", info="Below 1 / records. 0: at most a tenth of that.")
+        numbers = [
+            gr.Number(value, label=label, info=info, step=1)
+            for label, value, info in (
+                ("Epsilon", 10, "Less is more private. Every run here has a bound."),
+                ("Steps", 24, None),
+                ("Expected batch size", 0, "0: a quarter of the records."),
+                ("Delta", 0, "Below 1 / records. 0: a tenth of that, or 1e-5."),
+            )
+        ]
     source.change(
         lambda source: (gr.Slider(visible=source == FACES), gr.Column(visible=source == UPLOAD)),
         source,
         [count, own],
-        api_visibility="private",
-        queue=False,
+        **QUIET,
     )
-    return [base, source, count, files, epsilon, steps, batch, delta]
+    return [base, source, count, files, *numbers]
 
 
 def _build_progress() -> list[Any]:
     """The outputs of `train`."""
-    status = gr.Markdown("Make a plan, then start.", elem_classes="answer", elem_id="training")
+    status = gr.Markdown(Training().status, elem_classes="answer", elem_id="training")
     gr.Markdown(PRIVATE, elem_classes="promise")
+    plots = []
     with gr.Row():
-        with gr.Column(min_width=280):
-            loss = gr.Plot(label="PRIVATE: the loss", format="png", elem_classes="framed")
-        with gr.Column(min_width=280):
-            spent = gr.Plot(label="Epsilon spent", format="png", elem_classes="framed")
+        for label in ("PRIVATE: the loss", "Epsilon spent"):
+            with gr.Column(min_width=280):
+                plots.append(plot(label))
     files = gr.Files(
         label="The release, zipped: model and privacy card", interactive=False, height=90
     )
     with gr.Accordion("Its privacy card", open=False):
         card = gr.Markdown(elem_classes="card")
-    return [status, loss, spent, files, card]
+    return [status, *plots, files, card]
 
 
 def _build_drawing(run: gr.State, base: gr.Radio) -> None:
-    gr.Markdown("### Draw with your model\nCompared with the public model it started from.")
+    gr.Markdown("### Draw with your model\nBeside the public model that it started from.")
     with gr.Row(elem_classes="prompt"):
-        caption = gr.Textbox(
-            first_caption(family_of(base.value)),
-            label="Caption",
-            max_lines=4,
-            max_length=MAX_CAPTION_CHARACTERS,
-            scale=6,
-            min_width=300,
-            elem_id="trained-caption",
-        )
+        caption = caption_box("trained-caption", first_caption(family_of(base.value)))
         seed = gr.Number(0, step=1, label="Seed", min_width=100)
-        button = gr.Button("Draw", variant="primary", size="lg", min_width=100)
+        button = big_button("Draw", "primary")
     base.input(
         lambda caption, base: carried(caption, family_of(base), first_caption),
         [caption, base],
         caption,
-        api_visibility="private",
-        queue=False,
+        **QUIET,
     )
     rows = build_rows("trained", 2)
     gr.on(
@@ -358,7 +329,6 @@ def _build_drawing(run: gr.State, base: gr.Radio) -> None:
         [run, caption, seed],
         rows,
         api_name="draw",
-        concurrency_limit=1,
-        concurrency_id=MODEL_QUEUE,
         show_progress_on=rows[2],
+        **ON_MODEL,
     )
