@@ -53,6 +53,7 @@ def private_folder(path: Path) -> Path:
     ignored = path / ".gitignore"
     if not ignored.exists():
         ignored.write_text("*\n")
+        ignored.chmod(0o600)
     elif ignored.read_text() != "*\n":
         raise ValueError(
             f"Expected a folder for private files alone, found a .gitignore of its own in {path}; "

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import shrunk
 
 from dpwg.cli import main
 from dpwg.config import MINILM, TextEncoderId
@@ -249,7 +250,7 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(checkpoints))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
-    monkeypatch.setitem(PRESETS, "faces-128", PRESETS["faces-128"].shrunk(8))
+    monkeypatch.setitem(PRESETS, "faces-128", shrunk(PRESETS["faces-128"], 8))
 
     def refused(message: str, *words: object) -> None:
         assert main([str(word) for word in words]) == 2
@@ -303,7 +304,7 @@ def test_what_a_base_saw_stays_on_the_card_of_what_goes_on_from_it(
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
-    small = PRESETS["faces-128"].shrunk(8)
+    small = shrunk(PRESETS["faces-128"], 8)
     monkeypatch.setitem(PRESETS, "faces-128", small)
     base = tmp_path / "base"
     release = load_release(root / "faces" / "public")

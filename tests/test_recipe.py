@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from test_photos import celeba_official, tiny_official, utkface_official
+from tiny import shrunk
 
 from dpwg.cli import main
 from dpwg.data import open_records
@@ -21,8 +22,8 @@ from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.release.folder import load_card, load_release
 from dpwg.training import family as recipe
 from dpwg.training.encodings import prepare_examples
-from dpwg.training.family import FAMILIES, Family, PrivateRun, train_family
-from dpwg.training.presets import Preset, get_preset
+from dpwg.training.family import train_family
+from dpwg.training.presets import FAMILIES, MAX_BATCH, Family, Preset, PrivateRun, get_preset
 from dpwg.training.sources import Source
 
 RECORDS, PERSONS = 8, 2
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 def tiny_preset() -> Preset:
     """The photographs' preset with tiny models."""
-    small = get_preset("photos-128").shrunk(16)
+    small = shrunk(get_preset("photos-128"), 16)
     return dataclasses.replace(
         small,
         tokenizer_training=dataclasses.replace(small.tokenizer_training, batch=8, foresee_steps=2),
@@ -184,8 +185,8 @@ def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Pat
 def test_a_run_spends_the_examples_that_it_is_given(own: PrivateRun, examples: int) -> None:
     steps, batch = own.sizes(examples, 37_540)
     assert steps * batch == pytest.approx(examples, rel=0.1)
-    assert 1 <= batch <= recipe.MAX_BATCH
-    if batch < recipe.MAX_BATCH:
+    assert 1 <= batch <= MAX_BATCH
+    if batch < MAX_BATCH:
         assert steps / batch == pytest.approx(own.pace, rel=0.3, abs=0.02)
 
 

@@ -35,7 +35,8 @@ def train(
     """
     from dpwg.modules import checkpoint_root
     from dpwg.release.shared import load_tokenizer
-    from dpwg.training.family import FAMILIES, train_family
+    from dpwg.training.family import train_family
+    from dpwg.training.presets import FAMILIES
     from dpwg.training.processes import Ranks, keep_freed_memory
     from dpwg.training.sources import Source
 
@@ -69,7 +70,7 @@ def _records(name: str) -> Any:
     from dpwg.data import open_records
     from dpwg.data.cache import cache_root
     from dpwg.method.encoders import default_encoder
-    from dpwg.training.family import FAMILIES
+    from dpwg.training.presets import FAMILIES
     from dpwg.training.sources import Source
 
     family = FAMILIES[name]

@@ -20,16 +20,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from dpwg.files import private_folder, whole
+from dpwg.files import whole
 from dpwg.method.predictive import new_tokenizer
-from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger, PrivacyPlan, default_delta
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.folder import Release, load_public, save_release
@@ -38,82 +36,25 @@ from dpwg.release.shared import load_tokenizer, save_tokenizer
 from dpwg.training.cost import matrix_flops, private_rate, training_flops
 from dpwg.training.encodings import encode_records
 from dpwg.training.optimizer import Progress
-from dpwg.training.presets import get_preset
+from dpwg.training.presets import Family, get_preset
 from dpwg.training.processes import Ranks
 from dpwg.training.public_model import Pretraining, pretrain
-from dpwg.training.recipe import IMAGE, train_private
+from dpwg.training.recipe import count_units, train_private
 from dpwg.training.run_state import locked
 from dpwg.training.sources import Source
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
 from dpwg.training.upsampler import SuperResolutionTraining, train_superresolution
 from dpwg.upsampling.superresolution import SuperResolution, save_superresolution
 
+S = TypeVar("S", TokenizerTraining, SuperResolutionTraining, Pretraining)
+
 MARGIN = 0.92
 """The part of a stage's time that is planned for: a machine's speed drifts."""
-MAX_BATCH = 8192
 MAX_GRAD_NORM = 0.1
 MICRO_BATCHES: dict[str, tuple[int, ...]] = {"cpu": (), "cuda": (256, 1024)}
 """Micro-batches tried beside the preset's; nothing but speed and memory depends on them."""
 REHEARSED = 6
 """Steps that are taken of a public stage to see how fast it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivateRun:
-    """One private release. `pace` is steps over expected batch: how a number of examples is spent,
-    settled on public data (docs/LOG.md). `unit` is "image", or the column that tells records apart.
-    """
-
-    name: str
-    epsilon: float
-    share: float
-    pace: float
-    unit: str = IMAGE
-
-    def sizes(self, examples: float, records: int) -> tuple[int, int]:
-        """Steps and expected batch for about so many examples, of so many records."""
-        most = max(1, min(MAX_BATCH, records // 4))
-        steps = max(2, round(math.sqrt(examples * self.pace)))
-        batch = min(most, max(1, round(examples / steps)))
-        return max(steps, round(examples / batch)), batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """What is trained together. The shares are of the time; those of the runs come on top."""
-
-    name: str
-    private_set: str
-    public_set: str
-    preset: str
-    runs: tuple[PrivateRun, ...]
-    shares: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"tokenizer": 0.15, "upsampler": 0.15, "public": 0.3}
-    )
-
-    @property
-    def stages(self) -> dict[str, float]:
-        """Every stage in order, with its share."""
-        return self.shares | {run.name: run.share for run in self.runs}
-
-
-FAMILIES = {
-    "celeba": Family(
-        name="celeba",
-        private_set="celeba-train",
-        public_set="public-photos",
-        preset="photos-128",
-        runs=(
-            PrivateRun(name="eps-10", epsilon=10.0, share=0.1, pace=160 / 4096),
-            PrivateRun(name="eps-1", epsilon=1.0, share=0.08, pace=48 / 4096),
-            PrivateRun(name="eps-3", epsilon=3.0, share=0.08, pace=80 / 4096),
-            PrivateRun(name="eps-inf", epsilon=math.inf, share=0.08, pace=160 / 4096),
-            PrivateRun(
-                name="person-eps-10", epsilon=10.0, share=0.06, pace=160 / 4096, unit="person"
-            ),
-        ),
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,64 +89,14 @@ def train_family(
     """
     ranks = ranks or Ranks()
     with locked(folder if ranks.leads else None):
-        budget = _Budget(folder, out, 60 * minutes, ranks, clock)
-        work = _Work(family, source, out, folder, budget, ranks)
+        work = _Work(family, source, out, folder, 60 * minutes, ranks, clock)
         for stage in family.stages:
-            if not (out / stage / "config.json").exists():
+            if not work.is_there(stage):
                 yield from work.run(stage)
 
 
-class _Budget:
-    """The time that is left and the plans that were made, on disk."""
-
-    def __init__(
-        self,
-        folder: Path,
-        out: Path,
-        seconds: float,
-        ranks: Ranks,
-        clock: Callable[[], float],
-    ) -> None:
-        self._path, self._out = folder / "recipe.json", str(out.resolve())
-        self._seconds, self._ranks, self._clock = seconds, ranks, clock
-        if ranks.leads:
-            private_folder(folder)
-        kept = json.loads(self._path.read_text()) if self._path.exists() else {}
-        if kept and kept["out"] != self._out:
-            raise ValueError(
-                f"Expected out={kept['out']}, which the run in {folder} began with, found "
-                f"{self._out}; take another run folder."
-            )
-        self._before: float = kept.get("seconds", 0.0)
-        self.plans: dict[str, dict[str, Any]] = kept.get("plans", {})
-        self._started = clock()
-        ranks.wait()
-
-    @property
-    def spent(self) -> float:
-        return self._before + self._clock() - self._started
-
-    def of(self, stage: str, left: dict[str, float]) -> float:
-        """The seconds of a stage: its share of what is left, among the stages `left`."""
-        seconds = max(0.0, self._seconds - self.spent) * left[stage] / sum(left.values())
-        return self._ranks.agree(seconds)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Work that does not count."""
-        started = self._clock()
-        yield
-        self._before -= self._clock() - started
-
-    def save(self) -> None:
-        if self._ranks.leads:
-            values = {"out": self._out, "seconds": self.spent, "plans": self.plans}
-            with whole(self._path, private=True) as partial:
-                partial.write_text(json.dumps(values, indent=1) + "\n")
-
-
 class _Work:
-    """The stages of one family, each by a method of its name; private runs by `_private`."""
+    """The stages of one family, with the plans that were made and the time that was spent."""
 
     def __init__(
         self,
@@ -213,141 +104,129 @@ class _Work:
         source: Source,
         out: Path,
         folder: Path,
-        budget: _Budget,
+        seconds: float,
         ranks: Ranks,
+        clock: Callable[[], float],
     ) -> None:
         self._family, self._source, self._out, self._folder = family, source, out, folder
-        self._budget, self._ranks = budget, ranks
-        self._preset = get_preset(family.preset)
+        self._seconds, self._ranks, self._clock = seconds, ranks, clock
+        self._preset, self._kept = get_preset(family.preset), folder / "recipe.json"
+        kept = json.loads(self._kept.read_text()) if self._kept.exists() else {}
+        if kept and kept["out"] != str(out.resolve()):
+            raise ValueError(
+                f"Expected out={kept['out']}, which the run in {folder} began with, found {out}; "
+                "take another run folder."
+            )
+        self._before: float = kept.get("seconds", 0.0)
+        self._plans: dict[str, dict[str, Any]] = kept.get("plans", {})
+        self._started = clock()
+        ranks.wait()
+
+    def is_there(self, stage: str) -> bool:
+        return (self._out / stage / "config.json").exists()
 
     def run(self, stage: str) -> Iterator[Report]:
         """One stage to its end."""
-        started = self._budget.spent
-        steps = {
-            "tokenizer": self._tokenizer,
-            "upsampler": self._upsampler,
-            "public": self._public,
-        }.get(stage) or (lambda: self._private(self._run_named(stage)))
-        for progress in steps():
+        started, public = self._spent, stage in self._family.shares
+        steps = getattr(self, f"_{stage}")() if public else self._private(stage)
+        for progress in steps:
             own = stage if progress.stage == "training" else progress.stage
             yield Report(stage=own, step=progress.step, steps=progress.steps)
             if own == stage:
-                self._budget.save()
+                self._save()
         self._ranks.wait()
-        done = dict(self._budget.plans[stage])
-        if stage in self._family.shares:  # how long a private run takes is private, a little
-            done["seconds"] = self._budget.spent - started
+        done = dict(self._plans[stage])
+        if public:  # how long a private run takes is private, a little
+            done["seconds"] = self._spent - started
         yield Report(stage=stage, step=done["steps"], steps=done["steps"], done=done)
-        self._budget.save()
+        self._save()
 
-    def _run_named(self, name: str) -> PrivateRun:
-        return next(run for run in self._family.runs if run.name == name)
+    @property
+    def _spent(self) -> float:
+        return self._before + self._clock() - self._started
 
-    def _seconds(self, stage: str) -> float:
-        left = {
-            name: share
-            for name, share in self._family.stages.items()
-            if name == stage or not (self._out / name / "config.json").exists()
-        }
-        return MARGIN * self._budget.of(stage, left)
+    def _time_for(self, stage: str) -> float:
+        """The seconds of a stage: its share of what is left, among the stages that are left."""
+        shares = self._family.stages
+        left = sum(shares[name] for name in shares if name == stage or not self.is_there(name))
+        seconds = max(0.0, self._seconds - self._spent) * shares[stage] / left
+        return MARGIN * self._ranks.agree(seconds)
 
-    def _planned(self, stage: str, plan: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The plan of a stage: the one that it began with, or a new one."""
-        if stage not in self._budget.plans:
-            self._budget.plans[stage] = plan()
-            self._budget.save()
-        return self._budget.plans[stage]
+    def _save(self) -> None:
+        if self._ranks.leads:
+            values = {"out": str(self._out.resolve()), "seconds": self._spent, "plans": self._plans}
+            with whole(self._kept, private=True) as partial:
+                partial.write_text(json.dumps(values, indent=1) + "\n")
 
-    def _public_steps(
-        self, stage: str, rehearse: Callable[[int], Iterator[Progress]], batch: int
-    ) -> dict[str, Any]:
-        """A plan for a public stage, from a few steps of a copy."""
+    def _fitted(
+        self, stage: str, settings: S, train: Callable[[S, bool], Iterator[Progress]]
+    ) -> Iterator[Progress]:
+        """Train a public stage for as many steps as its time allows, or as it began with.
 
-        def plan() -> dict[str, Any]:
-            moments = [time.monotonic() for _ in rehearse(REHEARSED)]
+        `train` takes settings, and whether they are for a few steps of a copy, which tell how fast
+        the stage is.
+        """
+        if stage not in self._plans:
+            moments = [time.monotonic() for _ in train(_with(settings, REHEARSED, every=1), True)]
             step = (moments[-1] - moments[1]) / (len(moments) - 2)
-            seconds = self._seconds(stage)
-            steps = max(REHEARSED, int(self._ranks.agree(seconds / step)))
-            return {"steps": steps, "batch": batch, "examples_a_second": batch / step}
-
-        return self._planned(stage, plan)
+            steps = max(REHEARSED, int(self._ranks.agree(self._time_for(stage) / step)))
+            rate = settings.batch / step
+            self._plans[stage] = {
+                "steps": steps, "batch": settings.batch, "examples_a_second": rate
+            }  # fmt: skip
+            self._save()
+        return train(_with(settings, self._plans[stage]["steps"]), False)
 
     def _tokenizer(self) -> Iterator[Progress]:
-        size = self._preset.tokenizer.coarse_size
-        images_NCHW = yield from self._source.coarse(size)
-        settings = self._preset.tokenizer_training
-
-        def rehearse(steps: int) -> Iterator[Progress]:
-            short = dataclasses.replace(
-                settings, steps=steps, foresee_steps=steps, warmup=1, report_every=1
-            )
-            tokenizer = new_tokenizer(self._preset.tokenizer)
-            return train_tokenizer(tokenizer, images_NCHW[:500], short, self._ranks)
-
-        plan = self._public_steps("tokenizer", rehearse, settings.batch)
-        torch.manual_seed(settings.seed)
+        images_NCHW = yield from self._source.coarse(self._preset.tokenizer.coarse_size)
+        torch.manual_seed(self._preset.tokenizer_training.seed)
         tokenizer = new_tokenizer(self._preset.tokenizer)
-        foresee_steps = min(settings.foresee_steps, plan["steps"] // 4)
-        own: TokenizerTraining = dataclasses.replace(
-            settings,
-            steps=plan["steps"] - foresee_steps,
-            foresee_steps=foresee_steps,
-            warmup=min(settings.warmup, plan["steps"] // 4),
-        )
-        yield from train_tokenizer(tokenizer, images_NCHW, own, self._ranks)
+
+        def train(settings: TokenizerTraining, rehearsed: bool) -> Iterator[Progress]:
+            if rehearsed:
+                copied = copy.deepcopy(tokenizer)
+                return train_tokenizer(copied, images_NCHW[:500], settings, self._ranks)
+            return train_tokenizer(tokenizer, images_NCHW, settings, self._ranks)
+
+        yield from self._fitted("tokenizer", self._preset.tokenizer_training, train)
         if self._ranks.leads:
             save_tokenizer(self._out / "tokenizer", tokenizer.cpu())
 
     def _upsampler(self) -> Iterator[Progress]:
         tokenizer = load_tokenizer(self._out / "tokenizer")
-        settings = self._preset.superresolution_training
-        size = self._preset.image_size
-        images_NCHW = yield from self._source.images(size, settings.images)
-        torch.manual_seed(settings.seed)
+        own = self._preset.superresolution_training
+        images_NCHW = yield from self._source.images(self._preset.image_size, own.images)
+        torch.manual_seed(own.seed)
         model = SuperResolution(self._preset.superresolution)
 
-        def rehearse(steps: int) -> Iterator[Progress]:
-            short = dataclasses.replace(settings, steps=steps, warmup=1, report_every=1)
-            return train_superresolution(
-                copy.deepcopy(model), tokenizer, images_NCHW, short, self._ranks
-            )
+        def train(settings: SuperResolutionTraining, rehearsed: bool) -> Iterator[Progress]:
+            trained = copy.deepcopy(model) if rehearsed else model
+            state = None if rehearsed else self._folder / "upsampler"
+            given = (tokenizer, images_NCHW, settings, self._ranks, state)
+            return train_superresolution(trained, *given)
 
-        plan = self._public_steps("upsampler", rehearse, settings.batch)
-        own: SuperResolutionTraining = dataclasses.replace(
-            settings, steps=plan["steps"], warmup=min(settings.warmup, plan["steps"] // 4)
-        )
-        state = self._folder / "upsampler"
-        yield from train_superresolution(model, tokenizer, images_NCHW, own, self._ranks, state)
+        yield from self._fitted("upsampler", own, train)
         if self._ranks.leads:
             save_superresolution(self._out / "upsampler", model.cpu())
 
     def _public(self) -> Iterator[Progress]:
-        folder = self._out / "tokenizer"
+        folder, own = self._out / "tokenizer", self._preset.pretraining
         tokenizer, encoder = load_tokenizer(folder), self._source.encoder
         examples = yield from self._source.public_examples(tokenizer)
-        settings = self._preset.pretraining
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(own.seed)
         model = self._preset.new_model(tokenizer, encoder)
         compiled = self._ranks.device.type == "cuda"
 
-        def rehearse(steps: int) -> Iterator[Progress]:
-            short = dataclasses.replace(settings, steps=steps, warmup=1, report_every=1)
-            return pretrain(
-                copy.deepcopy(model), examples, short, None, self._ranks, compiled=compiled
-            )
+        def train(settings: Pretraining, rehearsed: bool) -> Iterator[Progress]:
+            trained = copy.deepcopy(model) if rehearsed else model
+            state = None if rehearsed else self._folder / "public"
+            return pretrain(trained, examples, settings, state, self._ranks, compiled=compiled)
 
-        plan = self._public_steps("public", rehearse, settings.batch)
-        flops = training_flops(model)
-        plan |= {"share_of_peak": flops * plan["examples_a_second"] / matrix_flops(self._ranks)}
-        steps: int = plan["steps"]
-        own: Pretraining = dataclasses.replace(
-            settings,
-            steps=steps,
-            warmup=min(settings.warmup, steps // 4),
-            save_every=max(1, min(settings.save_every, steps // 10)),
-        )
-        state = self._folder / "public"
-        yield from pretrain(model, examples, own, state, self._ranks, compiled=compiled)
+        steps = self._fitted("public", own, train)
+        plan = self._plans["public"]
+        of_peak = training_flops(model) * plan["examples_a_second"] / matrix_flops(self._ranks)
+        plan["share_of_peak"] = of_peak
+        yield from steps
         if self._ranks.leads:
             card = PrivacyCard.from_ledger(
                 Ledger(),
@@ -367,79 +246,67 @@ class _Work:
             )
             save_release(self._out / "public", release, tokenizer_folder=folder)
 
-    def _plan_private(self, model: WaveletGPT) -> None:
+    def _plan_private(self) -> None:
         """Plan every private run that is left, before any private record is read."""
-        left = [run for run in self._family.runs if run.name not in self._budget.plans]
+        left = [run for run in self._family.runs if run.name not in self._plans]
         if not left:
             return
-        sizes_B = (self._preset.finetuning.micro_batch, *MICRO_BATCHES[self._ranks.device.type])
+        model, own = load_public(self._out / "public").model, self._preset.finetuning
         rates = {
             size: self._ranks.agree(
-                private_rate(
-                    model,
-                    dataclasses.replace(self._preset.finetuning, micro_batch=size),
-                    self._ranks,
-                )
+                private_rate(model, dataclasses.replace(own, micro_batch=size), self._ranks)
             )
-            for size in sizes_B
+            for size in (own.micro_batch, *MICRO_BATCHES[self._ranks.device.type])
         }
         micro_batch = max(rates, key=lambda size: rates[size])
         rate = rates[micro_batch]
-        public = self._budget.plans.get("public", {}).get("examples_a_second")
-        seconds = {run.name: self._seconds(run.name) for run in left}
+        public = self._plans.get("public", {}).get("examples_a_second")
+        seconds = {run.name: self._time_for(run.name) for run in left}
         for run in left:
-            records, delta = self._records_of(run), default_delta(len(self._source.private))
+            records = count_units(self._source.private, run.unit)
             if (examples := seconds[run.name] * rate) < micro_batch:
                 raise ValueError(
                     f"Expected time for more than {examples:.0f} examples of {run.name}, which is "
                     f"not even a micro-batch of {micro_batch}; give more minutes."
                 )
             steps, batch = run.sizes(examples, records)
-            sizes: dict[str, Any] = {
-                "records": records,
-                "batch_size": batch,
-                "steps": steps,
-                "delta": delta,
-                "max_grad_norm": MAX_GRAD_NORM,
-            }
-            plan = (
-                PrivacyPlan(**sizes, noise_multiplier=0.0)
-                if run.epsilon == math.inf
-                else PrivacyPlan.calibrated(**sizes, target_epsilon=run.epsilon)
+            plan = PrivacyPlan(
+                records=records,
+                batch_size=batch,
+                steps=steps,
+                delta=default_delta(len(self._source.private)),
+                max_grad_norm=MAX_GRAD_NORM,
+                noise_multiplier=0.0,
             )
-            self._budget.plans[run.name] = {
+            if run.epsilon != math.inf:
+                sizes = dataclasses.asdict(plan)
+                del sizes["noise_multiplier"]
+                plan = PrivacyPlan.calibrated(**sizes, target_epsilon=run.epsilon)
+            self._plans[run.name] = {
                 "steps": steps,
                 "micro_batch": micro_batch,
                 "examples_a_second": rate,
                 "private_over_non_private": public and public / rate,
                 "plan": dataclasses.asdict(plan),
             }
-        self._budget.save()
+        self._save()
 
-    def _records_of(self, run: PrivateRun) -> int:
-        if run.unit == "image":
-            return len(self._source.private)
-        return int(self._source.groups(run.unit).max()) + 1
-
-    def _private(self, run: PrivateRun) -> Iterator[Progress]:
-        base, source = load_public(self._out / "public"), self._source
-        self._plan_private(base.model)
-        with self._budget.paused():
-            yield from encode_records(source.private, source.encoder, base.tokenizer, source.cache)
-        plan, settings = self._budget.plans[run.name], self._preset.finetuning
-        planned = PrivacyPlan(**plan["plan"])
-        own = dataclasses.replace(
-            settings,
-            warmup=min(settings.warmup, planned.steps // 4),
-            micro_batch=plan["micro_batch"],
-        )
+    def _private(self, name: str) -> Iterator[Progress]:
+        self._plan_private()
+        source, started = self._source, self._clock()
+        tokenizer = load_tokenizer(self._out / "tokenizer")
+        yield from encode_records(source.private, source.encoder, tokenizer, source.cache)
+        self._before -= self._clock() - started  # it comes on top of the budget
+        run = next(run for run in self._family.runs if run.name == name)
+        plan, own = self._plans[name], self._preset.finetuning
+        warmup = min(own.warmup, plan["steps"] // 4)
         for report in train_private(
             source.private,
-            planned,
-            out=self._out / run.name,
-            folder=self._folder / run.name,
+            PrivacyPlan(**plan["plan"]),
+            out=self._out / name,
+            folder=self._folder / name,
             base=self._out / "public",
-            settings=own,
+            settings=dataclasses.replace(own, warmup=warmup, micro_batch=plan["micro_batch"]),
             unit=run.unit,
             called=self._family.private_set,
             target_epsilon=None if run.epsilon == math.inf else run.epsilon,
@@ -451,3 +318,16 @@ class _Work:
         ):
             if isinstance(report, Progress) and report.stage == "training":
                 yield report
+
+
+def _with(settings: S, steps: int, every: int | None = None) -> S:
+    """The settings for so many steps in all, with reports and warm-up that suit them."""
+    changed: dict[str, Any] = {"steps": steps, "warmup": min(settings.warmup, max(1, steps // 4))}
+    if every:
+        changed["report_every"] = every
+    if isinstance(settings, TokenizerTraining):
+        foresee = min(settings.foresee_steps, max(1, steps // 4))
+        changed |= {"foresee_steps": foresee, "steps": steps - (0 if every else foresee)}
+    elif isinstance(settings, Pretraining):
+        changed["save_every"] = max(1, min(settings.save_every, steps // 10))
+    return dataclasses.replace(settings, **changed)
