@@ -65,7 +65,7 @@ def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> No
     }
     assert not any(re.search(r"(^|/)(run|runs|tests|state|begun|\.git)(/|$)", f) for f in files)
     assert {Path(file).suffix for file in files} <= {
-        "", ".md", ".css", ".jinja", ".txt", ".py", ".json", ".png", ".safetensors",
+        "", ".md", ".css", ".jinja", ".typed", ".txt", ".py", ".json", ".png", ".safetensors",
     }  # fmt: skip
     beside = {file for file in files if file.startswith(("docs/", "examples/"))}
     assert beside == {file for file in space_module.FILES if "/" in file}

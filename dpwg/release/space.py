@@ -35,7 +35,7 @@ FILES = (
     *(f"docs/results/membership/faces-eps-{name}.json" for name in ("1", "3", "10", "inf")),
 )
 """What the app runs on and shows beside the package, file by file: what else lies there stays."""
-KINDS = ("py", "json", "md", "css", "jinja")
+KINDS = ("py", "typed", "json", "md", "css", "jinja")
 """Files of the package."""
 LARGE = "".join(
     f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("safetensors", "png")
