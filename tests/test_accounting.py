@@ -236,13 +236,14 @@ def test_no_noise_and_far_too_many_steps_are_no_bound(run):
         [{"sampling_rate": 0.02, "noise_multiplier": 1.0, "steps": 10**8}],
         [{"sampling_rate": 0.02, "noise_multiplier": 1.0, "steps": 10**12}],
         [{"sampling_rate": 0.02, "noise_multiplier": 1.0, "steps": MAX_STEPS}] * 2,
+        [{"sampling_rate": 0.02, "noise_multiplier": 1.0, "steps": 9, "lost": MAX_STEPS}],
         [{"sampling_rate": 0.02, "noise_multiplier": 1 + i / 300, "steps": 1} for i in range(300)],
     ],
 )
 def test_a_ledger_that_would_hang_its_reader_is_refused_at_once(data):
     started = time.perf_counter()
     with pytest.raises(ValueError, match="steps"):
-        Ledger.from_json(data).pld_epsilon(DELTA)
+        Ledger.from_json(data)
     assert time.perf_counter() - started < 1
 
 
@@ -292,8 +293,6 @@ def test_delta_must_be_below_one_record_in_all_of_them(records: int):
 def test_the_usual_delta_is_a_tenth_of_one_over_the_records_and_1e_5_at_most():
     deltas = [default_delta(records) for records in (1, 200, 10_000, 50_000)]
     assert deltas == pytest.approx([1e-5, 1e-5, 1e-5, 2e-6])
-    with pytest.raises(ValueError, match="records=0"):
-        default_delta(0)
 
 
 # Ledgers

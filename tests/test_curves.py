@@ -44,9 +44,6 @@ def test_nothing_seen_leaves_guessing_and_no_noise_no_bound():
     assert max_true_positive_rates(Ledger(), RATES) == RATES
     for run in ((0.02, 0.0, 1), (1.0, 0.1, 500), (1.0, 0.1, 100_000)):
         assert max_true_positive_rates(ledger_of(run), RATES) == [1.0] * len(RATES)
-    for rate in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="false_positive_rates"):
-            max_true_positive_rates(Ledger(), [rate])
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
@@ -95,6 +92,6 @@ def test_epsilon_over_steps_meets_the_figure_to_show(rate, noise, steps):
 def test_epsilon_without_noise_is_no_bound_and_bad_values_are_refused():
     good = {"sampling_rate": 0.1, "noise_multiplier": 0.0, "delta": 1e-5, "steps": [0, 5]}
     assert epsilon_over_steps(**good) == [0.0, math.inf]
-    for change in ({"delta": 0.0}, {"delta": math.nan}, {"sampling_rate": 2.0}, {"steps": [-1]}):
+    for change in ({"delta": 0.0}, {"delta": math.nan}, {"sampling_rate": 2.0}):
         with pytest.raises(ValueError, match=f"Expected {next(iter(change))}="):
             epsilon_over_steps(**good | change)

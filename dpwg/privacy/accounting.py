@@ -148,11 +148,12 @@ class Ledger:
     def from_json(cls, data: Any) -> Self:
         """Inverse of `to_json`. Raises ValueError for any other shape, key, type or range."""
         try:
-            if isinstance(data, list):
-                return cls(entries=[LedgerEntry(**entry) for entry in data])
+            given = data if isinstance(data, list) else [data]
+            ledger = cls(entries=[LedgerEntry(**entry) for entry in given])
         except TypeError as error:
-            raise ValueError(f"Expected ledger={data!r:.200} to hold entries: {error}.") from error
-        raise ValueError(f"Expected ledger={data!r:.200} as a list of entries.")
+            raise ValueError(f"Expected ledger={data!r:.200} to be entries: {error}.") from error
+        _ = ledger.begun.runs  # not too many
+        return ledger
 
 
 def compose(ledgers: Iterable[Ledger]) -> Ledger:
@@ -253,10 +254,8 @@ def rounded_up(value: float, digits: int = 5) -> float:
 
 
 def default_delta(records: int) -> float:
-    """A tenth of 1 / records, and 1e-5 at most; ValueError where there are none."""
-    if records < 1:
-        raise ValueError(f"Expected records={records} >= 1.")
-    return min(0.1 / records, 1e-5)
+    """A tenth of 1 / records, and 1e-5 at most."""
+    return min(0.1 / max(records, 1), 1e-5)
 
 
 def check_delta(delta: float, *, records: int) -> None:

@@ -54,8 +54,6 @@ def max_true_positive_rates(ledger: Ledger, false_positive_rates: Sequence[float
     keeps: nowhere above that of a single pair. No steps leave only guessing.
     """
     rates = np.asarray(false_positive_rates, dtype=np.float64)
-    if not ((rates >= 0) & (rates <= 1)).all():  # false for NaN too
-        raise ValueError(f"Expected false_positive_rates={false_positive_rates} in [0, 1].")
     if not (runs := ledger.runs):
         return rates.tolist()
     pairs = _pairs(runs)
@@ -96,8 +94,6 @@ def epsilon_over_steps(
         sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, steps=max(1, *steps)
     )
     runs = Ledger(entries=[longest]).runs
-    if min(steps) < 0:
-        raise ValueError(f"Expected steps={steps} >= 0.")
     if is_unbounded(runs):
         return [math.inf if count else 0.0 for count in steps]
     one = _one_step(*runs[0][:2], _interval(runs))

@@ -97,10 +97,13 @@ def trainable_layers(model: nn.Module) -> dict[str, nn.Module]:
         if _is_one_layer(module):
             own = trained_parameters(module)
             within_pairs.update(module.modules())
-        elif own:
-            _check_supported(name, module, own)
-        else:
+        elif not own:
             continue
+        elif reason := _without_rule(module, own):
+            raise ValueError(
+                f"Expected a rule for the gradients of {name or 'the model'!r}: {reason} "
+                f"({', '.join(sorted(own))}); freeze it, or build it from what has rules."
+            )
         for parameter in own.values():
             if id(parameter) in owners:
                 raise ValueError(
@@ -127,26 +130,18 @@ def _is_one_layer(module: nn.Module) -> bool:
     )
 
 
-def _check_supported(name: str, module: nn.Module, own: dict[str, nn.Parameter]) -> None:
-    """Refuse a module whose trainable parameters have no rule."""
+def _without_rule(module: nn.Module, own: dict[str, nn.Parameter]) -> str:
+    """Why a module's trainable parameters have no rule; empty where they have."""
     if type(module) not in RULES:
-        raise ValueError(
-            f"Expected the trainable parameters {sorted(own)} of {name or 'the model'!r} to "
-            f"belong to Linear, LayerNorm or Embedding, found {type(module).__name__}; freeze "
-            "them or build the layer from those."
-        )
+        return f"it is {type(module).__name__}, no Linear, LayerNorm or Embedding"
     if not own.keys() <= {"weight", "bias"}:
-        raise ValueError(
-            f"Expected a weight and a bias in {name!r}, found {sorted(own)}; remove the "
-            "reparametrization."
-        )
+        return "it has other parameters than a weight and a bias"
     if len(own) < len(list(module.parameters(recurse=False))):
-        raise ValueError(f"Expected all parameters of {name!r} trainable or none; freeze both.")
+        return "some of its parameters are frozen"
     if isinstance(module, nn.Embedding) and (
         module.padding_idx is not None or module.max_norm is not None or module.scale_grad_by_freq
     ):
-        raise ValueError(
-            f"Expected no padding_idx, max_norm or scale_grad_by_freq in {name!r}; remove it."
-        )
+        return "it has padding_idx, max_norm or scale_grad_by_freq"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
-        raise ValueError(f"Expected {name!r} to normalize one dimension; flatten the others.")
+        return "it normalizes several dimensions"
+    return ""
