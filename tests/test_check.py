@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from dpwg.cli import main
-from dpwg.method.encoders import default_encoder
-from dpwg.training.examples import Examples, encode_texts
+from dpwg.training.examples import Examples
 
 
 def picture(shade: int, size: tuple[int, int] = (16, 12)) -> bytes:
@@ -99,7 +98,14 @@ def test_captions_whose_end_is_not_read_are_counted(capsys, folder: Path) -> Non
 
 
 def test_a_run_counts_the_captions_that_it_cuts() -> None:
-    encoded = encode_texts(["a face", "word " * 60, "a face"], [1, 2], default_encoder())
+    encoded = {
+        "tokens": torch.zeros(45, 8),
+        "length": torch.tensor([5, 40]),
+        "row": torch.tensor([0, 1, 0]),
+        "count": torch.tensor([1, 2]),
+        "empty_states": torch.zeros(40, 8),
+        "empty_mask": torch.arange(40) < 2,
+    }
     examples = Examples(encoded, {"codes_0": torch.zeros(2, 4, 2, dtype=torch.int16)})
     assert (len(examples), examples.cut) == (2, 1)
 

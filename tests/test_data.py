@@ -17,7 +17,7 @@ from dpwg.data.faces import face
 from dpwg.data.public import public_image
 from dpwg.data.records import MAX_CAPTION_CHARACTERS, Record
 from dpwg.data.sets import SPLITS
-from dpwg.training.examples import coarse_batches
+from dpwg.training.encodings import coarse_batches
 
 COUNT = 5
 make_face = functools.partial(face, "train")
