@@ -53,6 +53,11 @@ FAMILIES: dict[str, tuple[type[Config], Callable[[Any], WaveletGPT]]] = {
 its model. A release without the entry is of the first."""
 _CARD = "privacy_card.json"
 _MODEL_FLOAT32 = ("codebook_",)
+_LISTED = (
+    *("epsilon", "delta", "accountant", "steps", "sampling_rate", "noise_multiplier"),
+    *("max_grad_norm", "records", "dataset"),
+)
+"""What of a card a listing shows, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,15 +250,7 @@ def describe(name: str) -> dict[str, Any]:
         parameters = sum(p.numel() for p in make(sizes).parameters())
     return {
         "name": name,
-        "epsilon": card.epsilon,
-        "delta": card.delta,
-        "accountant": card.accountant,
-        "steps": card.steps,
-        "sampling_rate": card.sampling_rate,
-        "noise_multiplier": card.noise_multiplier,
-        "max_grad_norm": card.max_grad_norm,
-        "records": card.records,
-        "dataset": card.dataset,
+        **{figure: getattr(card, figure) for figure in _LISTED},
         "parameters": parameters,
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }
