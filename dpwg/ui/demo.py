@@ -21,15 +21,14 @@ from dpwg.ui.runs import Run
 from dpwg.ui.train import build_train, train_tab_is_on
 
 HEADING = """# DP-Wavelet
-Pictures from a caption, coarse to fine. Only the **coarse picture** comes from a model that was
-trained on sensitive pictures, under its checkpoint's privacy guarantee; every finer detail is
-invented by a **public model** from what that one releases. What the public model knew before, the
-guarantee does not cover."""
+Pictures from a caption, from coarse to fine. Only the **coarse picture** comes from a model that
+was trained on sensitive pictures, under its checkpoint's privacy guarantee. Every finer detail is
+invented by a **public model**, and the guarantee does not cover what that one already knew."""
 NO_CHECKPOINT = """### There is no checkpoint yet
 
-None was found in `{root}`. Make the first with `python -m dpwg data`, `python -m dpwg tokenizer`
-and `python -m dpwg pretrain`, a private one with `python -m dpwg finetune`; or let
-`DPWG_CHECKPOINTS` name a folder that holds some. Then start this page again."""
+None was found in `{root}`. Make a public one with `python -m dpwg data`, `python -m dpwg tokenizer`
+and `python -m dpwg pretrain`, then a private one with `python -m dpwg finetune`; or set
+`DPWG_CHECKPOINTS` to a folder that holds some. Then start this page again."""
 
 
 def build_demo() -> gr.Blocks:
