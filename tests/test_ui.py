@@ -296,12 +296,12 @@ def test_programs_train_and_draw_with_what_is_theirs(app, image_folder, tmp_path
     for api_name in ("/train", "/stop"):
         with pytest.raises(Exception, match=r"Make a plan|Nothing of yours"):
             other.predict(api_name=api_name)
-    status, *_, files, card = visitor.predict(api_name="/train")
+    status, *_, files, _ = visitor.predict(api_name="/train")
     assert "2 of 2 steps" in status
-    assert "your-upload" in card
     with zipfile.ZipFile(files[0]) as archive:
         archive.extractall(tmp_path / "home")
-    assert load_card(tmp_path / "home").steps == 2
+    card = load_card(tmp_path / "home")
+    assert (card.records, card.steps) == (12, 2)
     with pytest.raises(Exception, match="There is no result yet"):
         other.predict("A person", 1, api_name="/draw")
     assert "seed 1 for all" in visitor.predict("A person", 1, api_name="/draw")[-1]
