@@ -18,7 +18,8 @@ from dpwg.ui.limits import KEPT_SECONDS
 from dpwg.ui.own import offer_after
 from dpwg.ui.privacy import build_privacy
 from dpwg.ui.runs import Run
-from dpwg.ui.train import build_train, train_tab_is_on
+from dpwg.ui.train import train_tab_is_on
+from dpwg.ui.train_page import build_train
 
 HEADING = """# DP-Wavelet
 Pictures from a caption, from coarse to fine. Only the **coarse picture** comes from a model that
