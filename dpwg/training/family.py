@@ -50,7 +50,6 @@ S = TypeVar("S", TokenizerTraining, SuperResolutionTraining, Pretraining)
 
 MARGIN = 0.92
 """The part of a stage's time that is planned for: a machine's speed drifts."""
-MAX_GRAD_NORM = 0.1
 MICRO_BATCHES: dict[str, tuple[int, ...]] = {"cpu": (), "cuda": (256, 1024)}
 """Micro-batches tried beside the preset's; nothing but speed and memory depends on them."""
 REHEARSED = 6
@@ -269,21 +268,9 @@ class _Work:
                     f"Expected time for more than {examples:.0f} examples of {run.name}, which is "
                     f"not even a micro-batch of {micro_batch}; give more minutes."
                 )
-            steps, batch = run.sizes(examples, records)
-            plan = PrivacyPlan(
-                records=records,
-                batch_size=batch,
-                steps=steps,
-                delta=default_delta(len(self._source.private)),
-                max_grad_norm=MAX_GRAD_NORM,
-                noise_multiplier=0.0,
-            )
-            if run.epsilon != math.inf:
-                sizes = dataclasses.asdict(plan)
-                del sizes["noise_multiplier"]
-                plan = PrivacyPlan.calibrated(**sizes, target_epsilon=run.epsilon)
+            plan = run.plan(examples, records, default_delta(len(self._source.private)))
             self._plans[run.name] = {
-                "steps": steps,
+                "steps": plan.steps,
                 "micro_batch": micro_batch,
                 "examples_a_second": rate,
                 "private_over_non_private": public and public / rate,

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from dpwg.config import MINILM, ModelConfig, SuperResolutionConfig, TokenizerConfig
 from dpwg.method.captions import TextEncoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.transformer import WaveletGPT
+from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.training.private import Finetuning
 from dpwg.training.public_model import Pretraining
 from dpwg.training.tokenizer import TokenizerTraining
@@ -25,6 +27,7 @@ from dpwg.training.upsampler import SuperResolutionTraining
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER
 
 MAX_BATCH = 8192
+MAX_GRAD_NORM = 0.1
 _DOUBLED_TWICE = SuperResolutionConfig()
 
 
@@ -164,6 +167,20 @@ class PrivateRun:
         steps = max(2, round(math.sqrt(examples * self.pace)))
         batch = min(most, max(1, round(examples / steps)))
         return max(steps, round(examples / batch)), batch
+
+    def plan(self, examples: float, records: int, delta: float) -> PrivacyPlan:
+        """The plan that spends about so many examples, with the least noise for its epsilon."""
+        steps, batch = self.sizes(examples, records)
+        sizes: dict[str, Any] = {
+            "records": records,
+            "batch_size": batch,
+            "steps": steps,
+            "delta": delta,
+            "max_grad_norm": MAX_GRAD_NORM,
+        }
+        if self.epsilon == math.inf:
+            return PrivacyPlan(**sizes, noise_multiplier=0.0)
+        return PrivacyPlan.calibrated(**sizes, target_epsilon=self.epsilon)
 
 
 @dataclass(frozen=True, kw_only=True)
