@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """A progress bar on standard error, begun anew for every stage; or JSON lines instead.
+    """A progress bar on standard error, begun anew for every stage.
 
     Of several processes the leading one shows it. There is one bar at a time.
     """
@@ -28,15 +27,12 @@ class Bars:
     _bar: ClassVar[Any] = None
     _stage: ClassVar[str] = ""
 
-    def __init__(self, ranks: Ranks | None = None, *, lines: bool = False) -> None:
-        self._leads, self._lines = ranks is None or ranks.leads, lines
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._leads = ranks is None or ranks.leads
 
     def __call__(self, stage: str, done: int, total: int, **facts: Any) -> None:
         """Show how many of a stage are done, and in all."""
         if not self._leads:
-            return
-        if self._lines:
-            print_line({"stage": stage, "done": done, "total": total, **facts})
             return
         if Bars._bar is None or Bars._stage != stage:
             Bars.close()
@@ -76,8 +72,6 @@ class Bars:
 
         if report.stage != "training":
             self(report.stage, report.step, report.steps)
-        elif self._lines and self._leads:
-            print_line(asdict(report))
         else:
             private = report.gradient_norm is not None
             shown = {"private loss" if private else "loss": f"{report.loss:.4f}"}

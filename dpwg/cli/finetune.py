@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dpwg.cli.console import Bars, print_line, warn
+from dpwg.cli.console import Bars, warn
 from dpwg.cli.options import (
     SHIPPED_PRESET,
     Data,
@@ -46,7 +46,6 @@ def finetune(
     whole: bool = False,
     run_folder: Path | None = None,
     resume: bool = False,
-    reports: bool = False,
     out: Path | None = None,
     called: str | None = None,
     plan: bool = False,
@@ -69,7 +68,6 @@ def finetune(
             in the checkpoints folder, only the adapter is written; it needs its base to load
         run_folder: private training state
         resume: go on with the run folder
-        reports: print a JSON line for every report instead of bars; its losses are private
         out: release folder
         called: the data set's name on the card, which is public; a folder's own name is not told
         plan: show noise, epsilon, memory and time; trains nothing, decodes no image but for
@@ -83,8 +81,7 @@ def finetune(
     from dpwg.training.recipe import UNNAMED, Note, Trained, count_units, train_private
 
     ranks = Ranks.from_environment(device)
-    bars = Bars(ranks, lines=reports)
-
+    bars = Bars(ranks)
     if noise_multiplier is not None and not noise_multiplier > 0:
         raise ValueError("Expected noise above 0; pass --epsilon inf to train without privacy.")
 
@@ -133,9 +130,7 @@ def finetune(
             if isinstance(report, Trained):
                 trained = report
             elif isinstance(report, Note):
-                if reports and ranks.leads:
-                    print_line({"stage": "note", "told": report.told})
-                elif ranks.leads:
+                if ranks.leads:
                     warn(report.told)
             else:
                 bars.show(report, "fine-tuning")
@@ -146,7 +141,7 @@ def finetune(
         ) from None
     if trained is None:
         return None
-    answer = {
+    return {
         "folder": str(out),
         "epsilon": trained.card.epsilon,
         "steps": trained.card.steps,
@@ -156,7 +151,6 @@ def finetune(
         "left_out": len(getattr(private, "left_out", ())),
         "private_encodings": str(cache_root() / "encoded"),
     }
-    return print_line({"stage": "release", **answer}) if reports else answer
 
 
 def _rehearse(
