@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from dpwg.data.grammar import (
     tiny_imagenet_captions,
     utkface_captions,
 )
-from dpwg.data.records import MAX_CAPTION_CHARACTERS
 
 Attributes = dict[str, bool]
 
@@ -40,9 +40,6 @@ LABELS = (
     "spiny lobster, langouste, rock lobster, crawfish",
     "sunglasses, dark glasses, shades",
     "guacamole",
-    "iPod",
-    "hourglass",
-    "abacus",
     "American lobster, Northern lobster, Maine lobster, Homarus americanus",
     "hog, pig, grunter, squealer, Sus scrofa",
     "European fire salamander, Salamandra salamandra",
@@ -50,26 +47,12 @@ LABELS = (
 
 
 def drawn_attributes(rng: random.Random) -> Attributes:
-    """As correlated as CelebA's: with contradictions, two hair colours, and colours under a hat."""
-
-    def share(woman: float, man: float) -> bool:
-        return rng.random() < (man if male else woman)
-
-    male, young = rng.random() < 0.42, rng.random() < 0.77
-    drawn: Attributes = {name: rng.random() < 0.25 for name in NAMES.split(",")}
-    drawn |= {"Male": male, "Young": young, "Bald": share(0.002, 0.08)}
-    drawn |= {name: rng.random() < p for name, p in zip(HAIR, (0.1, 0.06, 0.1, 0.02), strict=True)}
+    """Any of them, with contradictions and colours under a hat; hair and beards less at random."""
+    drawn = {name: rng.random() < 0.3 for name in NAMES.split(",")}
     if rng.random() < 0.6:
-        drawn[rng.choice(HAIR[:3] if young else HAIR)] = True
-    drawn |= {"Straight_Hair": rng.random() < 0.2, "Wavy_Hair": share(0.45, 0.15)}
-    drawn |= {"Bangs": share(0.2, 0.08), "Receding_Hairline": share(0.02, 0.15)}
-    drawn["No_Beard"] = not share(0.01, 0.4)
-    drawn |= {name: share(0.003, 0.05 if drawn["No_Beard"] else 0.4) for name in BEARDS}
-    drawn |= {"Eyeglasses": share(0.02, 0.13), "Wearing_Hat": share(0.03, 0.1)}
-    drawn |= {"Smiling": rng.random() < 0.5, "Wearing_Necktie": share(0.001, 0.17)}
-    drawn["Mouth_Slightly_Open"] = rng.random() < (0.77 if drawn["Smiling"] else 0.24)
-    drawn |= {"Heavy_Makeup": share(0.66, 0.002), "Wearing_Lipstick": share(0.8, 0.005)}
-    drawn |= {"Wearing_Earrings": share(0.32, 0.02), "Wearing_Necklace": share(0.2, 0.03)}
+        drawn |= dict.fromkeys(HAIR, False) | {rng.choice(HAIR): True}
+    if drawn["Male"] and rng.random() < 0.5:
+        drawn |= dict.fromkeys(BEARDS, False) | {"No_Beard": True}
     return drawn
 
 
@@ -156,39 +139,24 @@ def every_set() -> Iterator[tuple[str, ...]]:
         yield face("train", index).captions
 
 
-def test_ten_captions_follow_from_the_record_alone(people) -> None:
+def test_ten_captions_follow_from_the_record_alone_fit_the_encoder_and_judge_nobody(people) -> None:
     sets = list(every_set())
     assert sets == list(every_set())
     assert all(len(captions) == CAPTIONS for captions in sets)
+    assert sum(len(set(captions)) for captions in sets) >= 9.5 * len(sets)
     drawn, captions = people[5]
     assert celeba_captions(5, dict(reversed(drawn.items()))) == captions
     assert celeba_captions(6, drawn) != captions
-
-
-def test_captions_are_various_and_fit_the_encoder() -> None:
-    sets = list(every_set())
-    assert sum(len(set(captions)) for captions in sets) >= 9.5 * len(sets)
     for caption in (caption for captions in sets for caption in captions):
-        assert 0 < len(caption) <= MAX_CAPTION_CHARACTERS
-        assert len(caption.split()) < 30
+        assert 0 < len(caption.split()) < 30
         # Two of the encoder's 40 tokens are its marks.
         assert len(re.findall(r"\w+|[^\w\s]", caption)) <= 38, caption
-        assert not re.search(r"  | [,.]|[{}]|,,|\.\.", caption)
+        assert not re.search(r"  | [,.]|[{}]|,,|\.\.|^ | $", caption)
         assert not re.search(r"\ba (?=[aio])|\ban (?![aeiou81h])", caption.lower())
-        assert caption == caption.strip()
-
-
-def test_people_are_asked_for_in_few_words_and_in_many(people) -> None:
-    captions = [caption for _, own in people for caption in own]
-    words = [len(caption.split()) for caption in captions]
-    assert sum(len(set(own)) for _, own in people) >= 9.5 * len(people)
-    assert sum(count < 5 for count in words) > 0.04 * len(words)
-    assert sum(count > 18 for count in words) > 0.05 * len(words)
-    typed = [text for text in captions if text == text.lower() and text[-1] != "."]
-    assert 0.25 < len(typed) / len(captions) < 0.7
-    assert sum(bool(re.search("photo|portrait|picture", text.lower())) for text in captions) > 300
-    for word in ("guy", "lady", "grey", "no beard", "without glasses", "not smiling", "moustache"):
-        assert sum(word in text.lower() for text in captions) >= 3, word
+        plain = re.sub(r"years? old|-year-old", "", caption.lower())
+        assert not JUDGING.search(plain), caption
+    words = [len(caption.split()) for _, own in people for caption in own]
+    assert min(sum(n < 5 for n in words), sum(n > 18 for n in words)) > 0.03 * len(words)
 
 
 def test_every_claim_about_a_person_is_true(people) -> None:
@@ -224,101 +192,54 @@ def test_what_is_hidden_or_in_doubt_is_not_said(people) -> None:
             assert not re.search(rf"{NOT} make-?up", text)
 
 
-UNHEARD = re.compile(
-    r"\b(?:is|are) looking|(?:brown|black|dark|blonde?|gr[ae]y) (?:straight|wavy)\b|closeup|"
-    r"lipstick on|(?:has|have|with) lipstick|goatee beard|on (?:his|her) head|"
-    r"(?:has|have) (?:a |an )?(?:tie|necktie|hat(?! on)|no hat|no hair|no glasses|specs)\b|"
-    r"in (?:a hat|a tie|glasses) (?:smiling|not|looking)\b|around (?:his|her) neck|with no hat|"
-    r"no tie|without a (?:tie|smile)|\ba (?:cartoon )?face (?:that|who)|\bperson\b.*\b(?:he|she)\b|"
-    r"(?:young|older) (?:\S+ )?dude|(?<!older )(?<!elderly )gentleman|senior (?:wo)?man|"
-    r"\b(?:fe)?male (?:with|who|is)\b|of (?:about|around) \d|"
-    r"this is (?!a (?:photo|cartoon))|\bwearing [^,.]* not wearing\b"
+AGES = (
+    ("baby|infant", 1, 1),
+    ("toddler", 2, 3),
+    ("little|small", 1, 8),
+    ("boy|girl|kid|child", 1, 24),
+    ("teen|teenage|teenager", 13, 19),
+    (r"young (?:man|woman|guy|lady|male|female|adult|person)", 18, 39),
+    ("man|woman|guy|lady|gentleman|dude|adult", 18, 116),
+    ("middle-aged", 40, 59),
+    ("older", 45, 116),
+    ("elderly|senior", 65, 116),
 )
-DENIAL = re.compile(r"\b(?:no|not|without)\b|n't\b")
+DECADES = ("twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties")
+SAID_OF = {"man": "man|boy|guy|male|he|his", "woman": "woman|girl|lady|female|she|her"}
 
 
-def test_captions_are_worded_as_people_type(people) -> None:
-    captions = [caption for _, own in people for caption in own]
-    for caption in captions + [caption for own in every_set() for caption in own[1:]]:
-        assert not UNHEARD.search(caption.lower()), caption
-        for part in re.split("[,.]", caption):
-            assert part.count(" and ") < 3, caption
-            assert len(DENIAL.findall(part)) < 2, caption
-    for word in ("isn't", "who's", "she's", "he's", "doesn't", "straight brown hair"):
-        assert sum(word in caption.lower() for caption in captions) >= 3, word
-    for text, share in (("smile on h", 0.02), ("parted lips", 0.04), (r"\b(?:fe)?male\b", 0.04)):
-        assert sum(bool(re.search(text, caption)) for caption in captions) < share * len(captions)
-
-
-def test_nobody_is_judged() -> None:
-    for caption in (caption for captions in every_set() for caption in captions):
-        plain = re.sub(r"years? old|-year-old", "", caption.lower())
-        assert not JUDGING.search(plain), caption
-
-
-DECADES = ["twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties"]
-
-
-@pytest.mark.parametrize("gender", ["man", "woman"])
-def test_an_age_is_told_truly(gender: str) -> None:
+@pytest.mark.parametrize(("gender", "other"), [("man", "woman"), ("woman", "man")])
+def test_an_age_is_told_truly(gender: str, other: str) -> None:
     for age in range(1, 117):
         for caption in utkface_captions(age, age, gender):
-            text = caption.lower()
-            other = r"\b(?:wo)?(?:man|boy|guy|girl|lady|male|female|he|she|his|her)\b"
-            said = set(re.findall(other, text)) & (
-                {"woman", "girl", "lady", "female", "she", "her"}
-                if gender == "man"
-                else {"man", "boy", "guy", "male", "he", "his"}
-            )
-            assert not said, caption
-            for number in map(int, re.findall(r"\b\d+\b", text)):
-                about = re.search(rf"(?:about|around) {number}", text)
-                assert abs(number - age) <= (2 if about else 0), (age, caption)
-            for tens in map(int, re.findall(r"(\d0)s\b", text)):
-                assert age // 10 * 10 == tens, (age, caption)
+            text, told = caption.lower(), (age, caption)
+            assert not re.search(rf"\b(?:{SAID_OF[other]})\b", text), told
+            for about, number in re.findall(r"(about |around )?\b(\d+)\b", text):
+                assert abs(int(number) - age) <= (2 if about else 0), told
+            for tens in re.findall(r"(\d0)s\b", text):
+                assert age // 10 * 10 == int(tens), told
             for number, decade in enumerate([*DECADES, "nineties"], start=2):
-                assert decade not in text or age // 10 == number, (age, caption)
-            for word, low, high in (
-                ("early", 0, 3),
-                ("mid", 4, 6),
-                ("late", 7, 9),
-            ):
-                assert not re.search(rf"\b{word} ", text) or low <= age % 10 <= high, (age, caption)
-            for words, low, high in (
-                ("baby|infant", 1, 1),
-                ("toddler", 2, 3),
-                ("little|small", 1, 8),
-                ("boy|girl|kid|child", 1, 24),
-                ("teen|teenage|teenager", 13, 19),
-                (r"young (?:man|woman|guy|lady|male|female|adult|person)", 18, 39),
-                ("man|woman|guy|lady|gentleman|dude|adult", 18, 116),
-                ("middle-aged", 40, 59),
-                ("older", 45, 116),
-                ("elderly|senior", 65, 116),
-            ):
-                assert not re.search(rf"\b(?:{words})\b", text) or low <= age <= high, (
-                    age,
-                    caption,
-                )
+                assert decade not in text or age // 10 == number, told
+            for word, low, high in (("early", 0, 3), ("mid", 4, 6), ("late", 7, 9)):
+                assert not re.search(rf"\b{word} ", text) or low <= age % 10 <= high, told
+            for words, low, high in AGES:
+                assert not re.search(rf"\b(?:{words})\b", text) or low <= age <= high, told
 
 
-def test_a_person_is_a_man_or_a_woman_of_utkface() -> None:
-    with pytest.raises(KeyError):
-        utkface_captions(0, 30, "other")
-
-
-@pytest.mark.parametrize("label", LABELS)
-def test_a_thing_is_called_by_its_usual_names(label: str) -> None:
-    names = label.lower().split(", ")
-    for number in range(8):
+def test_a_thing_is_called_by_its_usual_names() -> None:
+    for number, label in itertools.product(range(8), LABELS):
         for caption in tiny_imagenet_captions(number, label):
             text = caption.lower()
-            assert any(name in text for name in names), caption
+            assert any(name in text for name in label.lower().split(", ")), caption
             assert not re.search(r"\ban? (sunglasses|dark|shades|guacamole)\b(?! photo)", text)
             assert not re.search("homarus|salamandra|grunter", text)
 
 
 SHADES = {name: name for name in palette.SKIN | palette.HAIR | palette.CLOTHES | palette.BACKGROUND}
+SHADES |= {"grey": "gray", "blond": "blonde", "platinum blond": "platinum blonde"}
+SHADES |= {"reddish brown": "auburn", "navy": "navy blue", "dark blue": "navy blue"}
+SHADES |= {"light blue": "sky blue", "mint": "mint green", "light pink": "pastel pink"}
+SHADES |= {"bright pink": "hot pink", "violet": "purple", "lilac": "lavender"}
 SHADES |= {
     "grey": "gray",
     "blond": "blonde",
@@ -340,20 +261,18 @@ PARTS = (
     ("hair", "hair_colour"),
     *((word, "clothes_colour") for word in ("hoodie", "overalls", "sweater", "shirt", "tee")),
 )
-FACTS = re.compile(
-    r"skin|background|backdrop|\bhair|curls|bob\b|dread|afro|mullet|buzz|bun\b|hat\b|hijab|scarf|"
-    r"turban|hoodie|hooded|overalls|dungarees|shirt|\btee\b|v-neck|top\b|sweater|glasses|specs|"
-    r"spectacles|shades|beard|stache|smil|happy|serious|sad\b|frown|unhappy|worried|concerned|"
-    r"disbelie|grimac|mouth"
-)
+THINGS = {
+    "glasses": "(?:eye|sun)?glasses|specs|spectacles|shades",
+    "beard": "beard|facial hair|mou?stache",
+}
 
 
 def drawn_face(rng: random.Random) -> dict[str, str]:
     """Attributes such as `face` gives, without its picture."""
     hair, clothes = rng.choice(sorted(palette.HAIR)), rng.choice(sorted(palette.CLOTHES))
     hat, covered = rng.choice(sorted(palette.CLOTHES)), rng.random() < 0.3
-    glasses, beard = rng.choice(list(faces.GLASSES)), rng.choice(list(faces.BEARDS))
     kind = rng.choice(list(faces.HEADWEAR.values() if covered else faces.HAIR.values()))
+    beard = rng.choice(list(faces.BEARDS.values())).format(hair)
     return {
         "hair": f"a {hat} {kind}" if covered else kind.format(hair),
         "hair_colour": "" if covered else hair,
@@ -362,35 +281,26 @@ def drawn_face(rng: random.Random) -> dict[str, str]:
         "clothes_colour": clothes,
         "expression": rng.choice(list(faces.MOUTH.values())),
         "background": rng.choice(sorted(palette.BACKGROUND)),
-        "glasses": faces.GLASSES[glasses] if rng.random() < 0.3 else "",
-        "beard": faces.BEARDS[beard].format(hair) if rng.random() < 0.3 else "",
+        "glasses": rng.choice(list(faces.GLASSES.values())) if rng.random() < 0.3 else "",
+        "beard": beard if rng.random() < 0.3 else "",
     }
 
 
 def test_a_face_is_told_truly_in_other_words() -> None:
-    rng, texts = random.Random(3), list[str]()
+    rng = random.Random(3)
     for index in range(200):
         own = drawn_face(rng)
-        colours = set(SHADE.findall(" ; ".join([*own.values(), "light skin", own["skin"]]).lower()))
+        colours = set(SHADE.findall(" ; ".join([*own.values(), "light skin"]).lower()))
         captions = faces_captions(f"test/{index}", own)
         assert len(set(captions)) == CAPTIONS - 1
         for caption in captions:
-            text = caption.lower()
-            assert len(FACTS.findall(text)) >= 2, caption
-            for shade in SHADE.findall(text):
-                assert SHADES[shade] in colours, (caption, own)
+            text, told = caption.lower(), (caption, own)
+            assert {SHADES[shade] for shade in SHADE.findall(text)} <= colours, told
             for part, key in PARTS:
                 for shade in re.findall(rf"({SHADE.pattern}) {part}", text):
-                    assert SHADES[shade] == own[key], (caption, own)
-            for part, words in (
-                ("glasses", "(?:eye|sun)?glasses|specs|spectacles|shades"),
-                ("beard", "beard|facial hair|mou?stache"),
-            ):
-                told = re.search(rf"\b(?:{words})\b", text)
-                denied = re.search(rf"\b{NOT} (?:{words})", text)
-                assert not told or bool(denied) != bool(own[part]), (caption, own)
+                    assert SHADES[shade] == own[key], told
+            for part, words in THINGS.items():
+                if re.search(rf"\b(?:{words})\b", text):
+                    assert bool(re.search(rf"\b{NOT} (?:{words})", text)) != bool(own[part]), told
             smile = re.search(r"smil|\bhappy", text.replace("not smiling", ""))
-            assert not smile or "smil" in own["expression"], (caption, own)
-        texts += captions
-    assert sum(len(text.split()) < 6 for text in texts) > 20
-    assert sum(len(text.split()) > 18 for text in texts) > 100
+            assert not smile or "smil" in own["expression"], told
