@@ -186,11 +186,11 @@ def test_releases_together_spend_less_than_the_sum_of_their_epsilons():
 )
 def test_plan_refuses(change, named):
     sizes = {"records": 1000, "batch_size": 100, "steps": 10, "delta": 1e-4, "max_grad_norm": 1.0}
+    calibrated = "target_epsilon" in change
+    make = PrivacyPlan.calibrated if calibrated else PrivacyPlan
+    noise = {} if calibrated else {"noise_multiplier": 1.0}
     with pytest.raises(ValueError, match=named):
-        if "target_epsilon" in change:
-            PrivacyPlan.calibrated(**sizes | change)
-        else:
-            PrivacyPlan(**sizes | {"noise_multiplier": 1.0} | change)
+        make(**sizes | noise | change)
 
 
 @pytest.mark.parametrize(
