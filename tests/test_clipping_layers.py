@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from gradients import (
     ONE_RECORD,
     LossesOf,
-    Sums,
     assert_same_sums,
     clip,
     gpt_losses,
@@ -22,7 +20,6 @@ from gradients import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,7 +28,6 @@ from dpwg.privacy.clipping import _float32_products
 from dpwg.privacy.lora import LoRALinear
 
 IDS = 5
-SumsBy = Callable[[Tensor], Sums]  # of each record's scale
 
 
 class Residual(nn.Module):
@@ -133,129 +129,6 @@ def assert_near(found_B: Tensor, expected_B: Tensor, tolerance: float, cancellin
     assert excess_B.max() <= max(tolerance, cancelling)
 
 
-ONE_POSITION = cases(dims=2, repeated=False)
-
-
-@pytest.mark.parametrize(
-    ("draw", "cancelling"), [(cases(), 1e-3), (ONE_POSITION, 0)], ids=["any", "one position"]
-)
-def test_random_models_follow_the_loop_in_float32(draw, cancelling: float) -> None:
-    @given(draw, st.floats(0.05, 50.0))
-    @settings(max_examples=60)
-    def check(case, bound: float) -> None:
-        model, x = case
-        batch, sums = clip(model, losses_on(x), len(x), bound)
-        norms_B, expected = one_by_one(
-            losses_on(x), model, len(x), bound, torch.float32, batch.norms_B
-        )
-        assert_near(batch.norms_B, norms_B, 1e-5, cancelling)
-        assert_same_sums(sums, expected)
-
-    check()
-
-
-@pytest.mark.parametrize(
-    ("draw", "cancelling"), [(cases(), 0.5), (ONE_POSITION, 0)], ids=["any", "one position"]
-)
-def test_random_models_follow_the_loop_in_bfloat16(draw, cancelling: float) -> None:
-    @given(draw, st.floats(0.05, 50.0))
-    @settings(max_examples=20)
-    def check(case, bound: float) -> None:
-        worker, x = case[0].to(torch.bfloat16), case[1]
-        batch, sums = clip(worker, losses_on(x), len(x), bound)
-        norms_B, expected = one_by_one(
-            losses_on(x), worker, len(x), bound, torch.bfloat16, batch.norms_B
-        )
-        assert_near(batch.norms_B, norms_B, 2e-2, cancelling)
-        assert norm_of(minus(sums, expected)) <= 2e-2 * norm_of(expected)
-
-    check()
-
-
-def opacus_hooks(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, SumsBy]:
-    """Norms and clipped sums from Opacus' gradients a record."""
-    sampled = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
-    sampled(*inputs).sum().backward()
-    gradients = {
-        name.removeprefix("_module."): p.grad_sample.double()
-        for name, p in sampled.named_parameters()
-        if p.requires_grad
-    }
-    squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
-
-    def sums(scale_B: Tensor) -> Sums:
-        return {n: torch.tensordot(scale_B.double(), g, dims=1) for n, g in gradients.items()}
-
-    return torch.stack(squares).sum(0).sqrt(), sums
-
-
-def opacus_ghost(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, SumsBy]:
-    """Norms from Opacus' ghost clipping, and sums by a second backward pass of scaled losses."""
-    sampled = GradSampleModuleFastGradientClipping(
-        copy.deepcopy(model), loss_reduction="sum", use_ghost_clipping=True
-    )
-    losses_B = sampled(*inputs)
-    losses_B.sum().backward(retain_graph=True)
-
-    def sums(scale_B: Tensor) -> Sums:
-        sampled.disable_hooks()
-        sampled.zero_grad()
-        (losses_B * scale_B).sum().backward()
-        return {
-            name.removeprefix("_module."): p.grad.double()
-            for name, p in sampled.named_parameters()
-            if p.requires_grad
-        }
-
-    return sampled.get_norm_sample(), sums
-
-
-OPACUS = {"hooks": opacus_hooks, "ghost": opacus_ghost}
-
-
-def assert_agrees_with_opacus(
-    way: str, model: nn.Module, inputs: tuple[Tensor, ...], bound: float, cancelling: float = 0.0
-) -> None:
-    norms_B, sums_by = OPACUS[way](model, inputs)
-    batch, sums = clip(model, lambda m, _: m(*inputs), len(norms_B), bound)
-    assert_near(batch.norms_B, norms_B, 1e-5, cancelling)
-    assert_same_sums(sums, sums_by((bound / batch.norms_B).clamp(max=1)))
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-@given(cases(bias=True), st.floats(0.1, 50.0))
-@settings(max_examples=40)
-def test_random_models_agree_with_the_hooks_of_opacus(case, bound: float) -> None:
-    assert_agrees_with_opacus("hooks", case[0], case[1:], bound, cancelling=1e-3)
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-@given(cases(dims=3, bias=True, repeated=False), st.floats(0.1, 50.0))
-@settings(max_examples=40)
-def test_random_models_agree_with_the_ghost_norms_of_opacus(case, bound: float) -> None:
-    assert_agrees_with_opacus("ghost", case[0], case[1:], bound, cancelling=1e-3)
-
-
-class Losses(nn.Module):
-    """WaveletGPT with its losses as output, the shape that Opacus takes."""
-
-    def __init__(self, model: WaveletGPT) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model.negative_log_likelihood(inputs[0], inputs[1], list(inputs[2:]))
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-def test_waveletgpt_agrees_with_opacus(model, make_inputs) -> None:
-    inputs, losses = make_inputs(6), Losses(copy.deepcopy(model))
-    losses.model.places.register_forward_pre_hook(lambda _, ids: (ids[0].contiguous(),))
-    assert_agrees_with_opacus(
-        "hooks", losses, (inputs.states_BLD, inputs.mask_BL, *inputs.codes), bound=0.4
-    )
-
-
 def autocast(enabled: bool = True) -> AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
@@ -268,6 +141,57 @@ def under_autocast(losses_of: LossesOf) -> LossesOf:
     return losses
 
 
+ONE_POSITION = cases(dims=2, repeated=False)
+WAYS = {
+    "float32": (cases(), torch.float32, 1e-3),
+    "float32, one position": (ONE_POSITION, torch.float32, 0),
+    "bfloat16": (cases(), torch.bfloat16, 0.5),
+    "bfloat16, one position": (ONE_POSITION, torch.bfloat16, 0),
+    "autocast": (cases(), torch.float32, 0.5),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_random_models_follow_the_loop(way: str) -> None:
+    draw, dtype, cancelling = WAYS[way]
+    exact = way.startswith("float32")
+    tolerance = 1e-5 if exact else 2e-2
+
+    @given(draw, st.floats(0.05, 50.0))
+    @settings(max_examples=60 if exact else 20)
+    def check(case, bound: float) -> None:
+        model, x = case[0].to(dtype), case[1]
+        losses_of = under_autocast(losses_on(x)) if way == "autocast" else losses_on(x)
+        batch, sums = clip(model, losses_of, len(x), bound)
+        norms_B, expected = one_by_one(losses_of, model, len(x), bound, dtype, batch.norms_B)
+        assert_near(batch.norms_B, norms_B, tolerance, cancelling)
+        assert norm_of(minus(sums, expected)) <= tolerance * norm_of(expected)
+        if exact:
+            assert_same_sums(sums, expected)
+
+    check()
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@given(cases(bias=True), st.floats(0.1, 50.0))
+@settings(max_examples=40)
+def test_random_models_agree_with_opacus(case, bound: float) -> None:
+    model, x = case
+    sampled = GradSampleModule(copy.deepcopy(model), loss_reduction="sum")
+    sampled(x).sum().backward()
+    gradients = {
+        name.removeprefix("_module."): p.grad_sample.double()
+        for name, p in sampled.named_parameters()
+        if p.requires_grad
+    }
+    squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
+    batch, sums = clip(model, lambda m, _: m(x), len(x), bound)
+    assert_near(batch.norms_B, torch.stack(squares).sum(0).sqrt(), 1e-5, cancelling=1e-3)
+    scale_B = (bound / batch.norms_B.double()).clamp(max=1)
+    expected = {name: torch.tensordot(scale_B, g, dims=1) for name, g in gradients.items()}
+    assert_same_sums(sums, expected)
+
+
 @pytest.mark.parametrize("around", [nullcontext, autocast])
 def test_waveletgpt_under_autocast_follows_the_loop(model, make_inputs, around) -> None:
     losses_of = under_autocast(gpt_losses(make_inputs(8)))
@@ -277,17 +201,6 @@ def test_waveletgpt_under_autocast_follows_the_loop(model, make_inputs, around) 
     torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=2e-2, atol=0)
     assert norm_of(minus(sums, expected)) <= 2e-2 * norm_of(expected)
     assert all(total.dtype == torch.float32 for total in sums.values())
-
-
-@given(cases(), st.floats(0.05, 50.0))
-@settings(max_examples=20)
-def test_random_models_under_autocast_follow_the_loop(case, bound: float) -> None:
-    model, x = case
-    losses_of = under_autocast(losses_on(x))
-    batch, sums = clip(model, losses_of, len(x), bound)
-    norms_B, expected = one_by_one(losses_of, model, len(x), bound, torch.float32, batch.norms_B)
-    assert_near(batch.norms_B, norms_B, 2e-2, cancelling=0.5)
-    assert norm_of(minus(sums, expected)) <= 2e-2 * norm_of(expected)
 
 
 @pytest.mark.parametrize("computed", [True, False])
@@ -309,29 +222,25 @@ def test_autocast_around_the_engine_rounds_no_norm(computed: bool) -> None:
         assert norm_of(own) <= ONE_RECORD
 
 
-@pytest.mark.parametrize("backend", [torch.backends.mkldnn, torch.backends.cuda])
-def test_float32_is_multiplied_in_full_whatever_the_caller_set(backend) -> None:
-    flags, low = backend.matmul, "bf16" if backend is torch.backends.mkldnn else "tf32"
-    before = flags.fp32_precision
-    flags.fp32_precision = low
+@pytest.mark.parametrize(
+    ("flags", "name", "set_by_caller", "within"),
+    [
+        (torch.backends.mkldnn.matmul, "fp32_precision", "bf16", "ieee"),
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32", "ieee"),
+        (torch.backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True, False),
+    ],
+)
+def test_products_are_float32_whatever_the_caller_set(
+    flags, name: str, set_by_caller: object, within: object
+) -> None:
+    before = getattr(flags, name)
+    setattr(flags, name, set_by_caller)
     try:
         with _float32_products(bfloat16_inputs=False):
-            assert flags.fp32_precision == "ieee"
-        assert flags.fp32_precision == low
+            assert getattr(flags, name) == within
+        assert getattr(flags, name) == set_by_caller
     finally:
-        flags.fp32_precision = before
-
-
-def test_partial_sums_of_bfloat16_stay_float32_on_a_gpu() -> None:
-    flags = torch.backends.cuda.matmul
-    before = flags.allow_bf16_reduced_precision_reduction
-    flags.allow_bf16_reduced_precision_reduction = True
-    try:
-        with _float32_products(bfloat16_inputs=True):
-            assert not flags.allow_bf16_reduced_precision_reduction
-        assert flags.allow_bf16_reduced_precision_reduction
-    finally:
-        flags.allow_bf16_reduced_precision_reduction = before
+        setattr(flags, name, before)
 
 
 class Checkpointed(nn.Module):
@@ -369,19 +278,3 @@ def test_reentrant_checkpointing_is_refused_by_name(model, make_inputs) -> None:
     """It runs blocks with gradients off, where no hook could tell their layers' shares."""
     with pytest.raises(ValueError, match=r"'blocks\.0\..*use_reentrant=False"):
         clip(checkpointed(model, use_reentrant=True), gpt_losses(make_inputs(3)), 3, 0.3)
-
-
-def test_a_hook_on_a_layer_and_a_named_input_follow_the_loop() -> None:
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"hooked": nn.Linear(3, 4), "named": nn.Linear(4, 2)})
-    model["hooked"].register_forward_hook(lambda _, inputs, output: 2 * output)
-    x_BTC = torch.randn(4, 5, 3)
-
-    def losses_of(model: nn.Module, part: slice) -> Tensor:
-        hidden_BTC = model["hooked"](x_BTC[part].to(model["named"].weight.dtype)).tanh()
-        return model["named"](input=hidden_BTC).square().sum((1, 2))
-
-    norms_B, expected = one_by_one(losses_of, model, 4, 0.5)
-    batch, sums = clip(model, losses_of, 4, 0.5)
-    torch.testing.assert_close(batch.norms_B.double(), norms_B, rtol=1e-5, atol=0)
-    assert_same_sums(sums, expected)

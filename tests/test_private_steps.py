@@ -112,16 +112,11 @@ def training(
     return PrivateTraining(make_model(), examples, plan, settings, folder, generator=own)
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Of two streams, in standard errors."""
-    return float(torch.corrcoef(torch.stack([a, b]))[0, 1].abs() * len(a) ** 0.5)
-
-
 # The noise
 
 
 @both
-@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize("micro_batch", [1, 64])
 def test_a_step_draws_noise_once_whatever_its_micro_batches(
     make_model, examples, watched, settings, micro_batch
 ) -> None:
@@ -141,22 +136,6 @@ def test_a_step_draws_noise_once_whatever_its_micro_batches(
         torch.testing.assert_close(noise, expected_N, atol=1e-5, rtol=1e-5)
 
 
-@both
-def test_every_coordinate_of_every_step_has_noise_of_its_own(
-    make_model, examples, watched, no_epsilon, settings
-) -> None:
-    plan = dataclasses.replace(PLAN, steps=40)
-    list(training(make_model, examples, plan, settings).run())
-    noise_TN = torch.stack(watched.noise).double() / DEVIATION
-    for noise_N in noise_TN[::8]:
-        assert stats.kstest(noise_N.numpy(), "norm").pvalue > 1e-3
-    squares_N = noise_TN.square().sum(0).numpy()
-    assert stats.kstest(squares_N, stats.chi2(plan.steps).cdf).pvalue > 1e-3
-    for before, after in itertools.pairwise(noise_TN):
-        assert correlation(before, after) < 4.5
-        assert correlation(before[1:], before[:-1]) < 4.5
-
-
 def test_a_resumed_run_draws_noise_that_no_run_drew_before(
     make_model, examples, watched, tmp_path: Path
 ) -> None:
@@ -168,41 +147,32 @@ def test_a_resumed_run_draws_noise_that_no_run_drew_before(
     next(steps)
     assert first.ledger.steps == 2
     assert len(watched.noise) == 4
-    for one, other in itertools.combinations(watched.noise, 2):
-        assert correlation(one, other) < 4.5
+    correlation = torch.corrcoef(torch.stack(watched.noise)) - torch.eye(4)
+    assert correlation.abs().max() < 4.5 / len(watched.noise[0]) ** 0.5
 
 
 # The sample
 
 
-@pytest.mark.parametrize("batch_size", [2, 9])
-def test_records_join_at_the_rate_of_the_ledger_with_one_of_their_captions(
+@pytest.mark.parametrize("batch_size", [2, 9, 12])
+def test_who_is_drawn_is_visited_once_with_any_caption_at_the_rate_of_the_ledger(
     make_model, make_examples, watched, no_epsilon, batch_size: int
 ) -> None:
     counts = (1, 2, 3) * 4
-    plan = dataclasses.replace(PLAN, batch_size=batch_size, steps=150)
+    plan = dataclasses.replace(PLAN, batch_size=batch_size, steps=60)
     settings = dataclasses.replace(EXACT, micro_batch=RECORDS)
     run = training(make_model, make_examples(counts), plan, settings)
-    reports = list(run.run())
-    (entry,) = run.ledger.entries
-    assert (entry.steps, entry.sampling_rate) == (plan.steps, batch_size / RECORDS)
+    for report in run.run():
+        (entry,) = run.ledger.entries
+        assert entry.steps == report.step
+        assert watched.rates == [entry.sampling_rate] * report.step
+        assert watched.deviations == [entry.noise_multiplier * 0.1] * report.step
+    assert entry.sampling_rate == batch_size / RECORDS
     visits = [sorted(set(step)) for step in watched.visits]  # the padding is of the same visit
     assert [[record for record, _ in step] for step in visits] == watched.chosen
-    assert reports[-1].examples == sum(map(len, visits))
-
-    joined_TR = np.zeros((plan.steps, RECORDS))
-    for row, chosen in zip(joined_TR, watched.chosen, strict=True):
-        row[chosen] = 1
-    rate = entry.sampling_rate
-    excess_R = joined_TR.sum(0) - plan.steps * rate
-    statistic = (excess_R**2).sum() / (plan.steps * rate * (1 - rate))
-    assert 1e-3 < stats.chi2(RECORDS).sf(statistic) < 1 - 1e-3
-    found = np.bincount(joined_TR.sum(1).astype(int), minlength=RECORDS + 1)
-    expected = plan.steps * stats.binom.pmf(np.arange(RECORDS + 1), RECORDS, rate)
-    common = expected >= 5
-    pooled = [np.append(x[common], x[~common].sum()) for x in (found, expected)]
-    assert stats.chisquare(*pooled).pvalue > 1e-3
-
+    assert report.examples == sum(map(len, visits))
+    expected = 60 * batch_size
+    assert abs(report.examples - expected) <= 4.5 * (expected * (1 - entry.sampling_rate)) ** 0.5
     for captions in (2, 3):
         drawn = [
             int(draw * captions)
@@ -210,18 +180,8 @@ def test_records_join_at_the_rate_of_the_ledger_with_one_of_their_captions(
             if counts[record] == captions
         ]
         assert stats.chisquare(np.bincount(drawn, minlength=captions)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
-def test_what_samples_is_what_is_recorded(make_model, examples, watched, batch_size: int) -> None:
-    plan = dataclasses.replace(PLAN, batch_size=batch_size)
-    run = training(make_model, examples, plan)
-    for report in run.run():
-        (entry,) = run.ledger.entries
-        assert watched.rates == [entry.sampling_rate] * report.step
-        assert watched.deviations == [entry.noise_multiplier * 0.1] * report.step
-        with pytest.raises(AttributeError):
-            run.plan = dataclasses.replace(plan, batch_size=2, noise_multiplier=100.0)
+    with pytest.raises(AttributeError):
+        run.plan = dataclasses.replace(plan, noise_multiplier=100.0)
 
 
 @pytest.mark.parametrize(
@@ -259,13 +219,12 @@ def changed(examples: Examples, *, without: int | None = None, bad: int | None =
 
 @both
 @precisions
-@pytest.mark.parametrize("removed", [0, 7])
 def test_a_record_removed_moves_the_sum_before_noise_by_at_most_the_clip_norm(
-    make_model, examples, watched, settings, precision, removed
+    make_model, examples, watched, settings, precision
 ) -> None:
     settings = dataclasses.replace(settings, precision=precision)
     fewer = dataclasses.replace(EVERYONE, records=RECORDS - 1, batch_size=RECORDS - 1)
-    less = changed(examples, without=removed)
+    less = changed(examples, without=7)
     for own, plan in ((examples, EVERYONE), (less, fewer)):
         next(training(make_model, own, plan, settings).run())
     moved = norm_of(minus(*watched.clean))
@@ -304,17 +263,17 @@ def test_a_record_without_finite_gradient_is_counted_and_the_run_goes_on(
 
 @both
 @precisions
-def test_a_run_in_one_micro_batch_equals_one_in_sixteen(
+def test_a_run_in_one_micro_batch_equals_one_in_eight(
     make_model, make_examples, settings, precision
 ) -> None:
-    plan = dataclasses.replace(EVERYONE, records=32, batch_size=32, noise_multiplier=2.0, steps=3)
+    plan = dataclasses.replace(EVERYONE, records=16, batch_size=16, noise_multiplier=2.0, steps=3)
     runs = []
-    for micro_batch in (32, 2):
+    for micro_batch in (16, 2):
         own = dataclasses.replace(
             settings, micro_batch=micro_batch, precision=precision, caption_dropout=0.3
         )
-        run = training(make_model, make_examples((1, 2) * 16), plan, own)
-        assert [report.examples for report in run.run()] == [32, 64, 96]
+        run = training(make_model, make_examples((1, 2) * 8), plan, own)
+        assert [report.examples for report in run.run()] == [16, 32, 48]
         runs.append(run._weights.state())
     whole, split = runs
     assert whole.keys() == split.keys()
