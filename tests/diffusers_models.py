@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+
+UNET: dict[str, Any] = {
+    "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+    "attention_head_dim": 8,
+}  # fmt: skip
+DECODER: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 4,
+}
 
 
 def save_sd_x4(folder: Path) -> Path:
@@ -23,40 +35,23 @@ def save_sd_x4(folder: Path) -> Path:
     words = [*letters, "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
     tokenizer.model_max_length = 16
-    start, end = len(words) - 2, len(words) - 1
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            intermediate_size=16,
-            num_attention_heads=2,
-            num_hidden_layers=1,
-            max_position_embeddings=16,
-            bos_token_id=start,
-            eos_token_id=end,
-            pad_token_id=end,
+            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_attention_heads=2,
+            num_hidden_layers=1, max_position_embeddings=16, bos_token_id=len(words) - 2,
+            eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
         )
-    )
+    )  # fmt: skip
     unet = UNet2DConditionModel(
         in_channels=7,
         out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
         cross_attention_dim=16,
         num_class_embeds=100,
+        **UNET,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=0.08333,
-    )
+    vae = AutoencoderKL(latent_channels=4, scaling_factor=0.08333, **DECODER)
     StableDiffusionUpscalePipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -82,20 +77,11 @@ def save_ldm(folder: Path) -> Path:
     unet = UNet2DModel(
         in_channels=6,
         out_channels=3,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
+        **UNET,
     )
-    vqvae = VQModel(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        num_vq_embeddings=16,
-    )
+    vqvae = VQModel(num_vq_embeddings=16, **DECODER)
     LDMSuperResolutionPipeline(
         vqvae=vqvae, unet=unet, scheduler=EulerAncestralDiscreteScheduler()
     ).save_pretrained(folder)

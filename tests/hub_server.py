@@ -100,12 +100,9 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
     def tree(at: Handler, _: bytes, name: str, revision: str) -> None:
         if sha := at.sha(name, revision):
-            at.answer(
-                [
-                    {"type": "file", "path": path, "size": len(data), "oid": etag(data)}
-                    for path, data in hub.commits[sha].items()
-                ]
-            )
+            files = hub.commits[sha].items()
+            fixed = {"type": "file", "size": 1}
+            at.answer([fixed | {"path": path, "oid": etag(data)} for path, data in files])
 
     def resolve(at: Handler, _: bytes, name: str, revision: str, path: str) -> None:
         if sha := at.sha(name, revision):
@@ -116,18 +113,12 @@ def serve(hub: Hub) -> Iterator[Hub]:
         return None
 
     def preupload(at: Handler, body: bytes, *_: str) -> None:
-        at.answer(
-            {
-                "files": [
-                    {
-                        "path": file["path"],
-                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                        "shouldIgnore": False,
-                    }
-                    for file in json.loads(body)["files"]
-                ]
-            }
-        )
+        files = [
+            {"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]
+        ]
+        for file in files:
+            file["uploadMode"] = "lfs" if file["path"].endswith(".safetensors") else "regular"
+        at.answer({"files": files})
 
     def batch(at: Handler, body: bytes, *_: str) -> None:
         objects = [

@@ -51,7 +51,9 @@ def space(checkpoints) -> Path:
     return out
 
 
-def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> None:
+def test_a_space_holds_the_app_and_its_checkpoints_whole_and_nothing_else(
+    space, checkpoints
+) -> None:
     files = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "dpwg"],
@@ -69,19 +71,14 @@ def test_a_space_holds_the_app_and_its_checkpoints_and_nothing_else(space) -> No
     }  # fmt: skip
     beside = {file for file in files if file.startswith(("docs/", "examples/"))}
     assert beside == {file for file in space_module.FILES if "/" in file}
-    assert (space / "README.md").read_text().startswith("---\ntitle: ")
-    assert "app_file: app.py\n" in (space / "README.md").read_text()
+    assert "\napp_file: app.py\n" in (space / "README.md").read_text()
     assert "*.safetensors filter=lfs" in (space / ".gitattributes").read_text()
-
-
-def test_the_checkpoints_of_a_space_are_whole(space, checkpoints) -> None:
     before, after = (
         load_release(at / "faces" / "eps-1") for at in (checkpoints, space / "checkpoints")
     )
-    assert after.card == before.card
-    for own, found in ((before.model, after.model), (before.tokenizer, after.tokenizer)):
-        for name, tensor in own.state_dict().items():
-            assert torch.equal(found.state_dict()[name], tensor)
+    assert (after.card, after.weights_sha256) == (before.card, before.weights_sha256)
+    config = (space / "checkpoints" / "faces" / "eps-1" / "config.json").read_bytes()
+    assert config == (checkpoints / "faces" / "eps-1" / "config.json").read_bytes()
 
 
 def test_only_shipped_checkpoints_with_a_bound_are_taken_unless_named(
@@ -105,13 +102,10 @@ def test_only_shipped_checkpoints_with_a_bound_are_taken_unless_named(
         with pytest.raises(ValueError, match="Expected checkpoints="):
             taken("d", name)
     assert not (tmp_path / "d").exists()
-
-
-def test_an_existing_folder_is_not_written_over(tmp_path, capsys) -> None:
-    (tmp_path / "mine").write_text("mine")
-    assert main(["space", "--out", str(tmp_path)]) == 2
-    assert "to be new; remove it" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="to be new"):
+        taken("mine", "faces/eps-1")
+    assert not [*(tmp_path / "mine").iterdir()]
 
 
 def test_what_lies_beside_the_app_stays_and_links_are_refused(tmp_path, monkeypatch) -> None:
