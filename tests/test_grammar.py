@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from pictures import TRAITS
 
 from dpwg.data import faces, palette
 from dpwg.data.faces import face
@@ -21,14 +22,6 @@ from dpwg.data.grammar import (
 
 Attributes = dict[str, bool]
 
-NAMES = (
-    "5_o_Clock_Shadow,Arched_Eyebrows,Attractive,Bags_Under_Eyes,Bald,Bangs,Big_Lips,Big_Nose,"
-    "Black_Hair,Blond_Hair,Blurry,Brown_Hair,Bushy_Eyebrows,Chubby,Double_Chin,Eyeglasses,Goatee,"
-    "Gray_Hair,Heavy_Makeup,High_Cheekbones,Male,Mouth_Slightly_Open,Mustache,Narrow_Eyes,"
-    "No_Beard,Oval_Face,Pale_Skin,Pointy_Nose,Receding_Hairline,Rosy_Cheeks,Sideburns,Smiling,"
-    "Straight_Hair,Wavy_Hair,Wearing_Earrings,Wearing_Hat,Wearing_Lipstick,Wearing_Necklace,"
-    "Wearing_Necktie,Young"
-)
 HAIR = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
 BEARDS = ("5_o_Clock_Shadow", "Goatee", "Mustache", "Sideburns")
 JUDGING = re.compile(
@@ -48,7 +41,7 @@ LABELS = (
 
 def drawn_attributes(rng: random.Random) -> Attributes:
     """Any of them, with contradictions and colours under a hat; hair and beards less at random."""
-    drawn = {name: rng.random() < 0.3 for name in NAMES.split(",")}
+    drawn = {name: rng.random() < 0.3 for name in TRAITS}
     if rng.random() < 0.6:
         drawn |= dict.fromkeys(HAIR, False) | {rng.choice(HAIR): True}
     if drawn["Male"] and rng.random() < 0.5:

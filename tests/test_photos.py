@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+from pictures import TRAITS, encoded, put
 from PIL import Image, ImageDraw
 
 from dpwg.data import is_public, open_records
 from dpwg.data.files import FileRecords
 from dpwg.data.official import celeba_numbers
-from dpwg.data.photos import photos_folder
 from dpwg.data.public_photos import public_portrait
 from dpwg.data.records import group_numbers
 from dpwg.data.sets import SPLITS
 
-TRAITS = (
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs",
-    "Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair",
-    "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair",
-    "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes",
-    "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks",
-    "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
-    "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
-)  # fmt: skip
 NUMBERS = {"train": celeba_numbers("celeba-train")[:8], "test": celeba_numbers("celeba-test")[:4]}
 WORDS = {"n01443537": "goldfish, Carassius auratus", "n02124075": "Egyptian cat"}
 
@@ -50,17 +41,6 @@ def drawing(number: int, width: int, height: int) -> Image.Image:
     return image
 
 
-def encoded(image: Image.Image, form: str = "JPEG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, quality=92)
-    return file.getvalue()
-
-
-def put(path: Path, content: bytes | str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
 def has(number: int, trait: int) -> bool:
     return (number + trait) % 3 == 0
 
@@ -70,69 +50,65 @@ def person(number: int) -> int:
     return 2880 if number in NUMBERS["test"] else (41, 5805)[NUMBERS["train"].index(number) % 2]
 
 
-def celeba_images() -> Iterator[tuple[int, Image.Image]]:
-    for number in (*NUMBERS["train"], *NUMBERS["test"]):
-        yield number, drawing(number, 178, 218)
+def celeba_drawings(split: str) -> dict[int, Image.Image]:
+    return {number: drawing(number, 178, 218) for number in NUMBERS[split]}
 
 
 def celeba_official(root: Path, images: str = "img_align_celeba", tables: str = "") -> None:
     """The drawings, and one more in the official training part that is not in the set."""
     other = next(n for n in range(1, 99) if n not in celeba_numbers("celeba-train"))
-    persons, traits, parts = [], [], []
-    for number, image in [*celeba_images(), (other, drawing(0, 178, 218))]:
+    drawn = celeba_drawings("train") | celeba_drawings("test") | {other: drawing(0, 178, 218)}
+    lines: dict[str, str] = {"identity_CelebA.txt": "", "list_eval_partition.txt": ""}
+    traits = f"{len(drawn)}\n{' '.join(TRAITS)} \n"
+    for number, image in drawn.items():
         name = f"{number:06}.jpg"
-        put(root / images / name, encoded(image))
-        persons.append(f"{name} {7 if number == other else person(number)}\n")
+        put(root / images / name, encoded(image, "JPEG", quality=92))
+        lines["identity_CelebA.txt"] += f"{name} {7 if number == other else person(number)}\n"
+        lines["list_eval_partition.txt"] += f"{name} {2 if number in NUMBERS['test'] else 0}\n"
         signs = [" 1" if has(number, k) else "-1" for k in range(len(TRAITS))]
-        traits.append(f"{name} {' '.join(signs)}\n")
-        parts.append(f"{name} {2 if number in NUMBERS['test'] else 0}\n")
-    put(root / tables / "identity_CelebA.txt", "".join(persons))
-    heading = f"{len(traits)}\n{' '.join(TRAITS)} \n"
-    put(root / tables / "list_attr_celeba.txt", heading + "".join(traits))
-    put(root / tables / "list_eval_partition.txt", "".join(parts))
+        traits += f"{name} {' '.join(signs)}\n"
+    for table, text in (lines | {"list_attr_celeba.txt": traits}).items():
+        put(root / tables / table, text)
 
 
 def parquet(path: Path, rows: list[dict[str, object]], images: list[Image.Image]) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as files
-
     for row, image in zip(rows, images, strict=True):
-        row["image"] = {"bytes": encoded(image, "WEBP"), "path": "0.webp"}
-    files.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3)
+        row["image"] = {"bytes": encoded(image, "WEBP", quality=92), "path": "0.webp"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3)
 
 
 def celeba_parquet(root: Path) -> None:
-    pictures = dict(celeba_images())
     for split, numbers in NUMBERS.items():
-        rows: list[dict[str, object]] = []
-        for number in numbers:
-            row = {"celeba_number": number, "identity": person(number), "hq_caption": "A person."}
-            rows.append(row | {name: has(number, k) for k, name in enumerate(TRAITS)})
-        crops = [pictures[n].crop((0, 20, 178, 198)).resize((128, 128)) for n in numbers]
-        for part, end in ((0, 5), (1, None)):
-            chosen = slice(5 * part, end)
-            parquet(root / f"celeba-{split}-{part:03}.parquet", rows[chosen], crops[chosen])
+        rows: list[dict[str, object]] = [
+            {"celeba_number": number, "identity": person(number), "hq_caption": "A person."}
+            | {name: has(number, k) for k, name in enumerate(TRAITS)}
+            for number in numbers
+        ]
+        crops = [
+            image.crop((0, 20, 178, 198)).resize((128, 128))
+            for image in celeba_drawings(split).values()
+        ]
+        for part in (slice(5), slice(5, None)):
+            parquet(root / f"celeba-{split}-{part.start or 0:03}.parquet", rows[part], crops[part])
 
 
-def utkface_official(root: Path, count: int = 45) -> None:
-    for k in range(count):
+def utkface_official(root: Path) -> None:
+    for k in range(45):
         name = f"{k + 1}_{k % 2}_{k % 5}_2017010915040{k:04}.jpg.chip.jpg"
-        put(root / name, encoded(drawing(k, 128, 128)))
-    put(root / "61_1_20170109142408075.jpg.chip.jpg", encoded(drawing(0, 128, 128)))
+        put(root / name, encoded(drawing(k, 128, 128), "JPEG"))
+    put(root / "61_1_20170109142408075.jpg.chip.jpg", encoded(drawing(0, 128, 128), "JPEG"))
 
 
 def tiny_official(root: Path) -> None:
     put(root / "words.txt", "".join(f"{wnid}\t{label}\n" for wnid, label in WORDS.items()))
-    annotations = ""
-    for wnid in WORDS:
-        for k in range(6):
-            image = encoded(drawing(k, 64, 64))
-            put(root / "train" / wnid / "images" / f"{wnid}_{k}.JPEG", image)
-            if k < 2:
-                name = f"val_{len(annotations)}.JPEG"
-                put(root / "val" / "images" / name, image)
-                annotations += f"{name}\t{wnid}\t0\t0\t62\t62\n"
-    put(root / "val" / "val_annotations.txt", annotations)
+    for wnid, k in itertools.product(WORDS, range(6)):
+        image = encoded(drawing(k, 64, 64), "JPEG")
+        put(root / "train" / wnid / "images" / f"{wnid}_{k}.JPEG", image)
+    names = {f"val_{k}.JPEG": wnid for k, wnid in enumerate([*WORDS, *WORDS])}
+    for name in names:
+        put(root / "val" / "images" / name, image)
+    lines = [f"{name}\t{wnid}\t0\t0\t62\t62\n" for name, wnid in names.items()]
+    put(root / "val" / "val_annotations.txt", "".join(lines))
 
 
 def told(records: FileRecords) -> list[tuple[object, ...]]:
@@ -141,13 +117,15 @@ def told(records: FileRecords) -> list[tuple[object, ...]]:
 
 def as_parquet(folder: Path, stem: str, names: list[str], columns: dict[str, type]) -> None:
     """What is read of official files, written as Parquet in the order of its numbers."""
-    sets = [open_records(name) for name in names]
-    found = sorted(
-        (record for records in sets for record in map(records.__getitem__, range(len(records)))),
-        key=lambda record: int(record.attributes["number"]),
-    )
+    found = [record for name in names for record in open_records(name)]
+    found.sort(key=lambda record: int(record.attributes["number"]))
     rows = [{n: kind(r.attributes[n]) for n, kind in columns.items()} for r in found]
     parquet(folder / f"{stem}-000.parquet", rows, [Image.fromarray(r.image()) for r in found])
+
+
+def near(one: FileRecords, other: FileRecords) -> bool:
+    pairs = [(a.image(128).astype(int), b.image(128)) for a, b in zip(one, other, strict=True)]
+    return all(np.abs(a - b).mean() < 3 for a, b in pairs)
 
 
 # CelebA
@@ -166,6 +144,13 @@ def test_celeba_has_the_same_records_from_official_files_and_from_parquet(
 ) -> None:
     celeba_official(photos / part, images, tables)
     official = {split: open_records(f"celeba-{split}") for split in NUMBERS}
+    first = official["train"][0]
+    assert first.name == f"celeba-train:{NUMBERS['train'][0]}"
+    assert [first.attributes[name] == "1" for name in TRAITS] == [
+        has(NUMBERS["train"][0], k) for k in range(40)
+    ]
+    assert (first.attributes["person"], len(first.captions)) == ("41", 10)
+    assert group_numbers(official["train"], "person") == [0, 1] * 4
     packed = photos.parent / "packed"
     packed.mkdir()
     celeba_parquet(packed)
@@ -175,33 +160,16 @@ def test_celeba_has_the_same_records_from_official_files_and_from_parquet(
         assert told(records) == told(official[split])
         assert [int(e.attributes["number"]) for e in records.entries] == numbers
         assert records.name == official[split].name == f"celeba-{split}"
-        for index in range(len(numbers)):
-            near = records[index].image(128).astype(int) - official[split][index].image(128)
-            assert np.abs(near).mean() < 3
-
-
-def test_celeba_records_know_person_and_traits_and_have_ten_captions(photos: Path) -> None:
-    celeba_official(photos)
-    records = open_records("celeba-train")
-    first = records[0]
-    assert first.name == f"celeba-train:{NUMBERS['train'][0]}"
-    assert first.attributes["person"] == "41"
-    assert [first.attributes[name] == "1" for name in TRAITS] == [
-        has(NUMBERS["train"][0], k) for k in range(40)
-    ]
-    assert len(first.captions) == 10
-    assert group_numbers(records, "person") == [0, 1] * 4
-    assert set(group_numbers(open_records("celeba-test"), "person")) == {0}
+        assert near(records, official[split])
 
 
 def test_celeba_is_cropped_to_rows_20_to_197(photos: Path) -> None:
     celeba_official(photos)
-    image = Image.new("RGB", (178, 218), "black")
-    image.paste("white", (0, 0, 178, 20))
+    image = Image.new("RGB", (178, 218), "white")
     image.paste("red", (0, 20, 178, 28))
     image.paste("blue", (0, 190, 178, 198))
-    image.paste("white", (0, 198, 178, 218))
-    put(photos / "img_align_celeba" / f"{NUMBERS['train'][0]:06}.jpg", encoded(image))
+    name = f"{NUMBERS['train'][0]:06}.jpg"
+    put(photos / "img_align_celeba" / name, encoded(image, "JPEG", quality=92))
     pixels = open_records("celeba-train")[0].image().astype(int)
     assert pixels.shape == (178, 178, 3)
     assert np.abs(pixels[:4] - (255, 0, 0)).max() < 60
@@ -218,10 +186,11 @@ def test_the_numbers_of_celeba_are_five_images_a_person_of_the_official_splits()
 def test_celeba_files_that_do_not_fit_are_named(photos: Path) -> None:
     celeba_official(photos)
     name = f"{NUMBERS['train'][1]:06}.jpg"
-    put(photos / "img_align_celeba" / name, encoded(drawing(1, 178, 178)))
+    file = photos / "img_align_celeba" / name
+    put(file, encoded(drawing(1, 178, 178)))
     with pytest.raises(ValueError, match=rf"\(178, 218\) pixels in .*{name}"):
         open_records("celeba-train")[1]
-    put(photos / "img_align_celeba" / name, b"no picture")
+    put(file, b"no picture")
     kept = open_records("celeba-train", skip_broken=True)
     assert (len(kept), list(kept.left_out)) == (7, [f"celeba-train:{NUMBERS['train'][1]}"])
     table = photos / "identity_CelebA.txt"
@@ -229,7 +198,7 @@ def test_celeba_files_that_do_not_fit_are_named(photos: Path) -> None:
     with pytest.raises(ValueError, match=r"000001\.jpg in .*identity_CelebA\.txt"):
         open_records("celeba-train")
     table.unlink()
-    with pytest.raises(FileNotFoundError, match=r"Expected identity_CelebA\.txt in .*Anno"):
+    with pytest.raises(FileNotFoundError, match=r"identity_CelebA\.txt"):
         open_records("celeba-train")
 
 
@@ -242,18 +211,12 @@ def test_every_twentieth_face_of_utkface_is_for_the_test(photos: Path) -> None:
     assert [e.name for e in test.entries] == ["utkface-test:19", "utkface-test:39"]
     numbers = [int(e.attributes["number"]) for e in train.entries]
     assert numbers == [n for n in range(45) if n not in (19, 39)]
-    for entry in (*train.entries, *test.entries):
-        age = int(entry.attributes["age"])
-        assert entry.attributes["gender"] == ("man", "woman")[(age - 1) % 2]
-        assert len(entry.captions) == 10
-        near = Image.open(io.BytesIO(entry.read()))
-        assert np.abs(np.asarray(near).astype(int) - drawing(age - 1, 128, 128)).mean() < 3
-
-
-def test_the_first_faces_are_not_the_youngest(photos: Path) -> None:
-    utkface_official(photos)
-    ages = [int(e.attributes["age"]) for e in open_records("utkface-train", count=10).entries]
-    assert max(ages) > 22 > min(ages)
+    ages = [int(record.attributes["age"]) for record in (*train, *test)]
+    assert max(ages[:10]) > 22 > min(ages[:10])  # the first are not the youngest
+    for record, age in zip((*train, *test), ages, strict=True):
+        assert record.attributes["gender"] == ("man", "woman")[(age - 1) % 2]
+        assert len(record.captions) == 10
+        assert np.abs(record.image().astype(int) - drawing(age - 1, 128, 128)).mean() < 3
 
 
 def test_tiny_imagenet_has_the_labels_of_its_words(photos: Path) -> None:
@@ -265,20 +228,25 @@ def test_tiny_imagenet_has_the_labels_of_its_words(photos: Path) -> None:
         assert len(entry.captions) == 10
     assert [e.attributes["number"] for e in train.entries] == [str(n) for n in range(12)]
     put(photos / "tiny-imagenet-200" / "words.txt", "n01443537\tgoldfish\n")
-    with pytest.raises(ValueError, match=r"Expected n02124075 in .*words\.txt"):
+    with pytest.raises(ValueError, match=r"n02124075 in .*words\.txt"):
         open_records("tiny-imagenet-train")
-
-
-UTKFACE_COLUMNS = {"age": int, "gender": str}
-TINY_COLUMNS = {"wnid": str, "label": str}
 
 
 @pytest.mark.parametrize(
     ("stem", "names", "make", "columns"),
     [
-        ("utkface", ["utkface-train", "utkface-test"], utkface_official, UTKFACE_COLUMNS),
-        ("tiny-imagenet-train", ["tiny-imagenet-train"], tiny_official, TINY_COLUMNS),
-        ("tiny-imagenet-val", ["tiny-imagenet-val"], tiny_official, TINY_COLUMNS),
+        (
+            "utkface",
+            ["utkface-train", "utkface-test"],
+            utkface_official,
+            {"age": int, "gender": str},
+        ),
+        (
+            "tiny-imagenet-train",
+            ["tiny-imagenet-train"],
+            tiny_official,
+            {"wnid": str, "label": str},
+        ),
     ],
 )
 def test_public_rows_in_one_order_are_the_same_records_from_both(
@@ -289,10 +257,8 @@ def test_public_rows_in_one_order_are_the_same_records_from_both(
     as_parquet(photos, stem, names, columns)
     for name, other in zip(names, official, strict=True):
         records = open_records(name)
-        assert records.form == "parquet"
-        assert told(records) == told(other)
-        near = records[1].image(128).astype(int) - other[1].image(128)
-        assert np.abs(near).mean() < 3
+        assert (records.form, told(records)) == ("parquet", told(other))
+        assert near(records, other)
 
 
 # All of them
@@ -301,20 +267,16 @@ def test_public_rows_in_one_order_are_the_same_records_from_both(
 def test_a_folder_that_is_missing_or_lacks_a_set_says_what_belongs_there(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert photos_folder() == photos
-    for name, mark in [
-        ("celeba-train", r"celeba-\*\.parquet or img_align_celeba .*celeba or CelebA"),
-        ("utkface-test", "utkface-.*UTKFace"),
-        ("tiny-imagenet-val", r"tiny-imagenet-.*words\.txt"),
+    for folder, name, mark in [
+        (photos, "celeba-train", r"celeba-\*\.parquet or img_align_celeba"),
+        (photos, "utkface-test", "utkface-.*UTKFace"),
+        (photos, "tiny-imagenet-val", r"tiny-imagenet-.*words\.txt"),
+        ("", "celeba-train", "DPWG_PHOTOS .*img_align_celeba/.*UTKFace"),
+        (photos / "no", "celeba-train", "DPWG_PHOTOS .*img_align_celeba/.*UTKFace"),
     ]:
+        monkeypatch.setenv("DPWG_PHOTOS", str(folder))
         with pytest.raises(FileNotFoundError, match=mark):
             open_records(name)
-    for value in ("", str(photos / "no")):
-        monkeypatch.setenv("DPWG_PHOTOS", value)
-        with pytest.raises(
-            FileNotFoundError, match=r"set DPWG_PHOTOS .*img_align_celeba/.*UTKFace"
-        ):
-            open_records("celeba-train")
 
 
 @pytest.mark.parametrize("make", [celeba_official, celeba_parquet])
@@ -337,16 +299,15 @@ def test_captions_are_made_when_they_are_asked_for(
     made: list[int] = []
 
     def captions(number: int, traits: dict[str, bool]) -> tuple[str, ...]:
-        assert tuple(traits) == TRAITS
+        assert list(traits) == list(TRAITS)
         made.append(number)
         return (f"number {number}",)
 
     monkeypatch.setattr("dpwg.data.photos.celeba_captions", captions)
     records = open_records("celeba-train")
     group_numbers(records, "person")
-    assert made == NUMBERS["train"][:1]  # the sample in the digest
     assert records[3].captions == (f"number {NUMBERS['train'][3]}",)
-    assert made == [NUMBERS["train"][0], NUMBERS["train"][3]]
+    assert made == [NUMBERS["train"][0], NUMBERS["train"][3]]  # the first is in the digest
     monkeypatch.setattr("dpwg.data.photos.celeba_captions", lambda number, traits: ("another",))
     assert open_records("celeba-train").digest != records.digest
 
@@ -360,11 +321,9 @@ def test_a_copy_of_the_parquet_files_is_the_same_set_until_an_image_changes(
     shutil.copytree(photos, copy, copy_function=shutil.copyfile)
     monkeypatch.setenv("DPWG_PHOTOS", str(copy))
     assert open_records("celeba-test").digest == first.digest
-    file = copy / "celeba-test-000.parquet"
+    file, image = copy / "celeba-test-000.parquet", first.entries[0].read()
     content = file.read_bytes()
-    image = first.entries[0].read()
-    assert content.count(image) == 1
-    file.write_bytes(content.replace(image, image[:-1] + bytes([image[-1] ^ 1])))
+    put(file, content.replace(image, image[:-1] + bytes([image[-1] ^ 1])))
     assert open_records("celeba-test").digest != first.digest
 
 
@@ -383,15 +342,12 @@ def test_celeba_is_never_public_and_no_folder_takes_the_name_of_a_public_set(
 # Portraits
 
 
-def portrait(seed: int) -> np.ndarray:
-    face = np.full((128, 128, 3), (200, 120, 90), np.uint8)
-    face[44:50, 30:98] = 0  # the eyes
-    return public_portrait(face, np.asarray(drawing(3, 64, 64)), random.Random(seed))
-
-
 def test_a_portraits_face_lies_where_those_of_celeba_do() -> None:
+    drawn = np.full((128, 128, 3), (200, 120, 90), np.uint8)
+    drawn[44:50, 30:98] = 0  # the eyes
+    ground = np.asarray(drawing(3, 64, 64))
     for seed in range(20):
-        picture = portrait(seed).astype(int)
+        picture = public_portrait(drawn, ground, random.Random(seed)).astype(int)
         face = np.abs(picture - (200, 120, 90)).sum(-1) < 12
         rows, columns = np.flatnonzero(face.any(1)), np.flatnonzero(face.any(0))
         assert 58 <= rows[-1] - rows[0] + 1 <= 80

@@ -1,8 +1,6 @@
 """Uploads of captioned pictures: what is taken, and every bad kind, of which nothing stays."""
 
-import io
 import itertools
-import json
 import os
 import stat
 import struct
@@ -11,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import encoded, plain, put, rows
 from PIL import Image, PngImagePlugin
 
 from dpwg.data import Records, open_records
@@ -18,26 +17,13 @@ from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.data.upload import UploadLimits, unpack_upload
 
 LIMITS = UploadLimits(
-    records=8,
-    entries=20,
-    file_bytes=100_000,
-    total_bytes=150_000,
-    side=2_000,
-    pixels=1_000_000,
+    records=8, entries=20, file_bytes=100_000, total_bytes=150_000, side=2_000, pixels=1_000_000,
     total_pixels=1_500_000,
-)
+)  # fmt: skip
 
 
 def picture(shade: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30), **more) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (shade, 90, 200)).save(file, kind, **more)
-    return file.getvalue()
-
-
-def rows(*names_and_texts: tuple[object, object]) -> bytes:
-    return "\n".join(
-        json.dumps({"file_name": name, "text": text}) for name, text in names_and_texts
-    ).encode()
+    return plain((shade, 90, 200), kind, size, **more)
 
 
 GOOD = {"a.png": picture(1), "b.jpg": picture(2, "JPEG"), "metadata.jsonl": b""}
@@ -80,20 +66,15 @@ def test_a_zip_becomes_records(tmp_path, top):
     assert [record.captions for record in records] == [("first", "the first"), ("second",)]
     assert (records[0].image() == np.full((128, 128, 3), (1, 90, 200))).all()
     folder = tmp_path / "work" / "mine"
-    assert {path.name for path in folder.iterdir()} == {
-        "000000.png",
-        "000001.png",
-        "metadata.jsonl",
-    }
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    names = ("000000.png", "000001.png", "metadata.jsonl")
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 def test_loose_files_and_csv_in_utf8_with_a_mark_are_taken(tmp_path):
     table = '\ufefffile_name,text\r\na.png,"ünï, 🎈"\r\n'
-    (tmp_path / "metadata.csv").write_text(table, "utf-8")
-    (tmp_path / "a.png").write_bytes(picture())
-    records = unpacked(tmp_path, tmp_path / "metadata.csv", tmp_path / "a.png")
-    assert records[0].captions == ("ünï, 🎈",)
+    files = put(tmp_path / "metadata.csv", table), put(tmp_path / "a.png", picture())
+    assert unpacked(tmp_path, *files)[0].captions == ("ünï, 🎈",)
 
 
 def test_names_as_windows_and_macos_write_them_are_found(tmp_path):
@@ -138,25 +119,21 @@ def test_links_and_passwords_are_refused(tmp_path):
 
 
 def test_bombs_are_stopped_while_they_unpack(tmp_path):
-    big = GOOD | {"a.png": bytes(50_000_000)}
-    path = zipped(tmp_path / "a.zip", big)
-    assert path.stat().st_size < LIMITS.file_bytes
-    refused(tmp_path, path, names="'a.png'")
+    path = zipped(tmp_path / "a.zip", GOOD | {"a.png": bytes(50_000_000)})
     content = path.read_bytes()
-    for claimed in (10, 2**31):  # a header that lies
-        lie = content.replace(struct.pack("<L", 50_000_000), struct.pack("<L", claimed))
-        assert lie != content
-        path.write_bytes(lie)
+    assert len(content) < LIMITS.file_bytes
+    for claimed in (50_000_000, 10, 2**31):  # headers that lie
+        put(path, content.replace(struct.pack("<L", 50_000_000), struct.pack("<L", claimed)))
         refused(tmp_path, path, names="'a.png'")
     refused_zip(tmp_path, GOOD | {"metadata.jsonl": bytes(50_000_000)}, "metadata.jsonl")
     noise = np.random.default_rng(0).integers(0, 256, (3, 150, 150, 3), np.uint8)
-    many = {}
-    for number, pixels in enumerate(noise):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        many[f"{number}.png"] = file.getvalue()
-    many["metadata.jsonl"] = rows(*((f"{number}.png", "x") for number in range(3)))
-    refused_zip(tmp_path, many, "'2.png'")
+    for pictures in (
+        [picture(n, size=(900, 900)) for n in range(2)],  # too many pixels together
+        [encoded(Image.fromarray(pixels)) for pixels in noise],  # too many bytes together
+    ):
+        many = {f"{n}.png": content for n, content in enumerate(pictures)}
+        listed = {"metadata.jsonl": rows(*((name, "x") for name in many))}
+        refused_zip(tmp_path, many | listed, f"'{len(many) - 1}.png'")
 
 
 def test_too_many_entries_are_refused_before_they_are_listed(tmp_path):
@@ -186,9 +163,9 @@ def test_a_name_or_a_picture_twice_is_refused(tmp_path):
         archive.writestr("a.png", picture(9))
     refused(tmp_path, path, names="'a.png'")
     refused(tmp_path, tmp_path / "a.png", tmp_path / "x" / "a.png", names="'a.png'")
-    files = {"a.png": picture(), "b.png": picture(), "metadata.jsonl": b""}
-    files["metadata.jsonl"] = rows(("a.png", "x"), ("b.png", "y"))
-    refused_zip(tmp_path, files, "'b.png' to be 'a.png'")
+    listed = {"metadata.jsonl": rows(("a.png", "x"), ("b.png", "y"))}
+    twice = {"a.png": picture(), "b.png": picture()}
+    refused_zip(tmp_path, twice | listed, "'b.png' to be 'a.png'")
 
 
 def header(width: int, height: int) -> bytes:
@@ -202,11 +179,8 @@ def header(width: int, height: int) -> bytes:
     [
         (header(30_000, 30_000), "at most 1 million pixels"),
         (header(30_000, 20), "30,000×20"),
-        (header(2_000, 600), "at most 1 million pixels"),
         (picture()[:-30], "damaged"),
         (picture()[:20], ""),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "another kind of file"),
-        (b"", "another kind of file"),
         (b"MZ" + bytes(200), "another kind of file"),
         (picture(kind="GIF"), "another kind of file"),
     ],
@@ -217,30 +191,19 @@ def test_pictures_that_are_none_are_refused_by_name(tmp_path, content, told):
     refused_zip(tmp_path, GOOD | {"a.png": content}, "'a.png': ")
 
 
-def test_all_pictures_together_are_bounded(tmp_path):
-    files = {f"{n}.png": picture(n, size=(900, 900)) for n in range(2)}
-    files["metadata.jsonl"] = rows(("0.png", "x"), ("1.png", "y"))
-    refused_zip(tmp_path, files, "'1.png'")
-
-
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        (b"", "metadata.jsonl"),
+        ("", "metadata.jsonl"),
         (rows(("a.png", "x")), "'b.jpg'"),
         (rows(("a.png", "x"), ("c.png", "y")), "'c.png' (row 2 of metadata.jsonl)"),
-        (rows(("a.png", ""), ("b.jpg", "x")), "'a.png' in row 1"),
         (rows(("a.png", " \t"), ("b.jpg", "x")), "'a.png' in row 1"),
-        (rows(("a.png", 7)), "row 1"),
         (rows((None, "x")), "row 1"),
         (rows(("a.svg", "x")), "'a.svg' (row 1 of metadata.jsonl)"),
         (rows(*(("a.png", str(n)) for n in range(9))), "at most 8 rows"),
-        (b"[1]", "row 1"),
-        (b"{", "row 1"),
         (b"[" * 90_000, "row 1"),
         (b"9" * 90_000, "row 1"),
-        ("ein Bäcker".encode("latin-1"), "UTF-8"),
-        (rows(("a.png", "x")).decode().encode("utf-16"), "UTF-8"),
+        (rows(("a.png", "x")).encode("utf-16"), "UTF-8"),
     ],
     ids=itertools.count(),
 )
@@ -248,22 +211,9 @@ def test_bad_metadata_is_refused_by_row(tmp_path, metadata, told):
     refused_zip(tmp_path, GOOD | {"metadata.jsonl": metadata}, told)
 
 
-@pytest.mark.parametrize(
-    ("table", "told"),
-    [
-        (b"name,text\na.png,x\n", "file_name"),
-        (b'file_name,text\n"a.png,x\n', "row 2"),
-        (b"file_name,text\na.png\n", "row 2"),
-        (b"file_name,text\n" + b"x" * 99_000 + b",y\n", "row 2"),
-        ("file_name,text\na.png,é\n".encode("latin-1"), "UTF-8"),
-    ],
-    ids=itertools.count(),
-)
-def test_bad_tables_are_refused_by_row(tmp_path, table, told):
-    refused_zip(tmp_path, {"a.png": picture(), "metadata.csv": table}, told)
-
-
-def test_metadata_must_be_there_once(tmp_path):
+def test_metadata_must_be_there_once_and_whole(tmp_path):
+    table = b"file_name,text\n" + b"x" * 99_000 + b",y\n"
+    refused_zip(tmp_path, {"a.png": picture(), "metadata.csv": table}, "row 2")
     refused_zip(tmp_path, {"a.png": picture()}, "metadata.jsonl")
     refused_zip(tmp_path, GOOD | {"metadata.csv": b"file_name,text\n"}, "both")
     deep = {f"x/y/{name}": content for name, content in GOOD.items()}
