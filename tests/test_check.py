@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pictures import plain, rows
 
 from dpwg.cli import main
 from dpwg.training.examples import Examples
 
 
 def picture(shade: int, size: tuple[int, int] = (16, 12)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (shade, 40, 80)).save(file, "PNG")
-    return file.getvalue()
+    return plain((shade, 40, 80), size=size)
 
 
 @pytest.fixture
@@ -63,35 +60,25 @@ def test_everything_wrong_is_named(capsys, folder: Path) -> None:
     (folder / "0.png").write_bytes(picture(0)[:-30])
     (folder / "1.png").unlink()
     (folder / "2.png").write_bytes((folder / "3.png").read_bytes())
+    (folder / "6.png").write_bytes(picture(222))
     (folder / "7.png").write_bytes(picture(0))
     with (folder / "metadata.jsonl").open("a") as file:
-        (folder / "6.png").write_bytes(picture(222))
-        file.write('\n{"file_name": "6.png", "text": "", "person": ""}')
+        file.write("\n" + rows(("6.png", "")))
     code, told = check(capsys, folder)
     assert (code, told["wrong"], told["records"], told["usable"]) == (2, True, 7, 4)
     assert list(told["broken"]) == ["0.png"]
     assert list(told["missing"]) == ["1.png", "6.png"]
-    assert told["missing"]["6.png"] == "no caption"
     assert told["duplicates"] == [["2.png", "3.png"]]
     assert told["unlisted"] == ["7.png"]
+    assert len(told["ways_out"]) == 4
     assert main(["check", str(folder)]) == 2
     text = capsys.readouterr().out
-    assert [line.split(":")[0] for line in told["ways_out"]] == [
-        "broken",
-        "missing",
-        "unlisted",
-        "duplicates",
-    ]
-    assert "--skip-broken" in text
-    assert "\n  0.png: " in text
-    assert "\n  2.png, 3.png" in text
-    assert "as private as they are" in text
+    assert all(named in text for named in ("--skip-broken", "\n  0.png: ", "\n  2.png, 3.png"))
 
 
 def test_captions_whose_end_is_not_read_are_counted(capsys, folder: Path) -> None:
     with (folder / "metadata.jsonl").open("a") as file:
-        for length in (30, 60, 300):
-            file.write("\n" + json.dumps({"file_name": "0.png", "text": "word " * length}))
+        file.write("\n" + rows(*(("0.png", "word " * length) for length in (30, 60, 300))))
     code, told = check(capsys, folder)
     assert (code, told["cut_characters"], told["cut_tokens"]) == (0, 1, 2)
     assert len(told["ways_out"]) == 2
@@ -112,18 +99,14 @@ def test_a_run_counts_the_captions_that_it_cuts() -> None:
 
 def test_twins_are_wrong_unless_a_group_holds_them_together(capsys, folder: Path) -> None:
     (folder / "2.png").write_bytes((folder / "1.png").read_bytes())
-    code, told = check(capsys, folder)
-    assert (code, told["duplicates"]) == (2, [["1.png", "2.png"]])
+    assert check(capsys, folder)[0] == 2
     code, told = check(capsys, folder, "--unit", "person")
     assert (code, told["duplicates"], told["wrong"]) == (0, [["1.png", "2.png"]], False)
     assert told["ways_out"] == []
-    (folder / "3.png").write_bytes((folder / "1.png").read_bytes())
-    assert check(capsys, folder, "--unit", "person")[0] == 2
-
-
-def test_records_without_a_group_are_named(capsys, folder: Path) -> None:
     code, told = check(capsys, folder, "--unit", "patient")
     assert (code, told["groups"], len(told["ungrouped"])) == (2, 0, 6)
+    (folder / "3.png").write_bytes((folder / "1.png").read_bytes())
+    assert check(capsys, folder, "--unit", "person")[0] == 2
 
 
 @pytest.mark.parametrize("path", ["no/such/folder", ""])

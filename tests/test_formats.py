@@ -355,6 +355,10 @@ COCO, IMAGES, LABELS = r"captions_train2017\.json", "train-images-idx3", "train-
         (in_csv('{"image": "0.png"}', "jsonl"), r"row 1.*\['image'\]"),
         (in_csv(rows(("0.png", 5)), "jsonl"), "row 1"),
         (in_csv(rows(("..\\x.png", "a")), "jsonl"), "row 1"),
+        (in_csv(rows(("../x.png", "a")), "jsonl"), r"\.\./x.png.*row 1"),
+        (in_csv(rows(("", "a")), "jsonl"), "row 1"),
+        (in_csv(rows(("no.png", "a")), "jsonl"), "1 of 1 have none, first no.png: no image"),
+        (in_csv("", "jsonl"), "at least one record"),
         (in_csv("a,b\n1,2\n"), r"\['a', 'b'\]"),
         (in_csv("file_name,text\n0.png,x\n1.png,red, big\n"), "row 3"),
         (in_csv('file_name,text\n0.png,"x\n1.png,y\n'), "row 2"),
@@ -402,6 +406,15 @@ def test_only_line_feeds_end_a_row(tmp_path: Path, name, content, captions) -> N
     put(tmp_path / "0.png", PNG[0])
     put(tmp_path / name, content)
     assert open_records(str(tmp_path))[0].captions == captions
+
+
+def test_rows_of_one_file_are_one_record(tmp_path: Path) -> None:
+    put(tmp_path / "mine" / "deep" / "a.png", PNG[0])
+    names = ("deep/a.png", "deep/../deep/a.png")
+    put(tmp_path / "mine" / "metadata.jsonl", rows(*((name, "x") for name in names), ("a", " ")))
+    records = open_records(str(tmp_path / "mine"), skip_broken=True)
+    assert (records.name, len(records), records[0].captions) == ("mine", 1, ("x", "x"))
+    assert shows(records, 0)
 
 
 def test_captions_in_files_beside_the_images_are_read(tmp_path: Path) -> None:
@@ -489,6 +502,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "webdataset": in_tar("1.png", PNG[0], ("1.txt", b"x")),
     "parquet": lambda root: parquet(root / "0.parquet", image=[PNG[0]], text=["x"]),
     "fashion": mnist,
+    "folder": lambda root: put(put(root / "0.png", PNG[0]).with_suffix(".txt"), "x"),
 }
 
 
@@ -498,7 +512,7 @@ def test_a_digest_stays_until_something_changes(tmp_path: Path, form: str) -> No
     first = open_records(str(tmp_path))
     assert first.form == form
     assert open_records(f"{form}:{tmp_path}").digest == first.digest
-    suffixes = (".jpg", ".tar", ".parquet", ".gz")
+    suffixes = (".jpg", ".png", ".tar", ".parquet", ".gz")
     file = next(path for path in sorted(tmp_path.rglob("*")) if path.suffix in suffixes)
     content = file.read_bytes()
     if form == "fashion":
@@ -506,7 +520,11 @@ def test_a_digest_stays_until_something_changes(tmp_path: Path, form: str) -> No
         content = gzip.compress(whole[:-1] + bytes([whole[-1] ^ 1]))
     time.sleep(0.01)  # a file system's clock ticks
     put(file, content)
-    assert open_records(str(tmp_path)).digest != first.digest
+    second = open_records(str(tmp_path)).digest
+    assert second != first.digest
+    for text in [*tmp_path.rglob("*.txt")][:1]:
+        put(text, "another")
+        assert open_records(str(tmp_path)).digest != second
 
 
 def test_ten_thousand_records_are_indexed_in_under_three_seconds(tmp_path: Path) -> None:
