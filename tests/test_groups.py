@@ -12,7 +12,6 @@ import pytest
 import torch
 from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
 from scipy import stats
-from torch import Tensor
 
 from dpwg.cli import main
 from dpwg.data import open_records
@@ -49,82 +48,60 @@ def test_what_repeats_is_counted_by_records(make_examples) -> None:
     assert make_examples(ones, images, torch.zeros(8, dtype=torch.int64)).repeated == 0
 
 
+def without(examples: Examples, group: int) -> Examples:
+    """The same, but one group, or image, adds nothing: no gradient of it is finite."""
+    rows_I = torch.arange(sum(CAPTIONS_I)).split(CAPTIONS_I)
+    owner_I = GROUP_I if len(examples) == GROUPS else range(IMAGES)
+    gone_R = torch.cat([rows_I[i] for i, owner in enumerate(owner_I) if owner == group])
+    gone_T = torch.isin(torch.arange(sum(CAPTIONS_I)).repeat_interleave(examples._length_R), gone_R)
+    examples._tokens_TD[gone_T] = torch.nan
+    return examples
+
+
 @pytest.fixture(scope="module")
-def make_groups(make_inputs) -> Callable[..., Examples]:
-    """Twelve images in five groups, without the images of some group, or each a record."""
-    images, texts = make_inputs(IMAGES), make_inputs(sum(CAPTIONS_I), seed=1)
-
-    def make(*, without: int | None = None, grouped: bool = True) -> Examples:
-        kept = [i for i, group in enumerate(GROUP_I) if group != without]
-        rows = torch.arange(sum(CAPTIONS_I)).split(CAPTIONS_I)
-        row_C = torch.cat([rows[i] for i in kept])
-        captions = {
-            "states": texts.states_BLD[row_C],
-            "mask": texts.mask_BL[row_C],
-            "count": torch.tensor([CAPTIONS_I[i] for i in kept]),
-            "empty_states": torch.zeros(5, 8),
-            "empty_mask": torch.arange(5) < 2,
-        }
-        codes = {f"codes_{s}": scale_BPK[kept] for s, scale_BPK in enumerate(images.codes)}
-        left = sorted({GROUP_I[i] for i in kept})
-        group_I = torch.tensor([left.index(GROUP_I[i]) for i in kept])
-        return Examples(captions, codes, group_I=group_I if grouped else None)
-
-    return make
-
-
-class Coupled(np.random.Generator):
-    """Draws for each of `GROUPS` groups the same numbers, whether one is missing or not."""
-
-    def __init__(self, missing: int | None = None) -> None:
-        super().__init__(np.random.Philox(7))
-        self.missing = missing
-
-    def random(self, size):  # type: ignore[no-untyped-def,override]
-        shape = np.atleast_1d(size).copy()
-        shape[-1] = GROUPS
-        drawn = super().random(tuple(shape))
-        return drawn if self.missing is None else np.delete(drawn, self.missing, axis=-1)
+def make_groups(make_examples) -> Callable[[], Examples]:
+    return lambda: make_examples(CAPTIONS_I, group_I=torch.tensor(GROUP_I))
 
 
 @pytest.fixture
 def clean(monkeypatch) -> list[Sums]:
     """The sums of every step before noise."""
     seen: list[Sums] = []
-    add_noise = private.add_gaussian_noise
 
-    def watched(sums: Sums, **mechanism: object) -> None:
+    def watched(sums: Sums, **_: object) -> None:
         seen.append({name: total.clone() for name, total in sums.items()})
-        add_noise(sums, **mechanism)
 
     monkeypatch.setattr(private, "add_gaussian_noise", watched)
     return seen
 
 
-def training(make_model, examples: Examples, settings: Finetuning, generator, **more):
+def training(make_model, examples: Examples, settings: Finetuning = EXACT, **more):
     torch.manual_seed(0)
     size = len(examples)
     plan = dataclasses.replace(PLAN, records=size, batch_size=size)
+    generator = np.random.Generator(np.random.Philox(7))
     return PrivateTraining(make_model(), examples, plan, settings, generator=generator, **more)
 
 
 @pytest.mark.parametrize("settings", [EXACT, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("group", range(GROUPS))
+@pytest.mark.parametrize("group", [0, 3])
 def test_a_whole_group_removed_moves_the_sum_before_noise_by_at_most_the_clip_norm(
     make_model, make_groups, clean, settings, group: int
 ) -> None:
-    for missing in (None, group):
-        next(training(make_model, make_groups(without=missing), settings, Coupled(missing)).run())
+    for examples in (make_groups(), without(make_groups(), group)):
+        report = next(training(make_model, examples, settings).run())
+    assert (report.examples, report.refused) == (GROUPS, 1)
     moved = norm_of(minus(*clean))
     assert 0.98 * PLAN.max_grad_norm < moved <= PLAN.max_grad_norm * ONE_RECORD
 
 
-def test_without_groups_the_same_images_move_it_by_more(make_model, make_groups, clean) -> None:
+def test_without_groups_the_same_images_move_it_by_more(make_model, make_examples, clean) -> None:
     """What the test above would miss if its groups were of one image."""
-    for missing in (None, 0):
-        examples = make_groups(without=missing, grouped=False)
-        generator = np.random.Generator(np.random.Philox(7))
-        next(training(make_model, examples, EXACT, generator).run())
+    fewer = make_examples(CAPTIONS_I)
+    for image in (i for i, group in enumerate(GROUP_I) if group == 0):
+        without(fewer, image)
+    for examples in (make_examples(CAPTIONS_I), fewer):
+        next(training(make_model, examples).run())
     assert norm_of(minus(*clean)) > 1.5 * PLAN.max_grad_norm
 
 
@@ -132,9 +109,8 @@ def test_a_step_is_the_clipped_gradient_of_one_image_of_each_group(
     make_model, make_groups, clean
 ) -> None:
     examples = make_groups()
-    report = next(training(make_model, examples, EXACT, Coupled()).run())
-    assert report.examples == GROUPS
-    expected = Coupled()
+    next(training(make_model, examples).run())
+    expected = np.random.Generator(np.random.Philox(7))
     expected.random(GROUPS)
     draw_B = torch.from_numpy(expected.random((2, GROUPS))[0])
     batch = examples.batch(torch.arange(GROUPS), draw_B=draw_B)
@@ -151,7 +127,7 @@ def test_two_ranks_have_the_groups_of_one_process(make_model, make_groups, monke
     monkeypatch.setattr(Ranks, "_together", staticmethod(lambda tensors, exchange: None))
     parts = []
     for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2)):
-        run = training(make_model, make_groups(), EXACT, Coupled(), ranks=ranks)
+        run = training(make_model, make_groups(), ranks=ranks)
         seen = run._sum_clipped()
         parts.append((float(seen[0]), {n: t.clone() for n, t in run._clipped.sums.items()}))
     (whole, alone), (first, one), (second, other) = parts
@@ -159,89 +135,55 @@ def test_two_ranks_have_the_groups_of_one_process(make_model, make_groups, monke
     assert_same_sums({name: one[name] + other[name] for name in one}, alone)
 
 
-def test_each_visit_draws_an_image_of_its_group_then_a_caption_of_that_image(make_groups) -> None:
-    grouped, single = make_groups(), make_groups(grouped=False)
+def test_each_visit_draws_an_image_of_its_group_then_a_caption_of_that_image(
+    make_examples, make_groups
+) -> None:
+    grouped, single = make_groups(), make_examples(CAPTIONS_I)
     assert (len(grouped), grouped.images, len(single)) == (GROUPS, IMAGES, IMAGES)
-    draws, group = 3000, 0
+    draws = 3000
     draw_B = torch.from_numpy(np.random.default_rng(0).random(draws))
-    batch = grouped.batch(torch.full((draws,), group), draw_B=draw_B)
-    own = [i for i, owner in enumerate(GROUP_I) if owner == group]
-    found: dict[tuple[int, int], int] = {}
-    pairs = {}
+    batch = grouped.batch(torch.zeros(draws, dtype=torch.int64), draw_B=draw_B)
+    own = [i for i, owner in enumerate(GROUP_I) if owner == 0]
+    found, expected = [], []
     for image in own:
         for caption in range(CAPTIONS_I[image]):
-            one = single.batch(
-                torch.tensor([image]), draw_B=torch.tensor([(caption + 0.5) / CAPTIONS_I[image]])
-            )
-            pairs[image, caption] = one
-            same = (batch.states_BLD == one.states_BLD).flatten(1).all(1)
+            place_B = torch.tensor([(caption + 0.5) / CAPTIONS_I[image]])
+            one = single.batch(torch.tensor([image]), draw_B=place_B)
+            same_B = (batch.states_BLD == one.states_BLD).flatten(1).all(1)
             for drawn, exact in zip(batch.codes, one.codes, strict=True):
-                same &= (drawn == exact).flatten(1).all(1)
-            found[image, caption] = int(same.sum())
-    assert sum(found.values()) == draws
-    expected = [draws / len(own) / CAPTIONS_I[image] for image, _ in pairs]
-    assert stats.chisquare(list(found.values()), expected).pvalue > 1e-3
-
-
-def test_the_first_groups_are_kept_whole(make_groups) -> None:
-    part = make_groups().first(2)
+                same_B &= (drawn == exact).flatten(1).all(1)
+            found.append(int(same_B.sum()))
+            expected.append(draws / len(own) / CAPTIONS_I[image])
+    assert sum(found) == draws
+    assert stats.chisquare(found, expected).pvalue > 1e-3
+    part = grouped.first(2)
     assert (len(part), part.images) == (2, 9)
-    everyone: Tensor = torch.arange(2)
-    draw_B = torch.tensor([0.9, 0.4])
-    found, expected = (e.batch(everyone, draw_B=draw_B) for e in (part, make_groups()))
-    assert torch.equal(found.states_BLD, expected.states_BLD)
+    rows = {"indices_B": torch.arange(2), "draw_B": torch.tensor([0.9, 0.4])}
+    assert torch.equal(part.batch(**rows).states_BLD, grouped.batch(**rows).states_BLD)
 
 
-@pytest.mark.parametrize(
-    ("group_I", "message"),
-    [([0, 1], "a group of each of 12 images, found 2"), ([0, 2] * 6, "of every group, .* of 1")],
-)
-def test_groups_that_do_not_fit_the_images_are_refused(make_groups, group_I, message) -> None:
-    whole = make_groups()
-    captions = {
-        "tokens": whole._tokens_TD,
-        "length": whole._length_R,
-        "row": whole._row_C,
-        "count": whole._count_I,
-        "empty_states": whole._empty_states_LD,
-        "empty_mask": whole._empty_mask_L,
-    }
-    codes = {f"codes_{s}": scale for s, scale in enumerate(whole._codes)}
+@pytest.mark.parametrize(("group_I", "message"), [([0, 1], "found 2"), ([0, 2] * 6, "none of 1")])
+def test_groups_that_do_not_fit_the_images_are_refused(make_examples, group_I, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Examples(captions, codes, group_I=torch.tensor(group_I))
-
-
-# Cards
+        make_examples(CAPTIONS_I, group_I=torch.tensor(group_I))
 
 
 def test_a_card_of_groups_says_so_and_survives_json() -> None:
-    entry = LedgerEntry(sampling_rate=0.1, noise_multiplier=2.0, steps=9)
-    facts = {
-        "delta": 1e-4,
-        "dataset": "clinic",
-        "records": 1_200,
-        "max_grad_norm": 0.1,
-        "public_inputs": [],
-    }
-    ledger = Ledger(entries=[entry])
+    ledger = Ledger(entries=[LedgerEntry(sampling_rate=0.1, noise_multiplier=2.0, steps=9)])
+    facts = {"delta": 1e-4, "dataset": "clinic", "records": 1_200, "max_grad_norm": 0.1}
+    facts |= {"public_inputs": []}
     plain = PrivacyCard.from_ledger(ledger, **facts)
     card = PrivacyCard.from_ledger(ledger, **facts, group_column="patient", left_out=True)
     assert PrivacyCard.from_json(json.loads(json.dumps(card.to_json()))) == card
     card.verify()
     assert card.epsilon == plain.epsilon
-    assert card.of_groups
-    assert not plain.of_groups
-    assert "same 'patient'" in card.unit
-    assert "| records | 1,200 |" in card.to_markdown()
+    assert (card.of_groups, plain.of_groups) == (True, False)
+    assert "'patient'" in card.unit
     text = card.to_markdown()
-    assert "Protects a group as 'patient' tells it" in text
     assert "number of groups" in text
-    assert "cannot be decoded, were left out, if there were any" in text
+    assert "left out" in text
+    assert "not a person who appears in several" in plain.to_markdown()
     assert "not a person who appears in several" not in text
-    assert {*plain.limits} - {*card.limits} == {
-        "Protects an image, not a person who appears in several.",
-        "The number of records and the sampling rate are treated as public.",
-    }
 
 
 # A folder with a column of persons
