@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,9 +197,9 @@ def people(tmp_path: Path, image_folder: Path) -> Path:
     folder.mkdir()
     rows = []
     for index, owner in enumerate(GROUP_I):
-        (folder / f"{index}.png").write_bytes((image_folder / f"{index}.png").read_bytes())
-        rows.append({"file_name": f"{index}.png", "text": f"image {index}"})
-        rows[-1] |= {"person": f"p{owner}", "household": f"h{(owner + index // 11) % 5}"}
+        shutil.copy(image_folder / (name := f"{index}.png"), folder)
+        house = f"h{(owner + index // 11) % 5}"
+        rows.append({"file_name": name, "text": name, "person": f"p{owner}", "household": house})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -209,7 +210,7 @@ def test_equal_values_are_one_group_and_a_missing_one_is_refused(people: Path) -
     with pytest.raises(ValueError, match="a column 'patient', found household, person"):
         group_numbers(records, "patient")
     with (people / "metadata.jsonl").open("a") as file:
-        (people / "12.png").write_bytes((people / "0.png").read_bytes())
+        shutil.copy(people / "0.png", people / "12.png")
         file.write('\n{"file_name": "12.png", "text": "x", "person": " "}')
     with pytest.raises(ValueError, match=r"'person' for 12\.png"):
         group_numbers(open_records(str(people)), "person")
@@ -230,12 +231,12 @@ def test_a_private_release_of_persons(
     person = ["--unit", "person"]
     assert main([*ask, *person, "--plan"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["records"], told["images"], told["left_out"]) == (5, 11, 1)
-    assert (told["unit"], told["sampling_rate"]) == ("person", 2 / 5)
+    facts = {"records": 5, "images": 11, "left_out": 1, "unit": "person", "sampling_rate": 2 / 5}
+    assert told.items() >= facts.items()
     run = ["--run-folder", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
     assert main([*ask, *person, *run]) == 0
     printed = capsys.readouterr()
-    assert "dpwg: 2 of 5 records hold an image that another one holds too." in printed.err
+    assert "2 of 5 records" in printed.err
     told = json.loads(printed.out)
     card = load_release(tmp_path / "out").card
     assert (card.records, card.sampling_rate, card.steps) == (5, 2 / 5, 2)

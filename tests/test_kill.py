@@ -30,13 +30,12 @@ from dpwg.training.private import Finetuning, PrivateTraining
 from dpwg.training.run_state import load_state, save_state
 
 PLAN = PrivacyPlan(
-    records=12, batch_size=6, steps=60, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
+    records=12, batch_size=6, steps=24, delta=1e-3, noise_multiplier=50.0, max_grad_norm=0.1
 )
 FULL = Finetuning(
     precision="float32", micro_batch=4, save_every=1, warmup=2, learning_rate=1e-3, lora_rank=0
 )
 LORA = dataclasses.replace(FULL, lora_rank=2)
-Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 # A child is a fork of a process that has all of this imported: it trains within milliseconds.
 processes = multiprocessing.get_context("forkserver")
@@ -52,28 +51,21 @@ class SeededSteps(PrivateTraining):
 
 
 def train(
-    model: WaveletGPT, inputs: Inputs, settings: Finetuning, folder: Path, gate: Path, end: Path
+    model: WaveletGPT, examples: Examples, settings: Finetuning, folder: Path, gate: Path, end: Path
 ) -> None:
     """Train to the end, which is not before there is a gate to it; every step is kept."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = copy.deepcopy(model)  # it is in the memory of all processes
     Ledger.pld_epsilon = lambda self, delta: 0.0  # takes longer than a step, and has its own tests
-    training = SeededSteps(model, Examples(*inputs), PLAN, settings, folder)
+    training = SeededSteps(model, examples, PLAN, settings, folder)
     steps = {}
     for report in training.run():
         steps[report.step] = flat(training._weights.state())
         while report.step == PLAN.steps - 1 and not gate.exists():
             time.sleep(0.001)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.save(
-        {
-            "steps": steps,
-            "weights": weights,
-            "ledger": training.ledger.to_json(),
-        },
-        end,
-    )
+    torch.save({"steps": steps, "weights": weights, "ledger": training.ledger.to_json()}, end)
 
 
 def flat(state: dict[str, Tensor]) -> Tensor:
@@ -89,8 +81,10 @@ def saved_step(folder: Path) -> int:
 class Runs:
     """Processes that train in one folder, one after the other, and one that nothing interrupts."""
 
-    def __init__(self, model: WaveletGPT, inputs: Inputs, settings: Finetuning, at: Path) -> None:
-        self.given, self.at, self.folder = (model, inputs, settings), at, at / "killed"
+    def __init__(
+        self, model: WaveletGPT, examples: Examples, settings: Finetuning, at: Path
+    ) -> None:
+        self.given, self.at, self.folder = (model, examples, settings), at, at / "killed"
         (at / "open").touch()
         self.whole = self.to_the_end(at / "whole")
 
@@ -143,29 +137,20 @@ def check_kills(runs: Runs, kills: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(make_inputs) -> Inputs:
-    """Captions, two of every record, and codes."""
-    images, texts = make_inputs(PLAN.records), make_inputs(2 * PLAN.records, seed=1)
-    captions = {
-        "states": texts.states_BLD,
-        "mask": texts.mask_BL,
-        "count": torch.full((PLAN.records,), 2),
-        "empty_states": torch.zeros(5, 8),
-        "empty_mask": torch.arange(5) < 2,
-    }
-    return captions, {f"codes_{s}": c for s, c in enumerate(images.codes)}
+def examples(make_examples) -> Examples:
+    return make_examples((2,) * PLAN.records)
 
 
-def test_a_run_killed_three_times_ends_as_one_never_killed(tmp_path, make_model, inputs) -> None:
-    check_kills(Runs(make_model(), inputs, FULL, tmp_path), 3)
+def test_a_run_killed_three_times_ends_as_one_never_killed(tmp_path, make_model, examples) -> None:
+    check_kills(Runs(make_model(), examples, FULL, tmp_path), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_a_run_killed_twenty_times_ends_as_one_never_killed(
-    tmp_path, make_model, inputs, settings
+    tmp_path, make_model, examples, settings
 ) -> None:
-    check_kills(Runs(make_model(), inputs, settings, tmp_path), 20)
+    check_kills(Runs(make_model(), examples, settings, tmp_path), 20)
 
 
 def save(folder: Path, step: int) -> None:

@@ -37,22 +37,20 @@ def flat(module: torch.nn.Module) -> Tensor:
 
 
 def sampled_alike(
-    ranks: Ranks, model: WaveletGPT, inputs: Any, plan: PrivacyPlan
+    ranks: Ranks, model: WaveletGPT, examples: Examples, plan: PrivacyPlan
 ) -> dict[str, Any]:
     """A private run with clipping but the noise off, and the same sampling on every rank."""
     private.add_gaussian_noise = lambda *_, **__: None
-    return finetuned(ranks, model, inputs, plan, 3)
+    return finetuned(ranks, model, examples, plan, 3)
 
 
 def finetuned(
-    ranks: Ranks, model: WaveletGPT, inputs: Any, plan: PrivacyPlan, seed: int | None = None
+    ranks: Ranks, model: WaveletGPT, examples: Examples, plan: PrivacyPlan, seed: int | None = None
 ) -> dict[str, Any]:
     """A private run; without a seed every rank draws from the system for itself."""
     torch.manual_seed(5 + ranks.rank)
     generator = None if seed is None else np.random.Generator(np.random.Philox(seed))
-    training = PrivateTraining(
-        model, Examples(*inputs), plan, SETTINGS, ranks=ranks, generator=generator
-    )
+    training = PrivateTraining(model, examples, plan, SETTINGS, ranks=ranks, generator=generator)
     reports, noised = [], []
     for report in training.run():
         reports.append(report)
@@ -69,14 +67,14 @@ def finetuned(
 def public_parts(
     ranks: Ranks,
     model: WaveletGPT,
-    inputs: Any,
+    examples: Examples,
     folder: Path,
     tokenizer: SpectralTokenizer,
     images: Tensor,
 ) -> dict[str, Any]:
     """Pretraining and tokenizer training; and what is agreed on where only rank 0 has bfloat16."""
     settings = Pretraining(steps=3, batch=6, warmup=1, precision="float32", report_every=1)
-    reports = list(pretrain(model, Examples(*inputs), settings, folder, ranks))
+    reports = list(pretrain(model, examples, settings, folder, ranks))
     other = TokenizerTraining(steps=4, batch=6, warmup=1, report_every=1, revive_every=1)
     steps = list(train_tokenizer(tokenizer, images, other, ranks))
     with mock.patch("torch.cpu.get_capabilities", return_value={"amx_bf16": ranks.leads}):
@@ -88,10 +86,6 @@ def public_parts(
         "tokenizer": flat(tokenizer),
         "tokenizer losses": [step.loss for step in steps],
     }
-
-
-Answers = list[dict[str, Any]]
-"""Of every process."""
 
 
 def work(rank: int, folder: Path, tasks: dict[str, tuple[Any, ...]]) -> None:
@@ -109,14 +103,16 @@ def work(rank: int, folder: Path, tasks: dict[str, tuple[Any, ...]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, make_model, make_tokenizer, inputs, pixels) -> dict[str, Answers]:
+def two(
+    tmp_path_factory, make_model, make_tokenizer, examples, pixels
+) -> dict[str, list[dict[str, Any]]]:
     """What two processes answer: started once, since that takes longer than all they do."""
     folder: Path = tmp_path_factory.mktemp("two")
     tokenizer = make_tokenizer().requires_grad_(True)
     tasks = {
-        "sampled alike": (sampled_alike, make_model(), inputs, PLAN),
-        "noised": (finetuned, make_model(), inputs, NOISY_PLAN),
-        "public": (public_parts, make_model(), inputs, folder / "state", tokenizer, pixels),
+        "sampled alike": (sampled_alike, make_model(), examples, PLAN),
+        "noised": (finetuned, make_model(), examples, NOISY_PLAN),
+        "public": (public_parts, make_model(), examples, folder / "state", tokenizer, pixels),
     }
     multiprocessing.spawn(work, (folder, tasks), nprocs=WORLD)
     ranks = [torch.load(folder / f"rank-{rank}.pt") for rank in range(WORLD)]
@@ -129,22 +125,13 @@ def pixels(images) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def inputs(make_inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Captions, two of every record, and codes."""
-    images, texts = make_inputs(PLAN.records), make_inputs(2 * PLAN.records, seed=1)
-    captions = {
-        "states": texts.states_BLD,
-        "mask": texts.mask_BL,
-        "count": torch.full((PLAN.records,), 2),
-        "empty_states": torch.zeros(5, 8),
-        "empty_mask": torch.arange(5) < 2,
-    }
-    return captions, {f"codes_{s}": c for s, c in enumerate(images.codes)}
+def examples(make_examples) -> Examples:
+    return make_examples((2,) * PLAN.records)
 
 
-def test_two_ranks_fine_tune_as_one_process(monkeypatch, make_model, inputs, two) -> None:
+def test_two_ranks_fine_tune_as_one_process(monkeypatch, make_model, examples, two) -> None:
     monkeypatch.setattr(private, "add_gaussian_noise", None)
-    one = sampled_alike(Ranks(), make_model(), inputs, PLAN)
+    one = sampled_alike(Ranks(), make_model(), examples, PLAN)
     ranks = two["sampled alike"]
     for rank in ranks:
         torch.testing.assert_close(rank["weights"], one["weights"], atol=1e-5, rtol=0)
@@ -168,10 +155,10 @@ def test_noise_is_added_once_whatever_the_ranks(two) -> None:
 
 
 def test_two_ranks_train_the_public_parts_as_one_process(
-    tmp_path, make_model, make_tokenizer, inputs, pixels, two
+    tmp_path, make_model, make_tokenizer, examples, pixels, two
 ) -> None:
     tokenizer = make_tokenizer().requires_grad_(True)
-    one = public_parts(Ranks(), make_model(), inputs, tmp_path, tokenizer, pixels)
+    one = public_parts(Ranks(), make_model(), examples, tmp_path, tokenizer, pixels)
     assert one["agreed"] == ["bfloat16", "bfloat16", "float32"]
     ranks = two["public"]
     for rank in ranks:
@@ -185,15 +172,12 @@ def test_two_ranks_train_the_public_parts_as_one_process(
     assert (ranks[0]["tokenizer"] - one["tokenizer"]).abs().mean() < 1e-2
 
 
-def test_a_process_alone_has_all_of_it() -> None:
+def test_a_process_alone_has_all_and_several_share_it() -> None:
     ranks, x = Ranks(), torch.arange(5.0)
     ranks.sum_([x])
     ranks.broadcast_([x])
     ranks.wait()
     assert ranks.leads
     assert torch.equal(ranks.share(x), torch.arange(5.0))
-
-
-def test_shares_are_disjoint_and_complete() -> None:
     shares = [Ranks(rank, 3).share(torch.arange(10)) for rank in range(3)]
     assert sorted(torch.cat(shares).tolist()) == list(range(10))
