@@ -25,19 +25,15 @@ def in_order(logits: list[Tensor]) -> list[Tensor]:
     return [logits[s][:, p, k] for s, p, k in CODES]
 
 
-def test_logits_have_the_codebook_size_of_their_scale(make_model, make_inputs) -> None:
-    shapes = [tuple(part.shape) for part in uncached(make_model(), make_inputs(3))]
-    assert shapes == [(3, 4, 2, 5), (3, 4, 2, 7), (3, 4, 2, 9)]
-
-
 @torch.no_grad()
 def test_cached_logits_equal_uncached_ones_at_every_position_and_code(make_model, make_inputs):
     model, inputs = make_model(), make_inputs(3)
-    expected = in_order(uncached(model, inputs))
+    whole = uncached(model, inputs)
+    assert [tuple(part.shape) for part in whole] == [(3, 4, 2, 5), (3, 4, 2, 7), (3, 4, 2, 9)]
     torch.manual_seed(0)
     latents = [torch.randn_like(z) for z in model.latents(inputs.codes)]  # not drawn yet: garbage
     generation = model.begin(inputs.states_BLD, inputs.mask_BL)
-    for (s, p, k), logits_BV in zip(CODES, expected, strict=True):
+    for (s, p, k), logits_BV in zip(CODES, in_order(whole), strict=True):
         if k == 0:
             generation.advance(latents)
         torch.testing.assert_close(generation.logits(latents, k), logits_BV, atol=1e-4, rtol=0)
@@ -63,29 +59,19 @@ def test_a_code_reaches_the_logits_after_it_and_none_before(make_model, make_inp
         assert changed[2] == 1 or moved[row + 1], f"{changed} does not reach its position's next"
 
 
-def test_the_caption_matters_and_its_padding_does_not(make_model, make_inputs) -> None:
+def test_the_caption_matters_and_neither_its_padding_nor_its_batch(make_model, make_inputs) -> None:
     model, inputs = make_model(), make_inputs(4)
     assert not inputs.mask_BL.all()
-    expected = uncached(model, inputs)
     noise_BLD = 100 * torch.randn(inputs.states_BLD.shape, generator=torch.manual_seed(0))
-    padded = inputs.states_BLD + noise_BLD * ~inputs.mask_BL[..., None]
-    other = inputs.states_BLD + noise_BLD * inputs.mask_BL[..., None]
-    for a, b, c in zip(
-        expected,
-        uncached(model, dataclasses.replace(inputs, states_BLD=padded)),
-        uncached(model, dataclasses.replace(inputs, states_BLD=other)),
-        strict=True,
-    ):
+    padded, other = (
+        dataclasses.replace(inputs, states_BLD=inputs.states_BLD + noise_BLD * mask_BL[..., None])
+        for mask_BL in (~inputs.mask_BL, inputs.mask_BL)
+    )
+    changed = [uncached(model, own) for own in (inputs, padded, other, inputs[slice(2, 3)])]
+    for a, b, c, alone in zip(*changed, strict=True):
         assert torch.equal(a, b)
         assert (a - c).abs().amax((1, 2, 3)).min() > 1e-3
-
-
-def test_a_record_does_not_feel_its_batch(make_model, make_inputs) -> None:
-    model, inputs = make_model(), make_inputs(5)
-    for whole, alone in zip(
-        uncached(model, inputs), uncached(model, inputs[slice(2, 3)]), strict=True
-    ):
-        torch.testing.assert_close(whole[2:3], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a[2:3], alone, atol=1e-5, rtol=0)
 
 
 def test_the_likelihood_is_the_mean_log_probability_of_the_codes(make_model, make_inputs) -> None:
@@ -96,22 +82,19 @@ def test_the_likelihood_is_the_mean_log_probability_of_the_codes(make_model, mak
     ]
     expected_B = -torch.cat(likelihoods, dim=1).mean(1)
     torch.testing.assert_close(inputs.losses(model), expected_B, atol=1e-5, rtol=0)
-
-
-def test_an_untrained_model_spreads_its_chances_evenly(make_inputs) -> None:
-    torch.manual_seed(0)
+    # An untrained model spreads its chances evenly.
     config = ModelConfig(codebook_sizes=(64, 64), code_widths=(3, 9), positions=4, codes=2)
-    inputs = make_inputs(2, config=config)
+    torch.manual_seed(0)
     with torch.no_grad():
-        losses_B = inputs.losses(WaveletGPT(config))
+        losses_B = make_inputs(2, config=config).losses(WaveletGPT(config))
     torch.testing.assert_close(losses_B, torch.full((2,), 64.0).log(), atol=0.5, rtol=0)
 
 
 def test_a_model_for_a_tokenizer_copies_its_codebooks(make_tokenizer) -> None:
     tokenizer = make_tokenizer()
     model = WaveletGPT.for_tokenizer(tokenizer, width=16, blocks=1, heads=2, text_width=8)
-    assert (model.config.positions, model.config.codes) == (16, 4)
-    assert (model.config.width, model.config.text_width) == (16, 8)
+    config = model.config
+    assert (config.positions, config.codes, config.width, config.text_width) == (16, 4, 16, 8)
     for scale, codebook in enumerate(tokenizer.codebooks):
         own = model.get_buffer(f"codebook_{scale}")
         assert torch.equal(own, codebook.vectors_KD)
