@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from PIL import Image
 from dpwg.ui.serving import PREFIX, remove_leftovers
 
 SERVER = """
-import sys, time
+import sys
 from dpwg.ui.serving import server_folder
 (server_folder() / "upload.png").write_bytes(b"a face")
 print(server_folder(), flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
@@ -32,6 +31,7 @@ def a_server(root: Path) -> tuple[subprocess.Popen[str], Path]:
         [sys.executable, "-c", SERVER],
         cwd=ROOT,
         env=os.environ | {"GRADIO_TEMP_DIR": str(root)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -39,15 +39,16 @@ def a_server(root: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def ended(process: subprocess.Popen[str], by: signal.Signals) -> None:
-    process.send_signal(by)
-    process.communicate()
+def ended(process: subprocess.Popen[str], *, killed: bool) -> None:
+    if killed:
+        process.kill()
+    process.communicate()  # which closes what it waits for
 
 
 def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     killed, left = a_server(tmp_path)
     living, kept = a_server(tmp_path)
-    ended(killed, signal.SIGKILL)
+    ended(killed, killed=True)
     assert (left / "upload.png").exists()
     assert left.stat().st_mode & 0o777 == 0o700
     new = tmp_path / f"{PREFIX}new"
@@ -57,10 +58,10 @@ def test_the_next_server_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     os.utime(new, (0, 0))
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
-    ended(living, signal.SIGKILL)
+    ended(living, killed=True)
     third, fresh = a_server(tmp_path)
     assert list(tmp_path.iterdir()) == [fresh]
-    ended(third, signal.SIGINT)
+    ended(third, killed=False)
     assert list(tmp_path.iterdir()) == []
 
 

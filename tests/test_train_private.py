@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import signal
 import stat
@@ -256,7 +257,10 @@ def test_ctrl_c_ends_in_one_sentence_that_says_how_to_go_on(given, image_folder,
         *("--micro-batch", "12", "--run-folder", str(given["folder"]), "--out", str(given["out"])),
     ]
     environment = os.environ | {"DPWG_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(  # whoever runs the tests may have had it ignored
+        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         until = time.time() + 60
         while steps_begun(given["folder"]) < 6 and process.poll() is None and time.time() < until:
             time.sleep(0.05)

@@ -54,7 +54,11 @@ def pull(name: str, *, revision: str | None = None) -> Release:
     """
     at = f"{name!r}" if revision is None else f"{name!r} at {revision!r}"
     folder = download(
-        name, PULLED, what="checkpoint", otherwise="name a local checkpoint", revision=revision
+        name,
+        PULLED,
+        what="checkpoint",
+        otherwise="name a local one, or by DPWG_CHECKPOINTS the folder that holds it",
+        revision=revision,
     )
     for needed in ("privacy_card.json", CONFIG, f"tokenizer/{CONFIG}"):
         if not (folder / needed).is_file():
