@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -35,7 +34,6 @@ from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
 
 CANARIES, GUESSES = 2000, 100  # guesses each way
-EXACT_STEPS = 6
 PLAN = PrivacyPlan(
     records=CANARIES,
     batch_size=CANARIES // 4,
@@ -133,13 +131,6 @@ def test_what_cannot_be_audited_is_refused_by_name(change: dict, message: str) -
     values = {"scores_M": SCORES, "included_M": INCLUDED, "k_plus": 3, "k_minus": 3, "delta": 0.0}
     with pytest.raises(ValueError, match=message):
         audit_guesses(**values | change)
-
-
-@pytest.mark.parametrize("change", [{"guesses": 11}, {"correct": 6}, {"epsilon": -0.1}])
-def test_impossible_counts_are_refused(change: dict) -> None:
-    values = {"epsilon": 1.0, "canaries": 10, "guesses": 5, "correct": 4, "delta": 0.0}
-    with pytest.raises(ValueError, match="correct="):
-        guesses_p_value(**values | change)
 
 
 # The real engine
@@ -280,35 +271,6 @@ embeddings_unclipped = partial(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exactness:
-    """What is checked without an attack. A sound engine has 1 everywhere, and `steps_alike` 0.
-
-    `one_record`: how far removing a record moves the un-noised sum, in clip norms. `noise`: its
-    deviation, in the plan's. `steps_alike`: the greatest correlation of the noise of two steps.
-    `rate`: the share of records drawn, in the plan's sampling rate. `steps`: steps taken for each
-    one in the ledger.
-    """
-
-    one_record: float
-    noise: float
-    steps_alike: float
-    rate: float
-    steps: float
-
-    def failed(self) -> set[str]:
-        """The checks that did not hold; those of random numbers allow 4.5 standard errors."""
-        draws, rate = CANARIES * EXACT_STEPS, PLAN.sampling_rate
-        sound = {
-            "one record": 0.98 < self.one_record <= 1 + 1e-5,
-            "noise": abs(self.noise - 1) < 4.5 / math.sqrt(2 * draws),
-            "steps alike": self.steps_alike < 4.5 / math.sqrt(CANARIES),
-            "rate": abs(self.rate - 1) < 4.5 * math.sqrt((1 - rate) / (rate * draws)),
-            "steps": self.steps == 1,
-        }
-        return {name for name, holds in sound.items() if not holds}
-
-
 def moved_by_one_record(make_model, make_inputs) -> float:
     """The norm by which removing record 0 moves WaveletGPT's un-noised sum, in clip norms."""
     sums = []
@@ -338,23 +300,25 @@ def caption_examples(make_inputs, first: int) -> Examples:
     return Examples(captions, {f"codes_{s}": codes for s, codes in enumerate(inputs.codes)})
 
 
-def exactness(make_model, make_inputs, monkeypatch) -> Exactness:
-    plan = dataclasses.replace(PLAN, steps=EXACT_STEPS)
-    nobody, everybody = np.zeros(CANARIES, dtype=bool), np.ones(CANARIES, dtype=bool)
-    noise_TM, ledger = canary_readings(plan, nobody, generator=generator())
+def failed_checks(make_model, make_inputs, monkeypatch) -> set[str]:
+    """What does not hold, looked at without an attack; random numbers may be 4.5 errors off."""
+    plan, draws, rate = dataclasses.replace(PLAN, steps=6), 6 * CANARIES, PLAN.sampling_rate
+    noise_TM, ledger = canary_readings(plan, np.zeros(CANARIES, dtype=bool), generator=generator())
     with np.errstate(invalid="ignore"):
         alike_TT = np.nan_to_num(np.corrcoef(noise_TM)) - np.eye(plan.steps)
     with monkeypatch.context() as quiet:
         quiet.setattr(private, "add_gaussian_noise", no_noise)
-        signal_TM, _ = canary_readings(plan, everybody, generator=generator())
-        one_record = moved_by_one_record(make_model, make_inputs)
-    return Exactness(
-        one_record=one_record,
-        noise=float(noise_TM.std()) / plan.noise_multiplier,
-        steps_alike=float(alike_TT.max()),
-        rate=float((signal_TM > 0).mean()) / plan.sampling_rate,
-        steps=len(noise_TM) / ledger.steps,
-    )
+        signal_TM, _ = canary_readings(plan, np.ones(CANARIES, dtype=bool), generator=generator())
+        moved = moved_by_one_record(make_model, make_inputs)
+    drawn = float((signal_TM > 0).mean()) / rate
+    sound = {
+        "one record": 0.98 < moved <= 1 + 1e-5,
+        "noise": abs(noise_TM.std() / plan.noise_multiplier - 1) < 4.5 / math.sqrt(2 * draws),
+        "steps alike": alike_TT.max() < 4.5 / math.sqrt(CANARIES),
+        "rate": abs(drawn - 1) < 4.5 * math.sqrt((1 - rate) / (rate * draws)),
+        "steps": len(noise_TM) == ledger.steps,
+    }
+    return {name for name, holds in sound.items() if not holds}
 
 
 ENGINES: dict[str, tuple[dict[str, object], set[str]]] = {
@@ -380,5 +344,5 @@ def test_broken_engines_are_caught(
 ) -> None:
     for part, broken in parts.items():
         monkeypatch.setattr(private, part, broken)
-    found, exact = audit(), exactness(make_model, make_inputs, monkeypatch)
-    assert exact.failed() | ({"audit"} if found.refutes_the_ledger else set()) == expected
+    caught = failed_checks(make_model, make_inputs, monkeypatch)
+    assert caught | ({"audit"} if audit().refutes_the_ledger else set()) == expected

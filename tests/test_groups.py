@@ -24,7 +24,6 @@ from dpwg.training import private
 from dpwg.training.encodings import encode_images
 from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
-from dpwg.training.processes import Ranks
 
 GROUP_I = (0, 1, 0, 2, 1, 0, 3, 0, 4, 1, 0, 0)
 CAPTIONS_I = (1, 2, 3, 1, 1, 2, 1, 1, 2, 1, 1, 3)
@@ -50,10 +49,9 @@ def test_what_repeats_is_counted_by_records(make_examples) -> None:
 
 
 def without(examples: Examples, group: int) -> Examples:
-    """The same, but one group, or image, adds nothing: no gradient of it is finite."""
+    """The same, but one group adds nothing: no gradient of it is finite."""
     rows_I = torch.arange(sum(CAPTIONS_I)).split(CAPTIONS_I)
-    owner_I = GROUP_I if len(examples) == GROUPS else range(IMAGES)
-    gone_R = torch.cat([rows_I[i] for i, owner in enumerate(owner_I) if owner == group])
+    gone_R = torch.cat([rows_I[i] for i, owner in enumerate(GROUP_I) if owner == group])
     gone_T = torch.isin(torch.arange(sum(CAPTIONS_I)).repeat_interleave(examples._length_R), gone_R)
     examples._tokens_TD[gone_T] = torch.nan
     return examples
@@ -76,12 +74,12 @@ def clean(monkeypatch) -> list[Sums]:
     return seen
 
 
-def training(make_model, examples: Examples, settings: Finetuning = EXACT, **more):
+def training(make_model, examples: Examples, settings: Finetuning = EXACT):
     torch.manual_seed(0)
     size = len(examples)
     plan = dataclasses.replace(PLAN, records=size, batch_size=size)
     generator = np.random.Generator(np.random.Philox(7))
-    return PrivateTraining(make_model(), examples, plan, settings, generator=generator, **more)
+    return PrivateTraining(make_model(), examples, plan, settings, generator=generator)
 
 
 @pytest.mark.parametrize("settings", [EXACT, LORA], ids=["full", "lora"])
@@ -94,16 +92,6 @@ def test_a_whole_group_removed_moves_the_sum_before_noise_by_at_most_the_clip_no
     assert (report.examples, report.refused) == (GROUPS, 1)
     moved = norm_of(minus(*clean))
     assert 0.98 * PLAN.max_grad_norm < moved <= PLAN.max_grad_norm * ONE_RECORD
-
-
-def test_without_groups_the_same_images_move_it_by_more(make_model, make_examples, clean) -> None:
-    """What the test above would miss if its groups were of one image."""
-    fewer = make_examples(CAPTIONS_I)
-    for image in (i for i, group in enumerate(GROUP_I) if group == 0):
-        without(fewer, image)
-    for examples in (make_examples(CAPTIONS_I), fewer):
-        next(training(make_model, examples).run())
-    assert norm_of(minus(*clean)) > 1.5 * PLAN.max_grad_norm
 
 
 def test_a_step_is_the_clipped_gradient_of_one_image_of_each_group(
@@ -122,18 +110,6 @@ def test_a_step_is_the_clipped_gradient_of_one_image_of_each_group(
         PLAN.max_grad_norm,
     )
     assert_same_sums(clean[0], sums)
-
-
-def test_two_ranks_have_the_groups_of_one_process(make_model, make_groups, monkeypatch) -> None:
-    monkeypatch.setattr(Ranks, "_together", staticmethod(lambda tensors, exchange: None))
-    parts = []
-    for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2)):
-        run = training(make_model, make_groups(), ranks=ranks)
-        seen = run._sum_clipped()
-        parts.append((float(seen[0]), {n: t.clone() for n, t in run._clipped.sums.items()}))
-    (whole, alone), (first, one), (second, other) = parts
-    assert (whole, first, second) == (5, 3, 2)
-    assert_same_sums({name: one[name] + other[name] for name in one}, alone)
 
 
 def test_each_visit_draws_an_image_of_its_group_then_a_caption_of_that_image(

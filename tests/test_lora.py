@@ -38,24 +38,9 @@ def test_pairs_change_nothing_at_first_and_merge_into_plain_weights(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def random_pair(std: float = 1.0) -> LoRALinear:
-    torch.manual_seed(0)
-    pair = LoRALinear(nn.Linear(5, 4), 2)
-    nn.init.normal_(pair.up.weight, std=std)
-    return pair
-
-
-def test_a_merged_pair_is_one_product_with_the_same_answer() -> None:
-    pair, x_BC = random_pair(), torch.randn(3, 5)
-    apart, products = pair(x_BC), []
-    pair.merged = True
-    pair.base.register_forward_hook(lambda *_: products.append("another"))
-    torch.testing.assert_close(pair(x_BC), apart, atol=1e-6, rtol=0)
-    assert not products
-
-
 def test_a_merged_pair_keeps_what_it_adds_under_autocast() -> None:
-    pair, x_BC = random_pair(std=1e-2), torch.randn(100, 5)
+    pair, x_BC = LoRALinear(nn.Linear(5, 4), 2), torch.randn(100, 5)
+    nn.init.normal_(pair.up.weight, std=1e-2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         apart = pair(x_BC)
         pair.merged = True

@@ -145,13 +145,6 @@ def test_records_that_mix_are_refused(losses_of: Mixing, dtype) -> None:
         check(losses_of, torch.randn(5, 2), dtype)
 
 
-def test_positions_before_records_are_refused() -> None:
-    for positions in (3, 4):
-        x_NTC = torch.randn(5, positions, 2)
-        with pytest.raises(ValueError, match=r"batch dimension"):
-            check(lambda model, x: model["it"](x.transpose(0, 1)).sum((0, 2)), x_NTC)
-
-
 APART = {
     "layers": through(lambda x_BC: x_BC),
     "dropout": through(lambda x_BC: F.dropout(x_BC, 0.5)),

@@ -256,27 +256,3 @@ def test_a_record_without_finite_gradient_is_counted_and_the_run_goes_on(
         EVERYONE.max_grad_norm,
     )
     assert_same_sums(watched.clean[0], expected, 1e-5 if precision == "float32" else 2e-2)
-
-
-# Micro-batches
-
-
-@both
-@precisions
-def test_a_run_in_one_micro_batch_equals_one_in_eight(
-    make_model, make_examples, settings, precision
-) -> None:
-    plan = dataclasses.replace(EVERYONE, records=16, batch_size=16, noise_multiplier=2.0, steps=3)
-    runs = []
-    for micro_batch in (16, 2):
-        own = dataclasses.replace(
-            settings, micro_batch=micro_batch, precision=precision, caption_dropout=0.3
-        )
-        run = training(make_model, make_examples((1, 2) * 8), plan, own)
-        assert [report.examples for report in run.run()] == [16, 32, 48]
-        runs.append(run._weights.state())
-    whole, split = runs
-    assert whole.keys() == split.keys()
-    tolerance = 1e-5 if precision == "float32" else 1e-4
-    for name, state in whole.items():
-        torch.testing.assert_close(split[name], state, atol=tolerance, rtol=0, msg=name)
