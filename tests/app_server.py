@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "checkpoints"
+COMMAND = (sys.executable, ROOT / "app.py")
 
 
 @contextmanager
-def serving(checkpoints: Path, work: Path, **settings: str) -> Iterator[tuple[str, int]]:
+def serving(
+    checkpoints: Path, work: Path, *, command: tuple[Path | str, ...] = COMMAND, **settings: str
+) -> Iterator[tuple[str, int]]:
     """Serve checkpoints on a free port; gives the address and the process. `settings` go to the
     environment."""
     with socket.socket() as free:
@@ -35,7 +38,7 @@ def serving(checkpoints: Path, work: Path, **settings: str) -> Iterator[tuple[st
         **settings,
     }
     process = subprocess.Popen(
-        [sys.executable, ROOT / "app.py"],
+        command,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -177,14 +177,16 @@ def make_examples(make_inputs) -> Callable[..., Examples]:
         captions: tuple[int, ...] = (1,) * 12,
         images: tuple[int, ...] | None = None,
         group_I: Tensor | None = None,
+        config: ModelConfig = TINY_MODEL,
     ) -> Examples:
-        inputs, texts = make_inputs(len(captions)), make_inputs(sum(captions), seed=1)
+        inputs = make_inputs(len(captions), config=config)
+        texts = make_inputs(sum(captions), seed=1, config=config)
         tensors = {
             "states": texts.states_BLD,
             "mask": texts.mask_BL,
             "count": torch.tensor(captions),
-            "empty_states": torch.full((5, 8), 9.0),
-            "empty_mask": torch.arange(5) < 2,
+            "empty_states": torch.full((config.text_tokens, config.text_width), 9.0),
+            "empty_mask": torch.arange(config.text_tokens) < 2,
         }
         own = list(range(len(captions)) if images is None else images)
         codes = {f"codes_{s}": c[own].to(torch.int16) for s, c in enumerate(inputs.codes)}

@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpwg.cli import main
-from dpwg.method.encoders import default_encoder
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.method.transformer import WaveletGPT
 from dpwg.modules import SHIPPED, weights_sha256
-from dpwg.privacy.accounting import Ledger, PrivacyPlan
+from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.adapters import merge_adapter, merged_weight
 from dpwg.release.folder import (
@@ -29,7 +28,6 @@ from dpwg.release.folder import (
     load_release,
     save_release,
 )
-from dpwg.release.shared import save_tokenizer
 from dpwg.release.space import write_space
 from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
@@ -40,79 +38,40 @@ PLAN = PrivacyPlan(
 SETTINGS = Finetuning(precision="float32", micro_batch=6, lora_rank=2)
 
 
-def a_card(ledger: Ledger) -> PrivacyCard:
-    return PrivacyCard.from_ledger(
-        ledger, delta=PLAN.delta, dataset="made up", records=PLAN.records,
-        max_grad_norm=PLAN.max_grad_norm, public_inputs=[],
-    )  # fmt: skip
-
-
-def an_example_set(model: WaveletGPT) -> Examples:
-    """Twelve random records that fit the model."""
-    config, count = model.config, PLAN.records
-    generator = torch.Generator().manual_seed(0)
-    length, width = config.text_tokens, config.text_width
-    texts = {
-        "states": torch.randn(count, length, width, generator=generator),
-        "mask": torch.ones(count, length, dtype=torch.bool),
-        "count": torch.ones(count, dtype=torch.int64),
-        "empty_states": torch.ones(length, width),
-        "empty_mask": torch.ones(length, dtype=torch.bool),
-    }
-    shape = (count, config.positions, config.codes)
-    codes = {
-        f"codes_{scale}": torch.randint(size, shape, generator=generator).to(torch.int16)
-        for scale, size in enumerate(config.codebook_sizes)
-    }
-    return Examples(texts, codes)
-
-
-def train(base: Release, settings: Finetuning = SETTINGS) -> Release:
+def train(base: Release, examples: Examples, settings: Finetuning = SETTINGS) -> Release:
     """Two private steps from a base."""
     torch.manual_seed(0)
     model = base.model.requires_grad_(True)
     generator = np.random.Generator(np.random.Philox(0))
-    run = PrivateTraining(model, an_example_set(model), PLAN, settings, generator=generator)
+    run = PrivateTraining(model, examples, PLAN, settings, generator=generator)
     assert run.adapter is None
     list(run.run())
-    return dataclasses.replace(
-        base,
-        model=model,
-        card=a_card(run.ledger),
-        adapter=run.adapter,
-        weights_sha256=None,
-        base_sha256=base.weights_sha256,
-    )
+    card = PrivacyCard.from_ledger(
+        run.ledger, delta=PLAN.delta, dataset="made up", records=PLAN.records,
+        max_grad_norm=PLAN.max_grad_norm, public_inputs=[],
+    )  # fmt: skip
+    own = {"adapter": run.adapter, "weights_sha256": None, "base_sha256": base.weights_sha256}
+    return dataclasses.replace(base, model=model, card=card, **own)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, make_tokenizer) -> tuple[Path, Release]:
+def made(root, tmp_path_factory, make_examples) -> tuple[Path, Release]:
     """Checkpoints with a public model, an adapter to it, and the same saved whole; the trained
     release as it was in memory.
     """
-    root = tmp_path_factory.mktemp("adapters") / "checkpoints"
-    tokenizer = make_tokenizer()
-    save_tokenizer(root / "tokenizer", tokenizer)
-    torch.manual_seed(1)
-    model = WaveletGPT.for_tokenizer(tokenizer, width=32, blocks=2, heads=2, code_hidden=32)
-    shared = {"tokenizer_folder": root / "tokenizer"}
-    public = Release(
-        model=model,
-        tokenizer=tokenizer,
-        card=a_card(Ledger()),
-        text_encoder=default_encoder().id,
-        upsampler="photo",
-    )
-    save_release(root / "faces" / "public", public, **shared)
-    trained = train(load_public(root / "faces" / "public"))
-    base = root / "faces" / "public"
-    save_release(root / "faces" / "eps-1", trained, **shared, base_folder=base)
-    save_release(root / "faces" / "whole", trained, **shared)
-    return root, trained
+    top = tmp_path_factory.mktemp("adapters") / "checkpoints"
+    shutil.copytree(root / "tokenizer", top / "tokenizer")
+    base, shared = top / "faces" / "public", {"tokenizer_folder": top / "tokenizer"}
+    public = dataclasses.replace(load_public(root / "faces" / "public"), upsampler="photo")
+    save_release(base, public, **shared)
+    trained = train(load_public(base), make_examples(config=public.model.config))
+    save_release(top / "faces" / "eps-1", trained, **shared, base_folder=base)
+    save_release(top / "faces" / "whole", trained, **shared)
+    return top, trained
 
 
 @pytest.fixture
-def root(made, tmp_path, monkeypatch) -> Path:
+def place(made, tmp_path, monkeypatch) -> Path:
     """A copy of them that a test can spoil."""
     shutil.copytree(made[0], tmp_path / "checkpoints")
     monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path / "checkpoints"))
@@ -128,7 +87,7 @@ def edit(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_an_adapter_loads_as_the_model_that_was_trained(made, root) -> None:
+def test_an_adapter_loads_as_the_model_that_was_trained(made, place) -> None:
     trained, adapted = made[1], load_release("faces/eps-1")
     for name, tensor in adapted.model.state_dict().items():
         own = trained.model.state_dict()[name]
@@ -149,25 +108,25 @@ def test_an_adapter_loads_as_the_model_that_was_trained(made, root) -> None:
     assert (images[0] == images[1]).all()
 
 
-def test_an_adapter_is_smaller_and_goes_by_the_digest_of_the_whole_model(root) -> None:
+def test_an_adapter_is_smaller_and_goes_by_the_digest_of_the_whole_model(place) -> None:
     adapted, whole = load_release("faces/eps-1"), load_release("faces/whole")
     assert adapted.weights_sha256 == whole.weights_sha256
-    assert whole.weights_sha256 == weights_sha256(root / "faces" / "whole")
+    assert whole.weights_sha256 == weights_sha256(place / "faces" / "whole")
     adapted, whole = describe("faces/eps-1"), describe("faces/whole")
     assert adapted["bytes"] < whole["bytes"] / 2
     assert adapted["parameters"] == whole["parameters"]
-    files = {path.name for path in (root / "faces" / "eps-1").iterdir()}
+    files = {path.name for path in (place / "faces" / "eps-1").iterdir()}
     assert files == {"adapter.safetensors", "config.json", "privacy_card.json"}
     assert [base_of(f"faces/{name}") for name in ("eps-1", "whole", "public")] == [
         *("faces/public", "faces/public", None)
     ]
 
 
-def test_an_adapter_is_saved_again_whole_and_loads_alone(root, tmp_path) -> None:
+def test_an_adapter_is_saved_again_whole_and_loads_alone(place, tmp_path) -> None:
     pipe = DPWaveletPipeline.from_pretrained("faces/eps-1")
     pipe.save_pretrained(tmp_path / "alone")
     expected = bits(pipe.release.model)
-    shutil.rmtree(root)
+    shutil.rmtree(place)
     alone = load_release(tmp_path / "alone")
     assert bits(alone.model) == expected
     assert alone.weights_sha256 == pipe.release.weights_sha256
@@ -175,38 +134,40 @@ def test_an_adapter_is_saved_again_whole_and_loads_alone(root, tmp_path) -> None
     assert alone.adapter is None
 
 
-def test_without_its_own_base_no_adapter_is_written(root, tmp_path) -> None:
-    full = train(load_public("faces/public"), dataclasses.replace(SETTINGS, lora_rank=0))
+def test_without_its_own_base_no_adapter_is_written(place, tmp_path, make_examples) -> None:
+    public = load_public("faces/public")
+    examples = make_examples(config=public.model.config)
+    full = train(public, examples, dataclasses.replace(SETTINGS, lora_rank=0))
     assert full.adapter is None
     other, adapted = load_release("faces/public"), load_release("faces/eps-1")
     other.model.norm.weight += 1
     save_release(tmp_path / "other", other)
     for release, base, told in (
-        (full, root / "faces" / "public", "found no adapter"),
+        (full, place / "faces" / "public", "found no adapter"),
         (adapted, tmp_path / "other", "found another model"),
-        (adapted, root / "faces" / "whole", "to be public, found epsilon="),
+        (adapted, place / "faces" / "whole", "to be public, found epsilon="),
     ):
         with pytest.raises(ValueError, match=told):
             save_release(tmp_path / "out", release, base_folder=base)
     assert not (tmp_path / "out").exists()
 
 
-def name_base(root: Path, base: str) -> None:
-    digest = weights_sha256(root / "faces" / base)
-    edit(root / "faces" / "eps-1", base=f"../{base}", base_sha256=digest)
+def name_base(place: Path, base: str) -> None:
+    digest = weights_sha256(place / "faces" / base)
+    edit(place / "faces" / "eps-1", base=f"../{base}", base_sha256=digest)
 
 
-def another_base(root: Path) -> None:
-    save_release(root / "faces" / "public", load_release("faces/whole"))
+def another_base(place: Path) -> None:
+    save_release(place / "faces" / "public", load_release("faces/whole"))
 
 
-def an_adapter_as_base(root: Path) -> None:
-    shutil.copytree(root / "faces" / "eps-1", root / "faces" / "eps-2")
-    name_base(root, "eps-2")
+def an_adapter_as_base(place: Path) -> None:
+    shutil.copytree(place / "faces" / "eps-1", place / "faces" / "eps-2")
+    name_base(place, "eps-2")
 
 
-def other_bytes(root: Path) -> None:
-    path = root / "faces" / "eps-1" / "adapter.safetensors"
+def other_bytes(place: Path) -> None:
+    path = place / "faces" / "eps-1" / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
 
 
@@ -214,18 +175,18 @@ def other_bytes(root: Path) -> None:
     ("damage", "words"),
     [
         (another_base, "base weights"),
-        (lambda root: shutil.rmtree(root / "faces" / "public"), "get the whole model"),
-        (lambda root: name_base(root, "whole"), "to be public"),
+        (lambda place: shutil.rmtree(place / "faces" / "public"), "get the whole model"),
+        (lambda place: name_base(place, "whole"), "to be public"),
         (an_adapter_as_base, "base weights"),
         (other_bytes, "Expected the weights"),
     ],
 )
-def test_another_base_or_adapter_than_it_names_is_refused(root, damage, words) -> None:
-    damage(root)
+def test_another_base_or_adapter_than_it_names_is_refused(place, damage, words) -> None:
+    damage(place)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         load_release("faces/eps-1")
     with pytest.raises((ValueError, FileNotFoundError)):
-        write_space(root.parent / "space", ["faces/eps-1"])
+        write_space(place.parent / "space", ["faces/eps-1"])
 
 
 LAYER = "blocks.0.qkv"
@@ -247,8 +208,8 @@ def corrected(down: Tensor, up: Tensor, skip: Tensor, values: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("change", NO_PAIRS.values(), ids=NO_PAIRS)
-def test_what_is_no_pair_of_the_model_or_another_is_refused(root, change) -> None:
-    folder = root / "faces" / "eps-1"
+def test_what_is_no_pair_of_the_model_or_another_is_refused(place, change) -> None:
+    folder = place / "faces" / "eps-1"
     own = load_file(folder / "adapter.safetensors")
     changed = own | change(own.pop(f"{LAYER}.down"), own.pop(f"{LAYER}.up"))
     save_file({n: t.contiguous() for n, t in changed.items()}, folder / "adapter.safetensors")
@@ -273,12 +234,12 @@ def test_corrections_restore_every_bit() -> None:
 
 
 def test_finetune_beside_the_base_writes_an_adapter_unless_told_otherwise(
-    root, tmp_path, image_folder, capsys
+    place, tmp_path, image_folder, capsys
 ) -> None:
     words = ["finetune", "--data", image_folder, "--noise-multiplier", 5, "--delta", 1e-3]
     words += ["--batch", 4, "--steps", 1, "--micro-batch", 4, "--lora-rank", 2]
-    outside, inside = tmp_path / "outside", root / "mine" / "eps-5"
-    tokenizer = ("--tokenizer", root / "tokenizer")
+    outside, inside = tmp_path / "outside", place / "mine" / "eps-5"
+    tokenizer = ("--tokenizer", place / "tokenizer")
     for number, (out, options, kept) in enumerate(
         (
             (inside, tokenizer, "adapter.safetensors"),
@@ -295,7 +256,7 @@ def test_finetune_beside_the_base_writes_an_adapter_unless_told_otherwise(
         assert load_release(out).base_sha256 == load_release("faces/public").weights_sha256
 
 
-def test_a_space_takes_the_base_of_an_adapter_with_it(root, tmp_path) -> None:
+def test_a_space_takes_the_base_of_an_adapter_with_it(place, tmp_path) -> None:
     files = write_space(tmp_path / "space", ["faces/eps-1"])
     kept = {name for name in files if name.startswith("checkpoints/faces/")}
     assert "checkpoints/faces/public/model.safetensors" in kept

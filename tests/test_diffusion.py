@@ -6,9 +6,8 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -20,13 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from dpwg.cli import main
-from dpwg.method.pipeline import DPWaveletPipeline, Stage
+from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.release.export import Export, export_dataset
 from dpwg.ui.drawing import generate
 from dpwg.ui.generate import describe_upsampler
-from dpwg.ui.pipelines import draw, load_pipeline
+from dpwg.ui.pipelines import load_pipeline
 from dpwg.ui.sharing import from_query
-from dpwg.upsampling import upsamplers
 from dpwg.upsampling.diffusion import DiffusionUpsampler
 from dpwg.upsampling.diffusion_models import (
     KINDS,
@@ -321,28 +319,6 @@ def test_the_generate_tab_tells_the_steps_and_takes_only_what_is_offered(
     steps = [frame.status for frame in frames if "upsampling step" in frame.status]
     assert steps
     assert all(re.search(r" [1-6] of 6 …$", status) for status in steps)
-
-
-def test_closing_the_stream_stops_the_steps(models, monkeypatch) -> None:
-    name = f"ldm:{models['ldm']},steps=1000"
-    monkeypatch.setenv(VARIABLE, name)
-    ended = []
-
-    class Watched(DiffusionUpsampler):
-        def draw(self, *given: Any, **options: Any) -> Iterator[tuple[int, int] | Tensor]:
-            try:
-                yield from super().draw(*given, **options)
-            finally:
-                ended.append(True)
-
-    monkeypatch.setattr(upsamplers, "DiffusionUpsampler", Watched)
-    get_upsampler.cache_clear()
-    frames = draw(lambda: load_pipeline("faces/eps-1"), ("a",), seed=1, upsampler=public_name(name))
-    step = next(step for step in frames if isinstance(step, Stage) and not step.private)
-    assert (step.step, step.steps, ended) == (1, 1000, [])
-    frames.close()
-    assert ended == [True]
-    get_upsampler.cache_clear()
 
 
 def test_the_command_line_draws_with_it_and_an_export_publishes_no_path(models, tmp_path) -> None:

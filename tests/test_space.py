@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from app_server import serving
 
 from dpwg.cli import main
 from dpwg.release import space as space_module
@@ -127,32 +125,13 @@ def test_what_lies_beside_the_app_stays_and_links_are_refused(tmp_path, monkeypa
 
 
 def page(python: Path | str, space: Path, scratch: Path) -> str:
-    """The page of the folder's app, started with nothing of this process but where to serve."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(scratch),
-        "GRADIO_SERVER_NAME": "127.0.0.1",
-        "GRADIO_SERVER_PORT": str(port),
-    }
-    with (scratch / "log").open("w") as log:
-        process = subprocess.Popen(
-            [python, "app.py"], cwd=space, env=environment, stdout=log, stderr=log
-        )
-    try:
-        for _ in range(1200):
-            assert process.poll() is None, (scratch / "log").read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
-                    return str(answer.read().decode())
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError((scratch / "log").read_text())
-    finally:
-        process.kill()
-        process.wait()
+    """The page of the folder's app, with the checkpoints that lie beside it."""
+    command = (python, space / "app.py")
+    with (
+        serving(space, scratch, command=command, DPWG_CHECKPOINTS="") as (address, _),
+        urllib.request.urlopen(address) as answer,
+    ):
+        return str(answer.read().decode())
 
 
 def test_the_app_of_a_space_starts_alone_and_serves_its_own_checkpoints(space, tmp_path) -> None:
