@@ -21,10 +21,9 @@ from torch import Tensor
 from dpwg.cli import main
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.release.export import Export, export_dataset
-from dpwg.ui.drawing import generate
+from dpwg.ui.drawing import from_query, generate
 from dpwg.ui.generate import describe_upsampler
 from dpwg.ui.pipelines import load_pipeline
-from dpwg.ui.sharing import from_query
 from dpwg.upsampling.diffusion import DiffusionUpsampler
 from dpwg.upsampling.diffusion_models import (
     KINDS,

@@ -19,12 +19,10 @@ from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.demo import build_demo
-from dpwg.ui.drawing import generate, swiped
+from dpwg.ui.drawing import Drawing, from_query, generate, swiped, to_query
 from dpwg.ui.generate import on_load, surprise
-from dpwg.ui.own import YOURS
-from dpwg.ui.promises import describe_checkpoint
-from dpwg.ui.sharing import Drawing, from_query, to_query
-from dpwg.ui.shown import random_seed
+from dpwg.ui.own import YOURS, describe_checkpoint
+from dpwg.ui.parts import random_seed
 
 CAPTION = "A person smiling, with short red hair"
 INPUTS = {

@@ -14,12 +14,12 @@ from dpwg.ui.bands import (
     from_generated,
     from_upload,
     pyramid,
+    read_upload,
     rebuild,
     spectra,
 )
 from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, MAX_UPLOAD_PIXELS
-from dpwg.ui.shown import Shown
-from dpwg.ui.uploads import read_upload
+from dpwg.ui.own import Shown
 
 
 @pytest.fixture(autouse=True)
@@ -41,30 +41,30 @@ def picture(tmp_path):
 
 
 def test_the_pyramid_is_that_of_spectra(subject):
-    shown = pyramid(subject, "db2", 3)
+    about, _, table = pyramid(subject, "db2", 3)
     shares = energy_shares(decompose(subject.image / 255, wavelet="db2", levels=3))
-    assert [row[0] for row in shown.table] == list(shares)
-    assert [row[1] for row in shown.table] == ["16×16"] * 4 + ["32×32"] * 3 + ["64×64"] * 3
-    assert [row[2] for row in shown.table] == [f"{share:.3%}" for share in shares.values()]
-    assert shown.table[-1][3] == "100.000%"
-    assert "**a title**, 128×128 pixels" in shown.about
-    assert "is orthogonal" in shown.about
-    assert "not orthogonal" in pyramid(subject, "bior2.2", 2).about
-    assert "wrap around the borders from level 2 on" in pyramid(subject, "dmey", 3).about
+    assert [row[0] for row in table] == list(shares)
+    assert [row[1] for row in table] == ["16×16"] * 4 + ["32×32"] * 3 + ["64×64"] * 3
+    assert [row[2] for row in table] == [f"{share:.3%}" for share in shares.values()]
+    assert table[-1][3] == "100.000%"
+    assert "**a title**, 128×128 pixels" in about
+    assert "is orthogonal" in about
+    assert "not orthogonal" in pyramid(subject, "bior2.2", 2)[0]
+    assert "wrap around the borders from level 2 on" in pyramid(subject, "dmey", 3)[0]
 
 
 def told(subject: Subject, wavelet: str, levels: int, count: int) -> tuple[str, str]:
     """How many coefficients are kept, and how near the picture comes."""
-    return tuple(rebuild(subject, wavelet, levels, count).told.split(": ")[1].split(", "))
+    return tuple(rebuild(subject, wavelet, levels, count)[1].split(": ")[1].split(", "))
 
 
 def test_all_bands_give_the_image_and_the_first_its_means(subject):
     assert told(subject, "haar", 4, 13) == ("100.00% of the coefficients", "the whole image.")
-    np.testing.assert_array_equal(rebuild(subject, "haar", 4, 99).picture[::4, ::4], subject.image)
-    coarse = rebuild(subject, "haar", 2, 1)
+    np.testing.assert_array_equal(rebuild(subject, "haar", 4, 99)[0][::4, ::4], subject.image)
+    coarse, words = rebuild(subject, "haar", 2, 1)
     means = subject.image.reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(coarse.picture[::16, ::16], means, atol=0.51)
-    assert coarse.told.startswith("**1 of 7 bands**, up to LL2: 6.25% of the coefficients, PSNR ")
+    np.testing.assert_allclose(coarse[::16, ::16], means, atol=0.51)
+    assert words.startswith("**1 of 7 bands**, up to LL2: 6.25% of the coefficients, PSNR ")
 
 
 def test_every_discrete_wavelet_works(subject):

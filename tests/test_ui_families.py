@@ -18,6 +18,7 @@ from dpwg.release.shared import RERANKER
 from dpwg.ui import compare, families, generate
 from dpwg.ui.attack import attack, attack_live
 from dpwg.ui.demo import build_demo
+from dpwg.ui.drawing import Drawing, from_query, to_query
 from dpwg.ui.families import (
     FACES,
     carried,
@@ -31,15 +32,11 @@ from dpwg.ui.families import (
     variations,
 )
 from dpwg.ui.figures import quality_figure
-from dpwg.ui.fresh import DATA, refusal
 from dpwg.ui.limits import MAX_CAPTIONS
-from dpwg.ui.nearest import nearest
-from dpwg.ui.own import refitted
+from dpwg.ui.nearest import DATA, nearest, refusal
+from dpwg.ui.own import Shown, describe_checkpoint, refitted
 from dpwg.ui.plans import ordered, public_names
-from dpwg.ui.promises import describe_checkpoint
 from dpwg.ui.results import Measure, Point
-from dpwg.ui.sharing import Drawing, from_query, to_query
-from dpwg.ui.shown import Shown
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER
 
 CELEBA = "celeba"
@@ -206,18 +203,19 @@ def test_records_of_an_unknown_family_are_never_shown() -> None:
     [("'person'", "a person"), ("'artist'", "an artist"), ("'Patient no. 2'", "a group")],
 )
 def test_a_promise_to_a_group_is_told_in_its_columns_word(
-    both: Path, tmp_path: Path, column: str, word: str
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, word: str
 ) -> None:
-    shutil.copytree(both / "celeba" / "eps-1", tmp_path / "eps-1")
-    unit = f"One group: all images with the same {column}, with their captions."
-    recarded(tmp_path / "eps-1", unit=unit)
-    told, _ = describe_checkpoint(str(tmp_path / "eps-1"))
-    assert f" per {word.split()[1]} at δ" in told
-    assert f"recognise {word} in the training set" in told
-    assert "record" not in told
     plain, _ = describe_checkpoint("celeba/eps-1")
     assert "a training record" in plain
     assert " per " not in plain
+    shutil.copytree(both / "celeba" / "eps-1", tmp_path / "own" / "eps-1")
+    monkeypatch.setenv("DPWG_CHECKPOINTS", str(tmp_path))
+    unit = f"One group: all images with the same {column}, with their captions."
+    recarded(tmp_path / "own" / "eps-1", unit=unit)
+    told, _ = describe_checkpoint("own/eps-1")
+    assert f" per {word.split()[1]} at δ" in told
+    assert f"recognise {word} in the training set" in told
+    assert "record" not in told
 
 
 def test_candidates_are_offered_where_a_reranker_chooses(

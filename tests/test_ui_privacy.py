@@ -13,6 +13,7 @@ from dpwg.privacy.curves import explain
 from dpwg.release.folder import find_checkpoint, load_card
 from dpwg.ui.about import story
 from dpwg.ui.limits import MAX_STEPS, described, whole
+from dpwg.ui.parts import in_words
 from dpwg.ui.privacy import EPSILON, NOISE, _card, account, settings_of
 
 RUN = {
@@ -100,8 +101,15 @@ def test_a_checkpoint_fills_in_its_own_run():
     assert settings_of("faces/eps-inf")[-1] == 0.0
     with pytest.raises(gr.Error, match="its epsilon is 0"):
         settings_of("faces/public")
-    with pytest.raises(gr.Error, match="release folder or one of"):
+    with pytest.raises(gr.Error, match="Expected checkpoint="):
         settings_of("../nowhere")
+
+
+def test_no_path_of_the_server_reaches_a_visitor(tmp_path):
+    with pytest.raises(gr.Error) as told, in_words():
+        (tmp_path / "nothing").read_bytes()
+    assert told.value.message.endswith(".")
+    assert str(tmp_path) not in told.value.message
 
 
 def test_cards_are_whole():

@@ -30,16 +30,13 @@ from dpwg.training.recipe import Note
 from dpwg.ui import runs, train
 from dpwg.ui.compare import compare_captions, compare_checkpoints
 from dpwg.ui.demo import build_demo
-from dpwg.ui.drawing import generate
+from dpwg.ui.drawing import from_query, generate
 from dpwg.ui.limits import KEPT_SECONDS, MAX_RUNS, MAX_TRAIN_MINUTES, MAX_TRAIN_RECORDS
 from dpwg.ui.nearest import nearest
-from dpwg.ui.own import YOURS, choices, offered
+from dpwg.ui.own import YOURS, choices, describe_checkpoint, offered
 from dpwg.ui.plans import MAX_GRAD_NORM, Order, default_batch, expectation, noise_to_signal
-from dpwg.ui.promises import describe_checkpoint
-from dpwg.ui.runs import Run
-from dpwg.ui.sharing import from_query
+from dpwg.ui.runs import Faces, Run
 from dpwg.ui.train import FACES, UPLOAD, draw, plan, stop
-from dpwg.ui.worker import Faces
 
 MEASURED = Rehearsal(
     parameters=20_000,
@@ -376,7 +373,7 @@ def begun(run: Run):
 
 
 def test_stop_and_a_closed_page_end_the_process(measured, monkeypatch):
-    monkeypatch.setattr(runs.worker, "train", one_step_then_rest)
+    monkeypatch.setattr(runs, "train_order", one_step_then_rest)
     run = planned(source=FACES).run
     frames, process = begun(run)
     with pytest.raises(gr.Error, match="still at work"):
@@ -403,7 +400,7 @@ def test_stop_and_a_closed_page_end_the_process(measured, monkeypatch):
 
 
 def test_a_process_that_fails_says_where_to_look(measured, monkeypatch):
-    monkeypatch.setattr(runs.worker, "train", a_failure)
+    monkeypatch.setattr(runs, "train_order", a_failure)
     warned = []
     monkeypatch.setattr(gr, "Warning", warned.append)
     with pytest.raises(gr.Error, match="the server's log says why"):
@@ -413,7 +410,7 @@ def test_a_process_that_fails_says_where_to_look(measured, monkeypatch):
 
 SERVER = """
 import sys
-from dpwg.ui import runs, worker
+from dpwg.ui import runs
 from test_ui_train import one_step_then_rest
 if __name__ == "__main__":
     work = runs.Run()._work(one_step_then_rest)

@@ -22,8 +22,7 @@ from dpwg.ui.families import FACES, family_of, siblings, usual_checkpoint
 from dpwg.ui.figures import clipping_figure
 from dpwg.ui.limits import described
 from dpwg.ui.parts import ON_MODEL, in_words, picture, plot
-from dpwg.ui.pictures import enlarged, square
-from dpwg.ui.pipelines import load_pipeline
+from dpwg.ui.pipelines import enlarged, load_pipeline, square
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 TEXTS = Path(__file__).with_name("about.md").read_text().split("\n---\n")

@@ -6,7 +6,9 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import gradio as gr
 from matplotlib.figure import Figure
@@ -21,20 +23,22 @@ from dpwg.measure.membership import (
     membership_attack,
     result_file,
 )
-from dpwg.method.pipeline import MAX_SEED
+from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text, percent_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
-from dpwg.release.folder import find_checkpoint, named_weights_sha256
+from dpwg.release.folder import named_weights_sha256
+from dpwg.training.encodings import encode_records, prepare_examples
+from dpwg.training.examples import Examples
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import roc_figure, scores_figure
-from dpwg.ui.fresh import DATA, OTHERS, PROGRESS, claim, encoded_faces, refusal
 from dpwg.ui.limits import MAX_ATTACKED, MIN_ATTACKED, whole
-from dpwg.ui.nearest import build_nearest
-from dpwg.ui.parts import ON_MODEL, in_words, plot, seed_field
-from dpwg.ui.pipelines import load_pipeline
+from dpwg.ui.nearest import DATA, build_nearest, refusal
+from dpwg.ui.own import card_of
+from dpwg.ui.parts import ON_MODEL, PROGRESS, in_words, plots, seed_field, slider, table
+from dpwg.ui.pipelines import load_pipeline, named
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
-from dpwg.ui.worker import Faces
+from dpwg.ui.runs import Faces
 
 INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was
 trained on it. Models predict what they were trained on a little better. So this attacker takes the
@@ -42,11 +46,10 @@ checkpoint's loss on the record, subtracts it from the public model's loss on th
 records are hard for every model), and says "training record" where the difference, the **score**,
 is high. Here the truth is known, so the guesses can be marked.
 
-What one attack finds is a **lower bound**: another one may find more. Epsilon bounds *all* attacks
-from above, and the steps in the checkpoint's ledger, the **mechanism** itself, bound them more
-tightly: one pair of epsilon and delta sums up a whole curve of such pairs. An attack that fails
-proves nothing about safety; one that finds more than the ledger allows proves that something is
-broken."""
+What one attack finds is a **lower bound**: another one may find more. The noisy steps in the
+checkpoint's ledger bound *all* attacks from above, by a whole curve, of which epsilon and delta are
+a summary. An attack that fails proves nothing about safety; one that finds more than the ledger
+allows proves that something is broken."""
 CANARIES = """### The engine under attack: canaries
 
 The engine that trained the private checkpoints can be attacked harder than a finished checkpoint.
@@ -70,7 +73,7 @@ class Found(NamedTuple):
 def attack(name: str) -> Found:
     """The stored attack on a checkpoint; without a file of these very weights, what writes one."""
     with in_words():
-        card = claim(name)
+        card = card_of(name)
     if reason := refusal(name, card):
         return Found(reason)
     file = f"docs/results/{MEMBERSHIP}/{result_file(name)}"
@@ -90,35 +93,43 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
     and encoded for it; `seed` decides which.
     """
     with in_words():
-        card = claim(name)
+        card = card_of(name)
         if reason := refusal(name, card):
             raise ValueError(reason)
         count = whole("records", count, MIN_ATTACKED, min(MAX_ATTACKED, card.records))
-        seed = whole("seed", seed, 0, MAX_SEED)
-        draw, began = random.Random(seed), time.perf_counter()
+        draw, began = random.Random(whole("seed", seed, 0, MAX_SEED)), time.perf_counter()
         progress(0, desc="loading models")
         pipe, public = load_pipeline(name), load_pipeline(REFERENCE)
         check_reference(pipe.release, public.release)
         scores = []
         for split, total in (("train", card.records), ("test", TEST_RECORDS)):
             records = Faces(split, sorted(draw.sample(range(total), count)))
-            examples = encoded_faces(records, pipe, progress)
+            examples = _encoded(records, pipe, progress)
             progress(None, desc=f"{records.name}: losses")
             found = calibrated_scores(pipe.release.model, public.release.model, examples)
             scores.append(found.double().numpy())
         result = membership_attack(
             *scores,
             checkpoint=name,
-            weights=named_weights_sha256(find_checkpoint(name)),
+            weights=named_weights_sha256(named(name)),
             reference=REFERENCE,
             data=DATA,
-            others=OTHERS,
+            others="faces-test",
             epsilon=card.epsilon,
             delta=card.delta,
         )
     seconds = time.perf_counter() - began
-    origin = f"Run just now, in {seconds:.0f} s; seed {seed} picked the records."
+    origin = f"Run just now, in {seconds:.0f} s; seed {seed:g} picked the records."
     return _found(result, card, origin)
+
+
+def _encoded(records: Faces, pipe: DPWaveletPipeline, progress: gr.Progress) -> Examples:
+    """Records as the checkpoint was trained on them."""
+    with TemporaryDirectory(prefix="dpwg-") as folder:
+        inputs = (records, pipe.encoder, pipe.release.tokenizer, Path(folder))
+        for done in encode_records(*inputs):
+            progress((done.step, done.steps), desc=f"{records.name}: {done.stage}", unit="records")
+        return prepare_examples(*inputs)
 
 
 def engine_told() -> str:
@@ -158,12 +169,12 @@ def _command(name: str, count: int = COUNT) -> str:
 def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
     rates = [point.false_positive_rate for point in found.true_positives]
     limits = max_true_positive_rates(card.ledger, rates)
-    table = []
+    rows = []
     for rate, point, limit in zip(rates, found.true_positives, limits, strict=True):
         told = f"{point.rate:.2%} ({point.low:.2%} to {point.high:.2%})"
         if rate * found.nonmembers < 1:
             told = f"needs {math.ceil(1 / rate):,} held-out records"
-        table.append([f"{rate:.1%}", told, percent_text(limit)])
+        rows.append([f"{rate:.1%}", told, percent_text(limit)])
     source = (
         f"{found.members:,} records of `{found.data}`, which it was trained on, against "
         f"{found.nonmembers:,} of `{found.others}`, which it was not; losses calibrated by "
@@ -171,11 +182,11 @@ def _found(found: MembershipAttack, card: PrivacyCard, origin: str) -> Found:
         "threshold as given."
     )
     told = _told(found, limits)
-    return Found(told, scores_figure(found), roc_figure(found, card.ledger), table, source)
+    return Found(told, scores_figure(found), roc_figure(found, card.ledger), rows, source)
 
 
 def _told(found: MembershipAttack, limits: Sequence[float]) -> str:
-    """The verdict; `limits` are what the mechanism allows at the rates of `true_positives`."""
+    """The verdict; `limits` are what the ledger allows at the rates of `true_positives`."""
     if found.auc_low > 0.5:
         judged = "That is better than guessing: the model shows something of what it was trained on"
     elif found.auc_high < 0.5:
@@ -215,74 +226,36 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
     run. Loads no model.
     """
     gr.Markdown(INTRODUCTION)
+    usual, widths = usual_checkpoint(names), ["25%", "45%", "30%"]
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
-            name = gr.Radio(
-                names, value=usual_checkpoint(names), label="Checkpoint", elem_id="attacked"
-            )
+            name = gr.Radio(names, value=usual, label="Checkpoint", elem_id="attacked")
             with gr.Group():
-                count = gr.Slider(
-                    MIN_ATTACKED,
-                    MAX_ATTACKED,
-                    value=250,
-                    step=50,
-                    label="Records of each kind",
-                    info="Rendered and encoded for the attack.",
-                )
+                count = slider("Records of each kind", MIN_ATTACKED, MAX_ATTACKED, 250, 50)
                 seed = seed_field()
             button = gr.Button("Attack it now", variant="primary")
             offer = gr.Markdown(elem_classes="status")
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("…", elem_classes="answer", elem_id="attack-told")
-            table = gr.Dataframe(
-                headers=["false alarms", "found (95 %)", "at most, by the ledger"],
-                label="Training records recognised",
-                wrap=True,
-                column_widths=["25%", "45%", "30%"],
-                interactive=False,
-            )
-            plots = []
-            with gr.Row():
-                for label in ("Scores", "Attack and bound (ROC)"):
-                    with gr.Column(min_width=280):
-                        plots.append(plot(label))
+            headers = ["false alarms", "found (95 %)", "at most, by the ledger"]
+            rates = table("Training records recognised", headers, wrap=True, column_widths=widths)
+            figures = plots("Scores", "Attack and bound (ROC)")
             source = gr.Markdown(elem_classes="status")
         with gr.Column(elem_classes="extras"):
             gr.Markdown(f"{CANARIES}\n\n{engine_told()}")
-    found = [told, *plots, table, source]
-    gr.on(
-        [tab.select, name.change],
-        attack,
-        name,
-        found,
-        api_name="attack",
-        show_progress_on=told,
-        trigger_mode="always_last",
-    )
-    gr.on(
-        [tab.select, name.change],
-        _offer,
-        name,
-        [button, offer],
-        api_visibility="private",
-        trigger_mode="always_last",
-    )
-    button.click(
-        attack_live,
-        [name, count, seed],
-        found,
-        api_name="attack_live",
-        show_progress_on=told,
-        **ON_MODEL,
-    )
+    found, picked = [told, *figures, rates, source], [tab.select, name.change]
+    last: dict[str, Any] = {"trigger_mode": "always_last"}
+    gr.on(picked, attack, name, found, show_progress_on=told, **last)
+    gr.on(picked, _offer, name, [button, offer], api_visibility="private", **last)
+    button.click(attack_live, [name, count, seed], found, show_progress_on=told, **ON_MODEL)
     build_nearest(shown, name, own)
 
 
 def _offer(name: str) -> tuple[gr.Button, str]:
     with in_words():
-        reason = refusal(name, claim(name))
+        reason = refusal(name, card_of(name))
     told = reason or (
-        "Small and live: few records give wide intervals. It replaces the stored result on the "
-        "right until another checkpoint is picked."
+        "Small and live: few records, rendered for the attack, give wide intervals. It replaces "
+        "the stored result on the right until another checkpoint is picked."
     )
     return gr.Button(interactive=not reason), told

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -15,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from dpwg.data import pictures
 from dpwg.data.avatars import IMAGE_SIZE
 from dpwg.measure.spectra import (
     band_names,
@@ -28,12 +30,10 @@ from dpwg.measure.spectra import (
 from dpwg.method.pipeline import to_uint8
 from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import usual_checkpoint
-from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES
-from dpwg.ui.parts import ON_MODEL, QUIET, in_words, picture, plot, slider
-from dpwg.ui.pictures import enlarged
-from dpwg.ui.pipelines import load_pipeline
-from dpwg.ui.shown import Shown, shown_or_example
-from dpwg.ui.uploads import SUFFIXES, read_upload
+from dpwg.ui.limits import MAX_LEVELS, MAX_UPLOAD_MEGABYTES, MAX_UPLOAD_PIXELS
+from dpwg.ui.own import Shown, shown_or_example
+from dpwg.ui.parts import ON_MODEL, QUIET, in_words, picture, plot, slider, table
+from dpwg.ui.pipelines import enlarged
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 WAVELETS: tuple[str, ...] = tuple(pywt.wavelist(kind="discrete"))
@@ -53,25 +53,10 @@ class Subject(NamedTuple):
     real: bool
 
 
-class Pyramid(NamedTuple):
-    """The bands of a subject, in the order of the tab's components."""
-
-    about: str
-    figure: Image.Image
-    table: list[list[str]]
-
-
-class Rebuilt(NamedTuple):
-    """What the first bands give."""
-
-    picture: np.ndarray
-    told: str
-
-
 def from_generated(shown: Shown | None, default: str) -> Subject:
     """The first image of the last generation; without one, an example under `default`."""
     with in_words():
-        shown = shown_or_example(shown, default, lambda: load_pipeline(default))
+        shown = shown_or_example(shown, default)
     return Subject(shown.title, shown.image[0], shown.coarse[0], shown.image[0], real=False)
 
 
@@ -87,37 +72,57 @@ def from_upload(path: str | None) -> Subject:
     return Subject("your picture", image, coarse, upsampled, real=True)
 
 
-def pyramid(subject: Subject | None, wavelet: str, levels: int) -> Pyramid:
-    """Every band: a picture of all, and a table of name, size and share of the energy."""
+def read_upload(path: str | Path, size: int) -> np.ndarray:
+    """The central square of a picture at `size` pixels a side: uint8 RGB (size, size, 3).
+
+    The file is removed, whatever it is. Raises ValueError, in words and without the path, for one
+    that is no such picture, is broken, is too large, or was read before.
+    """
+    most = MAX_UPLOAD_MEGABYTES * 1_000_000
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise ValueError("This picture was read and removed; choose it again.") from None
+    finally:
+        Path(path).unlink(missing_ok=True)
+    if len(content) > most:
+        raise ValueError(f"Expected a file of at most {MAX_UPLOAD_MEGABYTES} MB; shrink it first.")
+    found = pictures.open_picture(content, max_pixels=MAX_UPLOAD_PIXELS, formats=pictures.KINDS)
+    return pictures.pixels(found, size)
+
+
+def pyramid(
+    subject: Subject | None, wavelet: str, levels: int
+) -> tuple[str, Image.Image, list[list[str]]]:
+    """Every band: what is seen, a picture of all, and each one's name, size and energy."""
     with _looking_at(subject) as taken:
         image = taken.image / 255
         bands = decompose(image, wavelet=wavelet, levels=levels)
         shares = energy_shares(bands)
         figure = bands_figure(image, wavelet=wavelet, levels=levels)
-    so_far, table = 0.0, []
+    so_far, rows = 0.0, []
     for name, band in bands:
         so_far += shares[name]
         size = f"{band.shape[1]}×{band.shape[0]}"
-        table.append([name, size, f"{shares[name]:.3%}", f"{so_far:.3%}"])
+        rows.append([name, size, f"{shares[name]:.3%}", f"{so_far:.3%}"])
     basis, (height, width) = pywt.Wavelet(wavelet), image.shape[:2]
-    kind = (
-        "is orthogonal: the shares are those of the image's own energy"
-        if basis.orthogonal
-        else "is not orthogonal: the shares are those of its coefficients, not quite of the image"
-    )
-    fits = pywt.dwt_max_level(height, basis)
-    wide = (
-        f" Its filters wrap around the borders from level {fits + 1} on." if levels > fits else ""
-    )
+    kind = "is orthogonal: the shares are those of the image's own energy"
+    if not basis.orthogonal:
+        kind = "is not orthogonal: the shares are those of its coefficients, not of the image"
     about = (
         f"**{taken.title}**, {width}×{height} pixels. The wavelet `{wavelet}` "
-        f"({basis.family_name}) {kind}.{wide}"
+        f"({basis.family_name}) {kind}."
     )
-    return Pyramid(about, figure, table)
+    if levels > (fits := pywt.dwt_max_level(height, basis)):
+        about += f" Its filters wrap around the borders from level {fits + 1} on."
+    return about, figure, rows
 
 
-def rebuild(subject: Subject | None, wavelet: str, levels: int, count: int) -> Rebuilt:
-    """The image from its first `count` bands alone, the others being zero."""
+def rebuild(
+    subject: Subject | None, wavelet: str, levels: int, count: int
+) -> tuple[np.ndarray, str]:
+    """The image from its first `count` bands alone, the others being zero, and how near it is."""
     with _looking_at(subject) as taken:
         image = taken.image / 255
         bands = decompose(image, wavelet=wavelet, levels=levels)
@@ -127,11 +132,11 @@ def rebuild(subject: Subject | None, wavelet: str, levels: int, count: int) -> R
     loss = float(np.square(clipped - image).mean())
     psnr = "the whole image" if loss < 1e-12 else f"PSNR {-10 * math.log10(loss):.1f} dB"
     numbers = sum(band.size for _, band in bands[:count]) / sum(band.size for _, band in bands)
-    return Rebuilt(
-        enlarged((clipped * 255).round().astype(np.uint8)[None])[0],
+    told = (
         f"**{count} of {len(bands)} bands**, up to {bands[count - 1][0]}: {numbers:.2%} of the "
-        f"coefficients, {psnr}.",
+        f"coefficients, {psnr}."
     )
+    return enlarged((clipped * 255).round().astype(np.uint8)[None])[0], told
 
 
 def spectra(subject: Subject | None) -> Figure:
@@ -160,18 +165,11 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
             generated = gr.Button("Take the generated image", variant="primary")
-            upload = gr.File(
-                label=f"Or your own, up to {MAX_UPLOAD_MEGABYTES} MB",
-                file_types=SUFFIXES,
-                height=150,
-                elem_id="upload",
-            )
-            wavelet = gr.Dropdown(
-                list(WAVELETS),
-                value="haar",
-                label="Wavelet",
-                info="Any discrete wavelet of PyWavelets.",
-            )
+            label = f"Or your own, up to {MAX_UPLOAD_MEGABYTES} MB"
+            kinds = list(pictures.SUFFIXES)
+            upload = gr.File(label=label, file_types=kinds, height=150, elem_id="upload")
+            info = "Any discrete wavelet of PyWavelets."
+            wavelet = gr.Dropdown(list(WAVELETS), value="haar", label="Wavelet", info=info)
             levels = slider("Levels", 1, MAX_LEVELS, DEFAULT_LEVELS)
             about = gr.Markdown("Take or choose an image.", elem_classes="status")
         with gr.Column(elem_classes="results"):
@@ -186,27 +184,20 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
                 rebuilt = picture("Rebuilt", "rebuilt")
             with gr.Column(min_width=280):
                 curve = plot("Radial power spectrum")
-                table = gr.Dataframe(
-                    headers=["band", "pixels", "energy", "so far"],
-                    label="Share of the energy",
-                    interactive=False,
-                    max_height=380,
-                )
+                headers = ["band", "pixels", "energy", "so far"]
+                shares = table("Share of the energy", headers, max_height=380)
     working: dict[str, Any] = {"show_progress_on": figure, **ON_MODEL}
     generated.click(from_generated, [shown, default], subject, api_name="take_generated", **working)
     upload.upload(from_upload, upload, subject, api_name="take_upload", **working)
     basis, seen = [subject, wavelet, levels], [rebuilt, told]
     quiet: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
-    count.change(rebuild, [*basis, count], seen, api_name="rebuild", **quiet)
-    gr.on(
-        [subject.change, wavelet.input, levels.release],
-        pyramid,
-        basis,
-        [about, figure, table],
-        api_name="pyramid",
-    ).success(rebuild, [*basis, count], seen, api_visibility="private", **quiet)
+    count.change(rebuild, [*basis, count], seen, **quiet)
+    changes = [subject.change, wavelet.input, levels.release]
+    gr.on(changes, pyramid, basis, [about, figure, shares]).success(
+        rebuild, [*basis, count], seen, api_visibility="private", **quiet
+    )
     levels.change(_slider, [levels, count], count, **QUIET)
-    subject.change(spectra, subject, curve, api_name="spectra")
+    subject.change(spectra, subject, curve)
 
 
 def _slider(levels: int, count: int) -> gr.Slider:

@@ -1,30 +1,103 @@
-"""A drawing for the Generate tab: shown scale by scale as the model draws it, then as files."""
+"""A drawing: all that decides what is drawn, as a link and back, and drawn scale by scale."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import numpy as np
 from PIL import Image
 
-from dpwg.method.pipeline import GenerationResult
-from dpwg.method.sampling import Sampling
-from dpwg.ui.own import YOURS, loader
+from dpwg.data.records import MAX_CAPTION_CHARACTERS
+from dpwg.method.pipeline import MAX_SEED, GenerationResult
+from dpwg.method.sampling import MAX_CANDIDATES, Sampling
+from dpwg.release.folder import checkpoint_names
+from dpwg.ui.families import suited_upsampler, usual_checkpoint
+from dpwg.ui.limits import MAX_IMAGES, whole
+from dpwg.ui.own import YOURS, Shown, author, loader
 from dpwg.ui.parts import in_words
-from dpwg.ui.pictures import Moment, Pictures, enlarged, square, watch
-from dpwg.ui.pipelines import draw
-from dpwg.ui.promises import author
+from dpwg.ui.pipelines import Moment, Pictures, draw, enlarged, square, watch
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import Drawing, to_query
-from dpwg.ui.shown import Shown
+from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, chosen_upsampler
 
 COARSE_TITLE = "### Coarse {}\n*{}*"
 IMAGE_TITLE = "### Image {}\n*public upsampler*"
+NUMBERS = ("seed", "count", "guidance", "temperature", "candidates")
+
+
+@dataclass
+class Drawing:
+    """What is drawn, in the order of `generate`'s parameters; ValueError, in words, for what cannot
+    be. Whether there is such a checkpoint is left to whoever loads it.
+    """
+
+    checkpoint: str
+    caption: str
+    seed: int = 0
+    count: int = 1
+    guidance: float = Sampling.guidance
+    temperature: float = Sampling.temperature
+    upsampler: str = DEFAULT_UPSAMPLER
+    candidates: int = Sampling.candidates
+
+    def __post_init__(self) -> None:
+        self.caption = self.caption.strip()
+        if len(self.caption) > MAX_CAPTION_CHARACTERS:
+            raise ValueError(
+                f"A caption has at most {MAX_CAPTION_CHARACTERS} characters, this one has "
+                f"{len(self.caption)}; shorten it."
+            )
+        self.seed = whole("seed", self.seed, 0, MAX_SEED)
+        self.count = whole("count", self.count, 1, MAX_IMAGES)
+        self.candidates = whole("candidates", self.candidates, 1, MAX_CANDIDATES)
+        _ = chosen_upsampler(self.upsampler), self.sampling
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each picture."""
+        return tuple(range(self.seed, self.seed + self.count))
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its codes are drawn."""
+        return Sampling(
+            guidance=self.guidance, temperature=self.temperature, candidates=self.candidates
+        )
+
+
+def to_query(drawing: Drawing) -> str:
+    """`?caption=…&seed=…&checkpoint=…`, and whatever else differs from its default, which of the
+    upsampler is that of the checkpoint.
+    """
+    usual = {field.name: field.default for field in fields(Drawing)}
+    usual |= {"upsampler": suited_upsampler(drawing.checkpoint), "seed": None}
+    changed = {name: value for name, value in asdict(drawing).items() if value != usual[name]}
+    return "?" + urlencode(changed, errors="replace")
+
+
+def from_query(query: Mapping[str, str]) -> Drawing | None:
+    """The inverse of `to_query`: None where nothing was asked for, ValueError where it is bad.
+
+    A link needs a caption or a seed; what it leaves out is the page's own.
+    """
+    if not {"caption", "seed"} & set(query):
+        return None
+    names = checkpoint_names()
+    checkpoint = query.get("checkpoint", usual_checkpoint(names) if names else "")
+    try:
+        if checkpoint not in names:
+            raise ValueError(f"there is no checkpoint {checkpoint!r:.80} here.")
+        numbers: dict[str, Any] = {n: float(query[n]) for n in NUMBERS if n in query}
+        upsampler = query.get("upsampler", suited_upsampler(checkpoint))
+        caption = query.get("caption", "")
+        return Drawing(checkpoint=checkpoint, caption=caption, upsampler=upsampler, **numbers)
+    except ValueError as error:
+        raise ValueError(f"This link does not work: {error}") from None
 
 
 class Frame(NamedTuple):
@@ -64,14 +137,10 @@ def generate(
         )
         load, seeds, folder = loader(checkpoint, own), drawing.seeds, Path(name)
         card = load().release.card
-        steps = draw(
-            load,
-            (drawing.caption,) * len(seeds),
-            seed=seeds,
-            settings=drawing.sampling,
-            upsampler=upsampler,
-        )
-        for moment in watch(steps, folder, _labels(seeds), upsampler):
+        asked: dict[str, Any] = {"seed": seeds, "settings": drawing.sampling}
+        steps = draw(load, (drawing.caption,) * len(seeds), upsampler=upsampler, **asked)
+        labels = [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [None]
+        for moment in watch(steps, folder, labels, upsampler):
             if moment.result is None:
                 title = COARSE_TITLE.format(square(moment.size), author(card))
                 yield Frame(title, moment.coarse, IMAGE_TITLE.format(""), None, moment.doing)
@@ -125,16 +194,11 @@ def _choice(result: GenerationResult) -> str:
 
 def _write(folder: Path, checkpoint: str, result: GenerationResult) -> list[str]:
     """The pictures in their own size and result.json."""
-    files = []
+    files = [folder / "result.json"]
+    answer = {"checkpoint": checkpoint, **result.to_json()}
+    files[0].write_text(json.dumps(answer, indent=2) + "\n")
     for seed, coarse, image in zip(result.seeds, result.coarse, result.image, strict=True):
         for name, picture in ((f"seed-{seed}-coarse.png", coarse), (f"seed-{seed}.png", image)):
             Image.fromarray(picture).save(folder / name)
-            files.append(str(folder / name))
-    facts = folder / "result.json"
-    answer = {"checkpoint": checkpoint, **result.to_json()}
-    facts.write_text(json.dumps(answer, indent=2) + "\n")
-    return [*files, str(facts)]
-
-
-def _labels(seeds: Sequence[int]) -> list[str | None]:
-    return [f"seed {seed}" for seed in seeds] if len(seeds) > 1 else [None]
+            files.append(folder / name)
+    return [str(file) for file in files]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 
 from dpwg.measure.membership import MembershipAttack
 from dpwg.privacy.accounting import Ledger, epsilon_text
@@ -17,7 +18,6 @@ from dpwg.ui.families import unit_of
 from dpwg.ui.results import Measure
 
 TEAL, ORANGE, GREY, PALE = "#0f766e", "#c2410c", "#64748b", "#f1f5f9"
-WIDTH, HEIGHT = 6.4, 4.2  # inches
 PERCENT = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 """Ticks of an axis of rates."""
 
@@ -31,27 +31,18 @@ def quality_figure(measure: Measure, picked: str | None) -> Figure:
     finite = [p.epsilon for p in points if p.epsilon] or [1.0]
     ends = {0.0: min(finite) / 4, None: 4 * max(finite)}
     x = {p: p.epsilon or ends[p.epsilon] for p in points}
-    figure, axes = _axes(xlabel="epsilon (PLD)", ylabel=f"{measure.title}, {measure.unit}")
+    figure, axes = _axes("epsilon (PLD)", f"{measure.title}, {measure.unit}")
     line = [p for p in points if not unit_of(p.name)]
-    for part, style in (
-        (line, {"color": GREY, "linestyle": ":", "linewidth": 1.5}),
-        ([p for p in line if p.epsilon], {"color": TEAL, "linewidth": 2}),
-    ):
-        axes.plot([x[p] for p in part], [p.value for p in part], **style)
+    bounded = [p for p in line if p.epsilon]
+    axes.plot([x[p] for p in line], [p.value for p in line], ":", color=GREY)
+    axes.plot([x[p] for p in bounded], [p.value for p in bounded], color=TEAL)
     for point, place in x.items():
         chosen, unit = point.name == picked, unit_of(point.name)
-        colour = ORANGE if chosen else TEAL
-        axes.plot(
-            place, point.value, "s" if unit else "o", color=colour, markersize=13 if chosen else 7
-        )
-        axes.annotate(
-            f"{point.value:.3f}" + (f" per {unit}" if unit else ""),
-            (place, point.value),
-            xytext=(8, 7),
-            textcoords="offset points",
-            color=colour,
-            weight="bold" if chosen else "normal",
-        )
+        colour, size, weight = (ORANGE, 13, "bold") if chosen else (TEAL, 7, "normal")
+        axes.plot(place, point.value, "s" if unit else "o", color=colour, markersize=size)
+        told = f"{point.value:.3f}" + (f" per {unit}" if unit else "")
+        at: dict[str, Any] = {"xytext": (8, 7), "textcoords": "offset points"}
+        axes.annotate(told, (place, point.value), color=colour, weight=weight, **at)
     names = {0.0: "public\nε = 0", None: "no\nprivacy"}
     ticks = {names.get(p.epsilon) or epsilon_text(p.epsilon): place for p, place in x.items()}
     axes.set_xscale("log")
@@ -63,44 +54,34 @@ def quality_figure(measure: Measure, picked: str | None) -> Figure:
 
 def steps_figure(steps: Sequence[int], epsilons: Sequence[float], delta: float) -> Figure:
     """Epsilon as the steps of a run add up; points without a bound are left out."""
-    figure, axes = _axes(xlabel="noisy steps", ylabel=f"epsilon (PLD) at δ = {delta:.3g}")
+    figure, axes = _axes("noisy steps", f"epsilon (PLD) at δ = {delta:.3g}", integers=True)
     shown = [(s, e) for s, e in zip(steps, epsilons, strict=True) if math.isfinite(e)]
-    axes.plot([s for s, _ in shown], [e for _, e in shown], color=TEAL, linewidth=2)
+    axes.plot([s for s, _ in shown], [e for _, e in shown], color=TEAL)
     if shown:
         axes.plot(*shown[-1], "o", color=ORANGE, markersize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set(xlim=(0, max(steps) * 1.04), ylim=(0, None))
     return figure
 
 
 def loss_figure(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     """The loss of a private run, marked as private."""
-    figure, axes = _axes(xlabel="noisy steps", ylabel="PRIVATE: per-code NLL, nats")
-    axes.plot(steps, losses, "o-", color=ORANGE, linewidth=2, markersize=4)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure, axes = _axes("noisy steps", "PRIVATE: per-code NLL, nats", integers=True)
+    axes.plot(steps, losses, "o-", color=ORANGE, markersize=4)
     return figure
 
 
-def trade_off_figure(
-    false_positive_rates: Sequence[float],
-    by_pair: Sequence[float],
-    by_mechanism: Sequence[float],
-    pair: str,
-) -> Figure:
+def trade_off_figure(ledger: Ledger, epsilon: float, delta: float) -> Figure:
     """The most true positives at each rate of false positives: by (epsilon, delta), and exactly."""
-    figure, axes = _axes(
-        xlabel="false positives, %", ylabel="true positives at most, %", ylim=(0, 102)
-    )
-    false, pairs, exact = (
-        100 * np.asarray(side) for side in (false_positive_rates, by_pair, by_mechanism)
-    )
-    axes.fill_between(false, exact, 102, color=PALE)
-    axes.plot(false, pairs, color=ORANGE, linewidth=2, label=pair)
-    axes.plot(false, exact, color=TEAL, linewidth=2, label="this mechanism")
-    axes.plot(false, false, color=GREY, linestyle=":", label="guessing")
-    axes.set(xscale="log", xlim=(false[0], 100))
-    _percent(axes.set_xticks, false[0])
-    _legend(axes, "upper left")
+    rates = np.geomspace(1e-4, 1, 200)
+    figure, axes = _axes("false positives, %", "true positives at most, %")
+    pair = [100 * max_true_positive_rate(epsilon, delta, rate) for rate in rates]
+    label = f"(ε, δ) = ({epsilon_text(epsilon)}, {delta:g})"
+    axes.plot(100 * rates, pair, color=ORANGE, label=label)
+    _bound(axes, ledger, rates)
+    axes.plot(100 * rates, 100 * rates, ":", color=GREY, label="guessing")
+    axes.set_ylim(0, 102)
+    _rates(axes, "x", rates[0])
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -110,7 +91,7 @@ def scores_figure(attack: MembershipAttack) -> Figure:
     *starts, end = attack.histogram["edges"]
     edges, highest = [*starts[::joined], end], 0.0
     figure, axes = _axes(
-        xlabel="score: nats a code less than the public model", ylabel="records, % of their kind"
+        "score: nats a code less than the public model", "records, % of their kind"
     )
     for name, total, colour, label in (
         ("members", attack.members, ORANGE, "training records"),
@@ -122,34 +103,25 @@ def scores_figure(attack: MembershipAttack) -> Figure:
         axes.stairs(percent, edges, fill=True, color=colour, alpha=0.25)
         axes.stairs(percent, edges, color=colour, linewidth=2, label=label)
     axes.set_ylim(0, 1.3 * highest)
-    _legend(axes, "upper left")
+    axes.legend(loc="upper left")
     return figure
 
 
 def roc_figure(attack: MembershipAttack, ledger: Ledger) -> Figure:
-    """True against false positives on log axes: the attack, guessing, and what bounds all attacks,
-    by (epsilon, delta) and, tighter, by the mechanism of the ledger.
+    """True against false positives on log axes: the attack, guessing, and what the ledger's steps
+    allow any attack.
     """
-    figure, axes = _axes(xlabel="false positives, %", ylabel="true positives, %")
-    lowest = 0.5 / attack.nonmembers
-    rates = np.geomspace(lowest, 1, 200)
-    percent = 100 * rates
+    figure, axes = _axes("false positives, %", "true positives, %")
+    rates = np.geomspace(0.5 / attack.nonmembers, 1, 200)
     if attack.epsilon is not None:
-        pair = [max_true_positive_rate(attack.epsilon, attack.delta, rate) for rate in rates]
-        exact = 100 * np.array(max_true_positive_rates(ledger, rates.tolist()))
-        label = f"most at ε = {epsilon_text(attack.epsilon)}, δ = {attack.delta:g}"
-        axes.fill_between(percent, exact, 200, color=PALE)
-        axes.plot(
-            percent, 100 * np.array(pair), color=TEAL, linestyle="--", linewidth=1.5, label=label
-        )
-        axes.plot(percent, exact, color=TEAL, linewidth=2, label="most by this mechanism")
+        _bound(axes, ledger, rates)
     false, true = (100 * np.array(side) for side in zip(*attack.roc, strict=True))
-    axes.step(false, true, where="post", color=ORANGE, linewidth=2, label="this attack")
-    axes.plot(percent, percent, color=GREY, linestyle=":", label="guessing")
-    axes.set(xscale="log", yscale="log", xlim=(100 * lowest, 100), ylim=(100 * lowest, 115))
-    for ticks in (axes.set_xticks, axes.set_yticks):
-        _percent(ticks, 100 * lowest)
-    _legend(axes, "lower right")
+    axes.step(false, true, where="post", color=ORANGE, label="this attack")
+    axes.plot(100 * rates, 100 * rates, ":", color=GREY, label="guessing")
+    _rates(axes, "x", rates[0])
+    _rates(axes, "y", rates[0])
+    axes.set_ylim(top=115)
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -159,53 +131,56 @@ def clipping_figure(noise_multiplier: float, records: int = 12) -> Figure:
     gradients_R2 = generator.normal((0.9, 0.6), 1.0, (records, 2))
     clipped_R2 = gradients_R2 / np.maximum(np.linalg.norm(gradients_R2, axis=1, keepdims=True), 1)
     total_2 = clipped_R2.sum(0)
-    figure = Figure(figsize=(WIDTH, 3.5), dpi=120, layout="constrained")
+    noised_2 = total_2 + noise_multiplier * generator.normal(size=2)
+    figure = Figure(figsize=(6.4, 3.5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, title in (
-        (left, "each record's gradient is clipped …"),
-        (right, "… and noise is added to their sum"),
-    ):
-        axes.set_title(title, fontsize=12)
-        axes.set_aspect("equal")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_color("#cbd5e1")
+    left.set_title("each record's gradient is clipped …", fontsize=12)
+    right.set_title("… and noise is added to their sum", fontsize=12)
     left.add_patch(Circle((0, 0), 1, fill=False, color=TEAL, linewidth=1.5))
     for vectors_R2, colour in ((gradients_R2, "#cbd5e1"), (clipped_R2, TEAL)):
         for tip_2 in vectors_R2:
             _arrow(left, tip_2, colour)
-    reach = 1.1 * float(np.abs(gradients_R2).max())
-    left.set(xlim=(-reach, reach), ylim=(-reach, reach))
     for times, shade in ((2, "#ffedd5"), (1, "#fed7aa")):
         right.add_patch(Circle(tuple(total_2), times * noise_multiplier, color=shade, zorder=0))
     _arrow(right, total_2, TEAL)
-    noised_2 = total_2 + noise_multiplier * generator.normal(size=2)
     right.plot(*noised_2, "o", color=ORANGE, markersize=8)
-    reach = float(np.abs(total_2).max()) + 2.4 * noise_multiplier
-    right.set(xlim=(-0.1 * reach, reach), ylim=(-0.1 * reach, reach))
+    near = 1.1 * float(np.abs(gradients_R2).max())
+    far = float(np.abs(total_2).max()) + 2.4 * noise_multiplier
+    for axes, sides in ((left, (-near, near)), (right, (-0.1 * far, far))):
+        axes.set_aspect("equal")
+        axes.set(xticks=[], yticks=[], xlim=sides, ylim=sides)
+        axes.spines[:].set_color("#cbd5e1")
     return figure
 
 
 def _arrow(axes: Any, tip_2: np.ndarray, colour: str) -> None:
-    axes.annotate(
-        "", tuple(tip_2), (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.5}
-    )
+    look = {"arrowstyle": "-|>", "color": colour, "lw": 1.5}
+    axes.annotate("", tuple(tip_2), (0, 0), arrowprops=look)
 
 
-def _axes(**settings: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=120, layout="constrained")
-    axes = figure.add_subplot(**settings)
+def _axes(xlabel: str, ylabel: str, *, integers: bool = False) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(xlabel, fontsize=12)
+    axes.set_ylabel(ylabel, fontsize=12)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_fontsize(12)
     axes.tick_params(labelsize=11)
+    axes.set_prop_cycle(linewidth=[2])
+    if integers:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axes
 
 
-def _legend(axes: Any, place: str) -> None:
-    axes.legend(frameon=True, framealpha=0.9, edgecolor="none", loc=place)
+def _bound(axes: Any, ledger: Ledger, rates: np.ndarray) -> None:
+    """The most that any attack on these very steps can detect."""
+    most = 100 * np.array(max_true_positive_rates(ledger, rates.tolist()))
+    axes.fill_between(100 * rates, most, 200, color=PALE)
+    axes.plot(100 * rates, most, color=TEAL, label="most by this ledger")
 
 
-def _percent(set_ticks: Any, lowest: float) -> None:
-    ticks = [tick for tick in PERCENT if tick >= lowest * (1 - 1e-9)]
-    set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+def _rates(axes: Any, side: str, lowest: float) -> None:
+    """A log axis of rates in percent."""
+    ticks = [tick for tick in PERCENT if tick >= 100 * lowest * (1 - 1e-9)]
+    axes.set(**{f"{side}scale": "log", f"{side}lim": (100 * lowest, 100)})
+    axes.set(**{f"{side}ticks": ticks, f"{side}ticklabels": [f"{tick:g}" for tick in ticks]})

@@ -12,14 +12,19 @@ from gradio.components import Component
 from dpwg.method.sampling import MAX_CANDIDATES, Sampling
 from dpwg.release.folder import checkpoint_names
 from dpwg.ui import families, parts
-from dpwg.ui.drawing import COARSE_TITLE, IMAGE_TITLE, Frame, generate, swiped
+from dpwg.ui.drawing import (
+    COARSE_TITLE,
+    IMAGE_TITLE,
+    Drawing,
+    Frame,
+    from_query,
+    generate,
+    swiped,
+)
 from dpwg.ui.limits import MAX_IMAGES
-from dpwg.ui.own import Chooser, choices, refitted
-from dpwg.ui.pictures import SHOWN_PIXELS
-from dpwg.ui.promises import describe_checkpoint
+from dpwg.ui.own import Chooser, Shown, choices, describe_checkpoint, refitted
+from dpwg.ui.pipelines import SHOWN_PIXELS
 from dpwg.ui.runs import Run
-from dpwg.ui.sharing import Drawing, from_query
-from dpwg.ui.shown import Shown, random_seed
 from dpwg.upsampling.upsamplers import all_upsamplers
 
 
@@ -30,7 +35,7 @@ def describe_upsampler(name: str) -> str:
 
 def surprise(family: str) -> tuple[str, int]:
     """A caption worded as a family's training captions are, of no record of any set, and a seed."""
-    return families.known(family).draw(), random_seed()
+    return families.known(family).draw(), parts.random_seed()
 
 
 def switched(family: str, own: Run | None = None, checkpoint: str | None = None) -> list[Any]:
@@ -210,7 +215,7 @@ def _build_settings(names: Sequence[str], own: gr.State) -> tuple[Chooser, Compo
     )
     checkpoint.input(refitted, [upsampler, checkpoint, own], upsampler, **parts.QUIET)
     settings = [seed, count, guidance, temperature, upsampler, candidates]
-    return Chooser(family, checkpoint), promise, settings
+    return (family, checkpoint), promise, settings
 
 
 def _build_pictures() -> list[Any]:

@@ -1,27 +1,56 @@
-"""The model that a visitor trained, as one more checkpoint to draw with: on that page alone.
+"""The checkpoint that was chosen, what it promises, and what was drawn with it last.
 
-Its name is the same for everybody and stands for the run in the page's own session, which only the
-server holds. No name, number or path leads to the run of another visitor.
+It may be the model that the visitor trained, on that page alone. Its name is the same for everybody
+and stands for the run in the page's own session, which only the server holds. No name, number or
+path leads to the run of another visitor.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
+import numpy as np
 
-from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
+from dpwg.privacy.curves import explain
 from dpwg.release.folder import checkpoint_names, load_card
-from dpwg.ui.families import family_of, siblings, suited_upsampler, usual_checkpoint
-from dpwg.ui.pipelines import load_pipeline, load_trained
+from dpwg.ui.families import (
+    family_of,
+    first_caption,
+    siblings,
+    suited_upsampler,
+    usual_checkpoint,
+)
+from dpwg.ui.parts import in_words
+from dpwg.ui.pipelines import Load, load_pipeline, load_trained, named
 from dpwg.ui.runs import Run
 
 YOURS = "your model"
+Chooser = tuple[gr.Radio, gr.Radio]
+"""A field for the family and one for its checkpoints."""
+
+
+class Shown(NamedTuple):
+    """The images of the last generation, for the other tabs and the slider."""
+
+    checkpoint: str
+    coarse: np.ndarray
+    image: np.ndarray
+    title: str
+
+
+def shown_or_example(shown: Shown | None, name: str, own: Run | None = None) -> Shown:
+    """The last generation; without one, an example under a checkpoint."""
+    if shown is not None:
+        return shown
+    result = loader(name, own)()(first_caption(family_with(name, own)), seed=0)
+    return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")
 
 
 def is_trained(own: Run | None) -> bool:
@@ -29,8 +58,12 @@ def is_trained(own: Run | None) -> bool:
     return own is not None and own.zipped is not None
 
 
-def release_of(own: Run | None) -> Path:
-    """The folder of the visitor's release; raises ValueError, in words, where there is none."""
+def folder_of(name: str, own: Run | None = None) -> Path:
+    """The folder of a named checkpoint or of the visitor's release; ValueError, in words, where
+    there is none.
+    """
+    if name != YOURS:
+        return named(name)
     if own is None or not is_trained(own):
         raise ValueError(
             "There is no model of yours here, or it is gone: train one in the Train tab to its "
@@ -39,10 +72,10 @@ def release_of(own: Run | None) -> Path:
     return own.release
 
 
-def loader(name: str, own: Run | None) -> Callable[[], DPWaveletPipeline]:
+def loader(name: str, own: Run | None) -> Load:
     """What loads a named checkpoint, or the visitor's own model where that is asked for."""
     if name == YOURS:
-        return functools.partial(load_trained, release_of(own))
+        return functools.partial(load_trained, folder_of(name, own))
     return functools.partial(load_pipeline, name)
 
 
@@ -57,21 +90,55 @@ def refitted(upsampler: str, checkpoint: str, own: Run | None = None) -> str:
     """The upsampler after another checkpoint was chosen: that which suits it, unless the one in use
     suits none and so was chosen by hand.
     """
-    suited = suited_upsampler(release_of(own) if checkpoint == YOURS else checkpoint)
-    return suited if upsampler in map(suited_upsampler, checkpoint_names()) else upsampler
+    if upsampler not in map(suited_upsampler, checkpoint_names()):
+        return upsampler
+    return suited_upsampler(folder_of(checkpoint, own))
 
 
-def own_card(own: Run | None) -> PrivacyCard:
-    """The card of the visitor's own model; raises ValueError where there is none."""
-    return load_card(release_of(own))
+def card_of(name: str, own: Run | None = None) -> PrivacyCard:
+    """The card of a named checkpoint or of the visitor's own; ValueError where there is none."""
+    return load_card(folder_of(name, own))
+
+
+def describe_checkpoint(name: str, own: Run | None = None) -> tuple[str, str]:
+    """What a checkpoint promises, in one sentence and as its whole card, both Markdown."""
+    with in_words():
+        card = card_of(name, own)
+    short, told = label(card), explain(card.ledger)
+    short = f"{short} at δ = {card.delta:.4g}" if card.kind == "private" else short.capitalize()
+    if group := _group(card):
+        a = "an" if group[0] in "aeiou" else "a"
+        told = told.replace("a training record", f"{a} {group} in the training set")
+    return f"**{short}.** {told}", card.to_markdown()
+
+
+def author(card: PrivacyCard) -> str:
+    """Who drew a coarse picture: what its model promises, in a few words."""
+    if card.kind == "private":
+        return f"private model ({label(card)})"
+    return "public model (ε = 0)" if card.kind == "public" else "model trained without privacy"
+
+
+def label(card: PrivacyCard) -> str:
+    """A column's title: epsilon, and what it is for where that is more than an image."""
+    if card.kind != "private":
+        return "public, ε = 0" if card.kind == "public" else "no privacy"
+    group = _group(card)
+    return f"ε = {epsilon_text(card.epsilon)}" + (f" per {group}" if group else "")
+
+
+def _group(card: PrivacyCard) -> str:
+    """The column that tells groups apart, or "group" where that is not a plain word."""
+    if not card.of_groups:
+        return ""
+    found = re.search(r"the same '([a-z]+)'", card.unit)
+    return found[1] if found else "group"
 
 
 def choices(own: Run | None, names: Sequence[str]) -> list[tuple[str, str]]:
     """Labels and values of the named checkpoints, the visitor's own model last."""
-    named = [(name, name) for name in names]
-    if not is_trained(own):
-        return named
-    return [*named, (f"yours, ε = {epsilon_text(own_card(own).epsilon)}", YOURS)]
+    mine = [(f"yours, {label(card_of(YOURS, own))}", YOURS)] if is_trained(own) else []
+    return [*((name, name) for name in names), *mine]
 
 
 def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
@@ -81,35 +148,21 @@ def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
     return gr.Radio(choices=found, **({} if chosen in [value for _, value in found] else gone))
 
 
-class Chooser(NamedTuple):
-    """A field for the family and one for its checkpoints."""
-
-    family: gr.Radio
-    checkpoint: gr.Radio
-
-
 def offer_after(
     events: Sequence[Any], own: gr.State, choosers: Sequence[Chooser], rows: Sequence[gr.Gallery]
 ) -> None:
     """After events that make or remove a model, offer it in `choosers`, and make room in `rows`,
     which have a picture of each checkpoint of the last chooser's family.
     """
-    radios = [chooser.checkpoint for chooser in choosers]
+    families, radios = zip(*choosers, strict=True)
 
     def update(own: Run | None, *values: str) -> list[Any]:
-        families, chosen = values[: len(radios)], values[len(radios) :]
-        wide = len(siblings(families[-1])) + is_trained(own)
-        radio = [
-            offered(own, siblings(f), value) for f, value in zip(families, chosen, strict=True)
-        ]
+        chosen = zip(values[: len(radios)], values[len(radios) :], strict=True)
+        wide = len(siblings(values[len(radios) - 1])) + is_trained(own)
+        radio = [offered(own, siblings(family), value) for family, value in chosen]
         return [*radio, *(gr.Gallery(columns=wide) for _ in rows)]
 
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     for event in events:
         for then in (event.success, event.failure):  # `event.then` is not called after a failure
-            then(
-                update,
-                [own, *(chooser.family for chooser in choosers), *radios],
-                [*radios, *rows],
-                api_visibility="private",
-                show_progress="hidden",
-            )
+            then(update, [own, *families, *radios], [*radios, *rows], **quiet)

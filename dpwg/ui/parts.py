@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,23 +11,35 @@ import gradio as gr
 
 from dpwg.data.records import MAX_CAPTION_CHARACTERS
 from dpwg.ui import families
-from dpwg.ui.pipelines import MODEL_QUEUE
-from dpwg.ui.shown import random_seed
 from dpwg.upsampling.upsamplers import all_upsamplers
 
-ON_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": MODEL_QUEUE}
-"""How events are run that need a model."""
+ON_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+"""How events are run that need a model: one at a time, since two would each take twice as long."""
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How events are run that only move things on the page."""
+PROGRESS = gr.Progress()
+"""Stands in handlers' signatures for the progress bar of each call."""
 
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """What is refused below is told to the visitor as it is worded there."""
+    """What is refused below is told to the visitor."""
     try:
         yield
     except (TypeError, ValueError, OSError, ModuleNotFoundError) as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(worded(error)) from error
+
+
+def worded(error: Exception) -> str:
+    """An error as its own words tell it, unless these may name a path of the server."""
+    if isinstance(error, OSError):
+        return "The server could not read or write a file that this needs; its log says which."
+    return str(error)
+
+
+def random_seed() -> int:
+    """A seed that is short enough to be read out."""
+    return random.randrange(1_000_000)
 
 
 def caption_box(elem_id: str, value: str = "", placeholder: str = "") -> gr.Textbox:
@@ -53,13 +66,8 @@ def family_choice(names: Sequence[str], elem_id: str) -> gr.Radio:
     """The families of all names; hidden where there is one alone."""
     found = families.families_of(names)
     choices = [(families.known(family).title, family) for family in found]
-    return gr.Radio(
-        choices,
-        value=found[0],
-        label="Data set",
-        visible=len(choices) > 1,
-        elem_id=elem_id,
-    )
+    one = len(choices) == 1
+    return gr.Radio(choices, value=found[0], label="Data set", visible=not one, elem_id=elem_id)
 
 
 def slider(
@@ -84,30 +92,44 @@ def upsampler_choice(value: str, info: str | None = None) -> gr.Dropdown:
     return gr.Dropdown(list(all_upsamplers()), value=value, label="Upsampler", info=info)
 
 
+SHOWN: dict[str, Any] = {
+    "format": "png",
+    "interactive": False,
+    "buttons": ["fullscreen", "download"],
+}
+
+
 def gallery(elem_id: str, elem_classes: str | list[str], **options: Any) -> gr.Gallery:
     """Pictures to look at."""
-    return gr.Gallery(
-        format="png",
-        interactive=False,
-        buttons=["fullscreen", "download"],
-        elem_id=elem_id,
-        elem_classes=elem_classes,
-        **options,
-    )
+    return gr.Gallery(elem_id=elem_id, elem_classes=elem_classes, **SHOWN, **options)
+
+
+def row_of_pictures(elem_id: str, label: str, columns: int) -> gr.Gallery:
+    """Pictures to compare, all in one row."""
+    looks: dict[str, Any] = {"label": label, "columns": columns, "height": "auto"}
+    return gallery(elem_id, ["compared", "framed"], **looks)
 
 
 def picture(label: str, elem_id: str | None = None, *classes: str) -> gr.Image:
     """One picture to look at."""
-    return gr.Image(
-        label=label,
-        format="png",
-        interactive=False,
-        buttons=["fullscreen", "download"],
-        elem_id=elem_id,
-        elem_classes=["framed", *classes],
-    )
+    return gr.Image(label=label, elem_id=elem_id, elem_classes=["framed", *classes], **SHOWN)
 
 
 def plot(label: str) -> gr.Plot:
     """A figure."""
     return gr.Plot(label=label, format="png", elem_classes="framed")
+
+
+def plots(*labels: str) -> list[gr.Plot]:
+    """Figures side by side."""
+    made = []
+    with gr.Row():
+        for label in labels:
+            with gr.Column(min_width=280):
+                made.append(plot(label))
+    return made
+
+
+def table(label: str, headers: list[str], **options: Any) -> gr.Dataframe:
+    """Figures to read."""
+    return gr.Dataframe(label=label, headers=headers, interactive=False, **options)

@@ -7,13 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpwg.privacy.accounting import (
-    MIN_DELTA,
-    PrivacyPlan,
-    default_delta,
-    epsilon_text,
-    pld_epsilon,
-)
+from dpwg.privacy.accounting import MIN_DELTA, PrivacyPlan, default_delta, epsilon_text, pld_epsilon
 from dpwg.privacy.curves import doubt_about, explain
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.training.cost import Rehearsal

@@ -12,28 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dpwg.privacy.accountants import MAX_EPSILON, MAX_NOISE
-from dpwg.privacy.accounting import (
-    MIN_DELTA,
-    PrivacyPlan,
-    default_delta,
-    epsilon_text,
-    rounded_up,
-)
-from dpwg.privacy.curves import (
-    doubt_about,
-    epsilon_over_steps,
-    explain,
-    max_true_positive_rate,
-    max_true_positive_rates,
-)
-from dpwg.release.folder import find_checkpoint, load_card
+from dpwg.privacy.accounting import MIN_DELTA, PrivacyPlan, default_delta, epsilon_text, rounded_up
+from dpwg.privacy.curves import epsilon_over_steps
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import steps_figure, trade_off_figure
 from dpwg.ui.limits import MAX_RECORDS, MAX_STEPS, whole, within
-from dpwg.ui.parts import QUIET, in_words, plot
-from dpwg.ui.promises import describe_checkpoint
+from dpwg.ui.own import card_of, describe_checkpoint
+from dpwg.ui.parts import QUIET, in_words, plots, table
+from dpwg.ui.plans import promise
 
-RATES = [float(rate) for rate in np.geomspace(1e-4, 1, 200)]
 CURVE_POINTS = 10
 RECORDS = 50_000
 """What the page begins with."""
@@ -55,8 +42,8 @@ class Answer(NamedTuple):
     epsilon: float | None
     told: str
     table: list[list[str]]
-    growth: Figure | None
-    trade_off: Figure | None
+    growth: Figure | None = None
+    trade_off: Figure | None = None
 
 
 def account(
@@ -79,31 +66,21 @@ def account(
         else:
             plan = PrivacyPlan(**run, noise_multiplier=within("noise", noise, 0, MAX_NOISE))
         spent = plan.ledger.pld_epsilon(plan.delta)
-        answer = _figure_to_quote(plan, spent)
+        promised, after = promise(plan, spent).split(".** ", 1)
+        told = (
+            f"{promised}** with noise multiplier {plan.noise_multiplier:.4g}, rate "
+            f"{plan.sampling_rate:.4g}, {plan.steps:,} steps. {after}"
+        )
+        found = rounded_up(spent) if math.isfinite(spent) else None
+        answer = Answer(rounded_up(plan.noise_multiplier), found, told, _table(spent))
         yield answer
-        growth, trade_off = _curves(plan, spent)
-        answer = answer._replace(growth=growth, trade_off=trade_off)
+        trade_off = trade_off_figure(plan.ledger, spent, plan.delta)
+        answer = answer._replace(growth=_growth(plan), trade_off=trade_off)
         yield answer
         yield answer._replace(table=_table(*vars(plan.epsilons()).values()))
 
 
-def _figure_to_quote(plan: PrivacyPlan, spent: float) -> Answer:
-    told = (
-        f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}** with noise multiplier "
-        f"{plan.noise_multiplier:.4g}, rate {plan.sampling_rate:.4g}, {plan.steps:,} steps. "
-        f"{explain(plan.ledger)} {doubt_about(plan.delta, records=plan.records)}"
-    )
-    return Answer(
-        noise=rounded_up(plan.noise_multiplier),
-        epsilon=rounded_up(spent) if math.isfinite(spent) else None,
-        told=told.rstrip(),
-        table=_table(spent),
-        growth=None,
-        trade_off=None,
-    )
-
-
-def _curves(plan: PrivacyPlan, spent: float) -> tuple[Figure | None, Figure]:
+def _growth(plan: PrivacyPlan) -> Figure | None:
     parts = np.linspace(0, 1, CURVE_POINTS) ** 2  # closer where the curve bends
     points = sorted({0, 1, *(round(plan.steps * float(part)) for part in parts)})
     growth = epsilon_over_steps(
@@ -112,14 +89,7 @@ def _curves(plan: PrivacyPlan, spent: float) -> tuple[Figure | None, Figure]:
         delta=plan.delta,
         steps=points,
     )
-    exact = max_true_positive_rates(plan.ledger, RATES)
-    by_pair = [max_true_positive_rate(spent, plan.delta, rate) for rate in RATES]
-    pair = f"(ε, δ) = ({epsilon_text(spent)}, {plan.delta:g})"
-    bounded = math.isfinite(growth[1])
-    return (
-        steps_figure(points, growth, plan.delta) if bounded else None,
-        trade_off_figure(RATES, by_pair, exact, pair),
-    )
+    return steps_figure(points, growth, plan.delta) if math.isfinite(growth[1]) else None
 
 
 def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> list[list[str]]:
@@ -135,7 +105,7 @@ def _table(pld: float, prv: float | None = None, rdp: float | None = None) -> li
 def settings_of(name: str) -> tuple[int, int, int, float, str, float]:
     """Records, batch, steps, delta and noise of a checkpoint, from its card, for `account`."""
     with in_words():
-        card = load_card(find_checkpoint(name))
+        card = card_of(name)
         if card.kind == "public":
             raise ValueError(f"{name} took no step on sensitive records: its epsilon is 0.")
         if card.sampling_rate is None or card.noise_multiplier is None:
@@ -149,21 +119,14 @@ def build_privacy(names: Sequence[str]) -> None:
     gr.Markdown(INTRODUCTION)
     with gr.Row(elem_classes=["page", "form"]):
         with gr.Column(elem_classes="settings"):
-            origin = gr.Dropdown(
-                names,
-                value=None,
-                label="Fill in from a checkpoint",
-                info="Takes the figures of its privacy card.",
-            )
+            info = "Takes the figures of its privacy card."
+            origin = gr.Dropdown(names, value=None, label="Fill in from a checkpoint", info=info)
             with gr.Group():
                 records = gr.Number(RECORDS, label="Records", step=1)
                 batch = gr.Number(1024, label="Expected batch size", step=1)
                 steps = gr.Number(200, label="Steps", step=1)
-                delta = gr.Number(
-                    default_delta(RECORDS),
-                    label="Delta",
-                    info=f"At most a tenth of 1 / records, as a rule; from {MIN_DELTA:g}.",
-                )
+                info = f"At most a tenth of 1 / records, as a rule; from {MIN_DELTA:g}."
+                delta = gr.Number(default_delta(RECORDS), label="Delta", info=info)
             with gr.Group():
                 known = gr.Radio([NOISE, EPSILON], value=NOISE, label="Find")
                 noise = gr.Number(1.0, label="Noise multiplier")
@@ -171,14 +134,8 @@ def build_privacy(names: Sequence[str]) -> None:
             button = gr.Button("Compute", variant="primary", elem_id="account")
         with gr.Column(elem_classes="results"):
             told = gr.Markdown("Press Compute.", elem_classes="answer")
-            table = gr.Dataframe(
-                headers=["accountant", "epsilon"], label="By three accountants", interactive=False
-            )
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    growth = plot("Epsilon over the steps")
-                with gr.Column(min_width=280):
-                    trade_off = plot("The best attack that is left")
+            epsilons = table("By three accountants", ["accountant", "epsilon"])
+            figures = plots("Epsilon over the steps", "The best attack that is left")
         with gr.Column(elem_classes="extras"):
             gr.Markdown(WORDS.read_text())
             gr.Markdown("### Privacy cards")
@@ -186,20 +143,18 @@ def build_privacy(names: Sequence[str]) -> None:
                 name = gr.Radio(names, value=usual_checkpoint(names), label="Checkpoint", scale=4)
                 printer = gr.Button("Print this card", size="sm", min_width=140)
             card = gr.Markdown(elem_classes="card", elem_id="printed-card")
-    outputs = [noise, epsilon, told, table, growth, trade_off]
     inputs = [records, batch, steps, delta, known, noise, epsilon]
     run: dict[str, Any] = {
         "fn": account,
         "inputs": inputs,
-        "outputs": outputs,
+        "outputs": [noise, epsilon, told, epsilons, *figures],
         "show_progress_on": told,
         "concurrency_limit": 1,
         "concurrency_id": "accountant",
     }
-    button.click(api_name="account", **run)
-    origin.change(settings_of, origin, inputs[:-1], api_name="settings_of").success(
-        api_visibility="private", **run
-    )
+    button.click(**run)
+    filled = origin.change(settings_of, origin, inputs[:-1])
+    filled.success(api_visibility="private", **run)
     known.change(
         lambda asked: [gr.Number(interactive=asked == given) for given in (NOISE, EPSILON)],
         known,

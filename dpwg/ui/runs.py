@@ -7,24 +7,35 @@ server, has an unguessable name, and is known to nobody but the `Run`, which is 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
+import os
 import shutil
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
+
+from dpwg.data import Record, Records, open_records
+from dpwg.data.faces import face
 from dpwg.data.upload import unpack_upload
-from dpwg.training.cost import Rehearsal
+from dpwg.release.folder import load_public
+from dpwg.training.cost import Rehearsal, rehearse
 from dpwg.training.optimizer import Progress
-from dpwg.training.recipe import Note, Trained
-from dpwg.ui import worker
+from dpwg.training.private import Finetuning
+from dpwg.training.processes import keep_freed_memory
+from dpwg.training.recipe import Note, Trained, train_private
 from dpwg.ui.limits import (
     KEPT_SECONDS,
     MAX_RUN_MEGABYTES,
@@ -35,11 +46,73 @@ from dpwg.ui.limits import (
 from dpwg.ui.plans import Order
 from dpwg.ui.serving import server_folder
 
+POLITENESS = 10
+"""How much a run yields to the server, by the system's measure of niceness."""
+STATE, CACHE, RELEASE, UPLOAD = "state", "cache", "release", "your-upload"
+"""What lies in a run's folder."""
+EVERY_STEP = Finetuning(save_every=1)
 FRESH_SECONDS = 600
 """How long a measured time is believed: the machine may be busier, or less so, later."""
 
 _measured: dict[str, tuple[float, Rehearsal]] = {}
 _creating = Lock()
+
+
+class Faces:
+    """Records of a split of faces, rendered when they are first asked for."""
+
+    def __init__(self, split: str, indices: Sequence[int]) -> None:
+        self.name, self._indices = f"faces-{split}", indices
+        self.digest = hashlib.sha256(f"{split} {list(indices)}".encode()).hexdigest()
+        self._face = functools.cache(functools.partial(face, split))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._face(self._indices[index])
+
+
+def report(sender: Connection, task: Callable[..., Iterator[Any]], inputs: tuple[Any, ...]) -> None:
+    """Do a task politely, on half of the cores, and send what it yields."""
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(POLITENESS)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    keep_freed_memory()
+    for item in task(*inputs):
+        sender.send(item)
+
+
+def rehearse_order(order: Order) -> Iterator[Rehearsal]:
+    """Rehearse an order's steps on made-up records."""
+    yield rehearse(load_public(order.base).model, order.plan, EVERY_STEP)
+
+
+def train_order(
+    order: Order, faces: int | None, folder: Path
+) -> Iterator[Progress | Note | Trained]:
+    """Train on so many faces or else on the upload in a run's folder, from the last step on."""
+    records: Records = (
+        open_records(str(folder / UPLOAD)) if faces is None else Faces("train", range(faces))
+    )
+    yield from train_private(
+        records,
+        order.plan,
+        base=order.base,
+        settings=EVERY_STEP,
+        called=records.name,
+        target_epsilon=order.target,
+        folder=folder / STATE,
+        cache=folder / CACHE,
+        out=folder / RELEASE,
+    )
+
+
+def _end_with_the_server() -> None:
+    if server := parent_process():
+        server.join()
+        os._exit(1)
 
 
 class Run:
@@ -49,7 +122,8 @@ class Run:
         self.folder = _new_folder()
         self.order: Order | None = None
         self.reports: list[Progress] = []
-        self._faces: int | None = None
+        self.faces: int | None = None
+        """How many of faces it takes, where it has no upload."""
         self._upload: tuple[tuple[str, ...], int] | None = None
         self._process: BaseProcess | None = None
         self._stopped = False
@@ -62,26 +136,21 @@ class Run:
     @property
     def release(self) -> Path:
         """The folder of what was trained; there when all steps are done."""
-        return self.folder / worker.RELEASE
+        return self.folder / RELEASE
 
     @property
     def zipped(self) -> Path | None:
         """The zip of the release, and of nothing else."""
         return next(self.folder.glob("*.zip"), None)
 
-    def take_faces(self, count: int) -> int:
-        """Have the first `count` records of faces for this run."""
-        self._faces = count
-        return count
-
     def take_upload(self, files: Sequence[str], previous: Run | None = None) -> int:
         """Check and unpack an upload for this run and remove the files; how many records it has.
 
         Files that an earlier run has read are taken from that.
         """
-        kept, folder = tuple(files), self.folder / worker.UPLOAD
+        kept, folder = tuple(files), self.folder / UPLOAD
         if previous and previous._upload and previous._upload[0] == kept and not previous.zipped:
-            (previous.folder / worker.UPLOAD).rename(folder)
+            (previous.folder / UPLOAD).rename(folder)
             self._upload, previous._upload = previous._upload, None
             return self._upload[1]
         paths = [Path(file) for file in files]
@@ -98,7 +167,7 @@ class Run:
         """Rehearse the order's steps on made-up records, unless somebody has a while ago."""
         when, measured = _measured.get(order.base, (-math.inf, None))
         if measured is None or time.monotonic() - when > FRESH_SECONDS:
-            (measured,) = self._work(worker.measure, order)
+            (measured,) = self._work(rehearse_order, order)
             _measured[order.base] = time.monotonic(), measured
         return measured
 
@@ -108,15 +177,15 @@ class Run:
         Ends early when it is stopped. At the end there is a release, and all else is removed.
         """
         assert self.order is not None
-        for report in self._work(worker.train, self.order, self._faces, self.folder):
-            if isinstance(report, Trained):
+        for done in self._work(train_order, self.order, self.faces, self.folder):
+            if isinstance(done, Trained):
                 _zip(self.release, self.folder / f"dpwg-eps-{self.order.target:g}.zip")
-                for private in (worker.STATE, worker.CACHE, worker.UPLOAD):
+                for private in (STATE, CACHE, UPLOAD):
                     shutil.rmtree(self.folder / private, ignore_errors=True)
                 return
-            if isinstance(report, Progress) and report.stage == "training":
-                self.reports.append(report)
-            yield report
+            if isinstance(done, Progress) and done.stage == "training":
+                self.reports.append(done)
+            yield done
 
     def stop(self) -> None:
         """End what is running; the step under way is dropped and was never kept."""
@@ -141,7 +210,7 @@ class Run:
         deadline = time.monotonic() + 60 * MAX_TRAIN_MINUTES
         spawn = get_context("spawn")
         receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=worker.report, args=(sender, task, inputs), daemon=True)
+        process = spawn.Process(target=report, args=(sender, task, inputs), daemon=True)
         process.start()
         sender.close()
         self._process = process

@@ -49,10 +49,9 @@ def serve() -> None:
 
 
 def _launch() -> None:
-    from dpwg.ui.demo import build_demo, read_cards
+    from dpwg.ui.demo import CSS, SCRIPT, THEME, build_demo, read_cards
     from dpwg.ui.limits import MAX_UPLOAD_MEGABYTES, QUEUE_SIZE, TRAIN_UPLOAD_MEGABYTES
     from dpwg.ui.pipelines import borrowing
-    from dpwg.ui.style import CSS, SCRIPT, THEME
     from dpwg.ui.train import train_tab_is_on
 
     hide_uploads()

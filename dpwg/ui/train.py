@@ -1,4 +1,4 @@
-"""The Train tab's work: a visitor's own records, a plan, a private run, and what came of it."""
+"""The Train tab: a visitor's own records, a plan, a private run, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,48 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 from matplotlib.figure import Figure
 
-from dpwg.method.pipeline import MAX_SEED
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.release.folder import load_card
 from dpwg.training.recipe import Note
-from dpwg.ui.families import suited_upsampler
-from dpwg.ui.figures import loss_figure, steps_figure
-from dpwg.ui.limits import MAX_TRAIN_MINUTES, whole
-from dpwg.ui.own import YOURS, is_trained, loader
-from dpwg.ui.parts import in_words
-from dpwg.ui.plans import (
-    Order,
-    clock,
-    expectation,
-    ordered,
-    promise,
-    seconds_of,
-    spent_after,
-    table,
+from dpwg.ui import parts, plans
+from dpwg.ui.compare import Rows, build_rows, compare_pipelines
+from dpwg.ui.families import (
+    carried,
+    family_of,
+    first_caption,
+    suited_upsampler,
+    usual_checkpoint,
 )
-from dpwg.ui.rows import Rows, compare_pipelines
+from dpwg.ui.figures import loss_figure, steps_figure
+from dpwg.ui.limits import (
+    MAX_TRAIN_MINUTES,
+    MAX_TRAIN_RECORDS,
+    TRAIN_UPLOAD_MEGABYTES,
+    described_training,
+)
+from dpwg.ui.own import YOURS, is_trained, loader
+from dpwg.ui.parts import ON_MODEL, QUIET
+from dpwg.ui.plans import Order, clock
 from dpwg.ui.runs import Run
 
 FACES, UPLOAD = "a part of faces", "my own pictures"
+INTRODUCTION = """Fine-tune the public model with DP-SGD, on pictures of your own or on a small part
+of `faces`. Only the model is released afterwards; epsilon bounds what it can tell about any one
+picture and its captions."""
+OWN = """A zip, or the files themselves: pictures (PNG, JPEG, WebP) and a `metadata.jsonl` or
+`metadata.csv` with a `file_name` and a `text` for each. Every picture is checked and decoded before
+anything is trained, and the files as you sent them are removed at once. The checked pictures stay
+on this server, for this page of yours alone, until the run is done, you make a plan for others, or
+their time is over. Whoever runs the server could read them."""
+PRIVATE = """**Private: the loss.** It is computed from the sensitive records without noise, and
+epsilon does not cover it: it is for the owner of the data only. Stopping or changing settings
+*because of it* is a choice that no ledger counts, so a stopped run has no result; it can go on from
+its last step. Every run on the same pictures spends an epsilon of its own, on top of the others."""
 
 
 class Training(NamedTuple):
@@ -81,26 +95,25 @@ def plan(
     """
     if previous:
         previous.stop()
-    yield Planned(None, "Checking …")
+    yield Planned(None, "Checking every record …")
     run, kept, wish = None, False, (base, epsilon, steps, batch, delta)
     try:
         if source == FACES:
-            order = ordered(count, *wish)
+            order = plans.ordered(count, *wish)
             run = Run()
-            run.take_faces(order.plan.records)
+            run.faces = order.plan.records
         else:
             if not files:
                 raise ValueError("Choose a zip, or pictures and their metadata, first.")
-            yield Planned(None, "Checking every picture …")
             run = Run()
             records = run.take_upload(files, previous)
             kept = True
-            order = ordered(records, *wish)
-        spent = spent_after(order.plan, order.plan.steps)
-        told, rows = promise(order.plan, spent), table(order.plan, spent)
+            order = plans.ordered(records, *wish)
+        spent = plans.spent_after(order.plan, order.plan.steps)
+        told, rows = plans.promise(order.plan, spent), plans.table(order.plan, spent)
         yield Planned(run, f"{told} Measuring the time …", rows)
         measured = run.measure(order)
-        seconds = seconds_of(order.plan, measured)
+        seconds = plans.seconds_of(order.plan, measured)
         if seconds > 60 * MAX_TRAIN_MINUTES:
             raise ValueError(
                 f"This plan takes {clock(seconds)}, more than the limit of {MAX_TRAIN_MINUTES} "
@@ -108,10 +121,11 @@ def plan(
             )
         run.order, kept = order, True
         rows = [*rows, ["time, as measured", clock(seconds)]]
-        yield Planned(run, f"{told}\n\n{expectation(order.plan, measured, base)}", rows)
+        yield Planned(run, f"{told}\n\n{plans.expectation(order.plan, measured, base)}", rows)
     except (TypeError, ValueError, OSError) as error:
-        yield Planned(run if kept else None, f"**There is no plan.** {error}")
-        raise gr.Error(str(error)) from error
+        why = parts.worded(error)
+        yield Planned(run if kept else None, f"**There is no plan.** {why}")
+        raise gr.Error(why) from error
     finally:
         if previous:
             previous.remove()
@@ -160,8 +174,7 @@ def draw(run: Run | None, caption: str, seed: int) -> Iterator[Rows]:
     """One caption and seed under the public base and under what the page's run made of it."""
     if run is None or run.order is None or not is_trained(run):
         raise gr.Error("There is no result yet: make a plan, and let it run to its last step.")
-    with in_words():
-        seed = whole("seed", seed, 0, MAX_SEED)
+    with parts.in_words():
         pipes = [(title, loader(title, run)) for title in (run.order.base, YOURS)]
         yield from compare_pipelines(pipes, caption, seed, suited_upsampler(run.order.base))
 
@@ -179,3 +192,96 @@ def _frame(run: Run, order: Order, told: str) -> Training:
         loss_figure(steps, [report.loss for report in run.reports]),
         steps_figure([0, *steps], [0.0, *spent], order.plan.delta),
     )
+
+
+def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
+    """Add the tab's components. Reads no record and starts nothing. `run` will hold the visitor's.
+
+    Returns the events after which there may be a model of the visitor's, or none any more.
+    """
+    gr.Markdown(INTRODUCTION)
+    if not (bases := plans.public_names(names)):
+        gr.Markdown("There is no public checkpoint to start from; see `python -m dpwg pretrain`.")
+        return []
+    with gr.Row(elem_classes=["page", "form"]):
+        with gr.Column(elem_classes="settings"):
+            settings = _build_settings(bases)
+            button = gr.Button("Make a plan", variant="primary", elem_id="plan")
+        with gr.Column(elem_classes="results"):
+            told = gr.Markdown("Choose records and an epsilon, and make a plan.", elem_id="planned")
+            figures = parts.table("The plan", ["figure", "value"], column_widths=["60%", "40%"])
+            with gr.Row():
+                start = gr.Button("Start, or go on", variant="primary", min_width=180)
+                end = gr.Button("Stop", min_width=140)
+            shown = _build_progress()
+        with gr.Column(elem_classes="extras"):
+            _build_drawing(run, settings[0])
+            with gr.Accordion("What a run may take here", open=False):
+                gr.Markdown(described_training())
+    plan_line: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "plan"}
+    train_line: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}
+    outputs = [run, told, figures, *shown]
+    made = button.click(plan, [run, *settings], outputs, show_progress_on=told, **plan_line)
+    trained = start.click(train, run, shown, show_progress_on=shown[0], **train_line)
+    end.click(stop, run, concurrency_limit=None, show_progress="hidden")
+    return [made, trained]
+
+
+def _build_settings(bases: Sequence[str]) -> list[Any]:
+    """The inputs of `plan` after the run."""
+    usual, several = usual_checkpoint(bases), len(bases) > 1
+    base = gr.Radio(bases, value=usual, label="Start from", visible=several)
+    with gr.Group():
+        source = gr.Radio([FACES, UPLOAD], value=FACES, label="Records")
+        info = "Synthetic: they are nobody's faces."
+        count = parts.slider("How many faces", 100, MAX_TRAIN_RECORDS, 1000, 100, info=info)
+        with gr.Column(visible=False) as own:
+            label = f"Zip, or pictures and metadata, up to {TRAIN_UPLOAD_MEGABYTES} MB"
+            files = gr.File(label=label, file_count="multiple")
+            gr.Markdown(OWN, elem_classes="promise")
+    with gr.Group():
+        numbers = [
+            gr.Number(value, label=label, info=info, step=1)
+            for label, value, info in (
+                ("Epsilon", 10, "Less is more private. Every run here has a bound."),
+                ("Steps", 24, None),
+                ("Expected batch size", 0, "0: a quarter of the records."),
+                ("Delta", 0, "Below 1 / records. 0: a tenth of that, or 1e-5."),
+            )
+        ]
+    source.change(
+        lambda source: (gr.Slider(visible=source == FACES), gr.Column(visible=source == UPLOAD)),
+        source,
+        [count, own],
+        **QUIET,
+    )
+    return [base, source, count, files, *numbers]
+
+
+def _build_progress() -> list[Any]:
+    """The outputs of `train`."""
+    status = gr.Markdown(Training().status, elem_classes="answer", elem_id="training")
+    gr.Markdown(PRIVATE, elem_classes="promise")
+    figures = parts.plots("PRIVATE: the loss", "Epsilon spent")
+    label = "The release, zipped: model and privacy card"
+    files = gr.Files(label=label, interactive=False, height=90)
+    with gr.Accordion("Its privacy card", open=False):
+        card = gr.Markdown(elem_classes="card")
+    return [status, *figures, files, card]
+
+
+def _build_drawing(run: gr.State, base: gr.Radio) -> None:
+    gr.Markdown("### Draw with your model\nBeside the public model that it started from.")
+    with gr.Row(elem_classes="prompt"):
+        caption = parts.caption_box("trained-caption", first_caption(family_of(base.value)))
+        seed = gr.Number(0, step=1, label="Seed", min_width=100)
+        button = parts.big_button("Draw", "primary")
+    base.input(
+        lambda caption, base: carried(caption, family_of(base), first_caption),
+        [caption, base],
+        caption,
+        **QUIET,
+    )
+    rows = build_rows("trained", 2)
+    asked: dict[str, Any] = {"show_progress_on": rows[2], **ON_MODEL}
+    gr.on([button.click, caption.submit], draw, [run, caption, seed], rows, **asked)
