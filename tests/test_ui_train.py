@@ -390,7 +390,7 @@ def test_stop_and_a_closed_page_end_the_process(measured, monkeypatch):
     process.kill()  # as a system does that runs out of memory
     with pytest.raises(gr.Error, match="to save memory"):
         list(frames)
-    monkeypatch.setattr(runs, "MAX_TRAIN_MINUTES", 0.0)
+    monkeypatch.setattr(runs.limits, "MAX_TRAIN_MINUTES", 0.0)
     with pytest.raises(gr.Error, match=r"0\.0 minutes, the limit, are over"):
         list(train.train(run))
     assert not run.running

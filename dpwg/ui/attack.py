@@ -14,15 +14,8 @@ import gradio as gr
 from matplotlib.figure import Figure
 
 from dpwg.data.faces import TEST_RECORDS
-from dpwg.measure.membership import (
-    COUNT,
-    REFERENCE,
-    MembershipAttack,
-    calibrated_scores,
-    check_reference,
-    membership_attack,
-    result_file,
-)
+from dpwg.measure import membership
+from dpwg.measure.membership import COUNT, REFERENCE, MembershipAttack, result_file
 from dpwg.method.pipeline import MAX_SEED, DPWaveletPipeline
 from dpwg.privacy.accounting import epsilon_text, percent_text
 from dpwg.privacy.card import PrivacyCard
@@ -40,24 +33,7 @@ from dpwg.ui.pipelines import load_pipeline, named
 from dpwg.ui.results import ENGINE, MEMBERSHIP, engine_runs, membership_result
 from dpwg.ui.runs import Faces
 
-INTRODUCTION = """**Membership inference**: somebody holds a record and asks whether the model was
-trained on it. Models predict what they were trained on a little better. So this attacker takes the
-checkpoint's loss on the record, subtracts it from the public model's loss on the same record (some
-records are hard for every model), and says "training record" where the difference, the **score**,
-is high. Here the truth is known, so the guesses can be marked.
-
-What one attack finds is a **lower bound**: another one may find more. The noisy steps in the
-checkpoint's ledger bound *all* attacks from above, by a whole curve, of which epsilon and delta are
-a summary. An attack that fails proves nothing about safety; one that finds more than the ledger
-allows proves that something is broken."""
-CANARIES = """### The engine under attack: canaries
-
-The engine that trained the private checkpoints can be attacked harder than a finished checkpoint.
-**Canaries**, records made to pull the gradient into directions of their own, join the data by the
-toss of a coin each; the attacker reads every noisy gradient, far more than a release shows, and
-guesses the coins. Enough right guesses prove a lower bound on epsilon
-([Steinke et al. 2023](https://arxiv.org/abs/2305.08846)). One above what the ledger claims would
-prove a broken engine; one below it is what a sound engine gives, and what a broken one may give."""
+INTRODUCTION, CANARIES, NEAREST = Path(__file__).with_name("attack.md").read_text().split("\n---\n")
 
 
 class Found(NamedTuple):
@@ -100,15 +76,15 @@ def attack_live(name: str, count: int, seed: int, progress: gr.Progress = PROGRE
         draw, began = random.Random(whole("seed", seed, 0, MAX_SEED)), time.perf_counter()
         progress(0, desc="loading models")
         pipe, public = load_pipeline(name), load_pipeline(REFERENCE)
-        check_reference(pipe.release, public.release)
+        membership.check_reference(pipe.release, public.release)
         scores = []
         for split, total in (("train", card.records), ("test", TEST_RECORDS)):
             records = Faces(split, sorted(draw.sample(range(total), count)))
             examples = _encoded(records, pipe, progress)
             progress(None, desc=f"{records.name}: losses")
-            found = calibrated_scores(pipe.release.model, public.release.model, examples)
+            found = membership.calibrated_scores(pipe.release.model, public.release.model, examples)
             scores.append(found.double().numpy())
-        result = membership_attack(
+        result = membership.membership_attack(
             *scores,
             checkpoint=name,
             weights=named_weights_sha256(named(name)),
@@ -136,28 +112,27 @@ def engine_told() -> str:
     """What attacks on the engine proved, as a table with the command that made it."""
     command = f"`python -m dpwg audit --results docs/results/{ENGINE}`"
     try:
-        runs = engine_runs()
-    except ValueError as error:
-        return f"The stored result is damaged. {error} {command} writes it anew."
-    if not runs:
-        return f"No result came with this copy; {command} writes one."
-    rows = "\n".join(
-        f"| {epsilon_text(run.claimed)} | {math.floor(1000 * run.proven) / 1000:g} | "
-        f"{run.correct} of {run.guesses} |"
-        for run in runs
+        if not (runs := engine_runs()):
+            return f"No result came with this copy; {command} writes one."
+        rows = "\n".join(
+            f"| {epsilon_text(run['ledger_epsilon'])} | "
+            f"{math.floor(1000 * run['proven_epsilon']) / 1000:g} | "
+            f"{run['correct']} of {run['guesses']} |"
+            for run in runs
+        )
+        about = (
+            "Each from one run of {steps} steps on {records:,} canaries, at δ = {delta:g} and with "
+            "{confidence:.0%} confidence"
+        ).format_map(runs[0])
+        broken = any(run["proven_epsilon"] > run["ledger_epsilon"] for run in runs)
+    except (ValueError, KeyError, TypeError):
+        return f"The stored result is damaged. {command} writes it anew."
+    refuted = "**A ledger is refuted: the engine is broken.**"
+    return (
+        "Epsilon as the ledger claims it, and as the attacker proves it at least:\n\n"
+        f"| claimed | proven | right guesses |\n| --- | --- | --- |\n{rows}\n\n"
+        f"{refuted if broken else 'No ledger is refuted.'} {about}: {command}."
     )
-    first, broken = runs[0], any(run.proven > run.claimed for run in runs)
-    verdict = (
-        "**A ledger is refuted: the engine is broken.**" if broken else "No ledger is refuted."
-    )
-    return f"""Epsilon as the ledger claims it, and as the attacker proves it at least:
-
-| claimed | proven | right guesses |
-| --- | --- | --- |
-{rows}
-
-{verdict} Each from one run of {first.steps} steps on {first.canaries:,} canaries, at
-δ = {first.delta:g} and with {first.confidence:.0%} confidence: {command}."""
 
 
 def _command(name: str, count: int = COUNT) -> str:
@@ -248,6 +223,7 @@ def build_attack(names: Sequence[str], shown: gr.State, own: gr.State, tab: gr.T
     gr.on(picked, attack, name, found, show_progress_on=told, **last)
     gr.on(picked, _offer, name, [button, offer], api_visibility="private", **last)
     button.click(attack_live, [name, count, seed], found, show_progress_on=told, **ON_MODEL)
+    gr.Markdown(NEAREST)
     build_nearest(shown, name, own)
 
 

@@ -18,15 +18,7 @@ from PIL import Image
 
 from dpwg.data import pictures
 from dpwg.data.avatars import IMAGE_SIZE
-from dpwg.measure.spectra import (
-    band_names,
-    bands_figure,
-    decompose,
-    energy_shares,
-    first_bands,
-    reconstruct,
-    spectra_figure,
-)
+from dpwg.measure import spectra as measured
 from dpwg.method.pipeline import to_uint8
 from dpwg.method.wavelet import coarse_image
 from dpwg.ui.families import usual_checkpoint
@@ -98,9 +90,9 @@ def pyramid(
     """Every band: what is seen, a picture of all, and each one's name, size and energy."""
     with _looking_at(subject) as taken:
         image = taken.image / 255
-        bands = decompose(image, wavelet=wavelet, levels=levels)
-        shares = energy_shares(bands)
-        figure = bands_figure(image, wavelet=wavelet, levels=levels)
+        bands = measured.decompose(image, wavelet=wavelet, levels=levels)
+        shares = measured.energy_shares(bands)
+        figure = measured.bands_figure(image, wavelet=wavelet, levels=levels)
     so_far, rows = 0.0, []
     for name, band in bands:
         so_far += shares[name]
@@ -125,9 +117,11 @@ def rebuild(
     """The image from its first `count` bands alone, the others being zero, and how near it is."""
     with _looking_at(subject) as taken:
         image = taken.image / 255
-        bands = decompose(image, wavelet=wavelet, levels=levels)
+        bands = measured.decompose(image, wavelet=wavelet, levels=levels)
         count = min(count, len(bands))
-        kept = reconstruct(first_bands(bands, count), wavelet=wavelet, shape=image.shape)
+        kept = measured.reconstruct(
+            measured.first_bands(bands, count), wavelet=wavelet, shape=image.shape
+        )
     clipped = kept.clip(0, 1)
     loss = float(np.square(clipped - image).mean())
     psnr = "the whole image" if loss < 1e-12 else f"PSNR {-10 * math.log10(loss):.1f} dB"
@@ -145,7 +139,7 @@ def spectra(subject: Subject | None) -> Figure:
         shown = {"real": taken.image} if taken.real else {}
         shown |= {"coarse": taken.coarse, "upsampled": taken.upsampled}
         images = {name: image / 255 for name, image in shown.items()}
-        return spectra_figure(images, marked=taken.coarse.shape[0])
+        return measured.spectra_figure(images, marked=taken.coarse.shape[0])
 
 
 @contextmanager
@@ -178,7 +172,7 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
             )
         with gr.Column(elem_classes="extras"), gr.Row():
             with gr.Column(min_width=280):
-                most = len(band_names(DEFAULT_LEVELS))
+                most = len(measured.band_names(DEFAULT_LEVELS))
                 count = slider("Rebuild from the first bands", 1, most, 1, elem_id="kept-bands")
                 told = gr.Markdown(elem_classes="status")
                 rebuilt = picture("Rebuilt", "rebuilt")
@@ -201,5 +195,5 @@ def build_bands(names: Sequence[str], shown: gr.State) -> None:
 
 
 def _slider(levels: int, count: int) -> gr.Slider:
-    bands = len(band_names(levels))
+    bands = len(measured.band_names(levels))
     return gr.Slider(maximum=bands, value=min(count, bands))

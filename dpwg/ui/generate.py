@@ -11,16 +11,8 @@ from gradio.components import Component
 
 from dpwg.method.sampling import MAX_CANDIDATES, Sampling
 from dpwg.release.folder import checkpoint_names
-from dpwg.ui import families, parts
-from dpwg.ui.drawing import (
-    COARSE_TITLE,
-    IMAGE_TITLE,
-    Drawing,
-    Frame,
-    from_query,
-    generate,
-    swiped,
-)
+from dpwg.ui import drawing, families, parts
+from dpwg.ui.drawing import Drawing, Frame, generate
 from dpwg.ui.limits import MAX_IMAGES
 from dpwg.ui.own import Chooser, Shown, choices, describe_checkpoint, refitted
 from dpwg.ui.pipelines import SHOWN_PIXELS
@@ -58,20 +50,20 @@ def on_load(query: Mapping[str, str]) -> list[Any]:
 
     Programs may name any checkpoint; a page has those of the family that is chosen.
     """
-    drawing = None
+    linked = None
     try:
-        drawing = from_query(query)
+        linked = drawing.from_query(query)
     except ValueError as error:
         gr.Warning(str(error))
-    asked = drawing.checkpoint if drawing else None
+    asked = linked.checkpoint if linked else None
     family = families.family_of(asked or families.ordered(checkpoint_names())[0])
     checkpoint, examples, *_ = switched(family, checkpoint=asked)
-    follow = [drawing is not None, family, examples, checkpoint]
-    if drawing is None:
+    follow = [linked is not None, family, examples, checkpoint]
+    if linked is None:
         return [*follow, *[gr.skip()] * (len(fields(Drawing)) - 1)]
-    caption = gr.Textbox(value=drawing.caption, placeholder=families.placeholder(family))
-    candidates = gr.Slider(value=drawing.candidates, visible=families.reranked(family))
-    return [*follow, caption, *astuple(drawing)[2:-1], candidates]
+    caption = gr.Textbox(value=linked.caption, placeholder=families.placeholder(family))
+    candidates = gr.Slider(value=linked.candidates, visible=families.reranked(family))
+    return [*follow, caption, *astuple(linked)[2:-1], candidates]
 
 
 def build_generate(
@@ -98,14 +90,9 @@ def build_generate(
             extras = _build_extras()
             with gr.Accordion("Privacy card of the chosen checkpoint", open=False):
                 card = gr.Markdown(elem_classes="card")
-    gr.on(
-        [demo.load, checkpoint.change],
-        describe_checkpoint,
-        inputs=[checkpoint, own],
-        outputs=[promise, card],
-        api_name="describe_checkpoint",
-        trigger_mode="always_last",
-    )
+    chosen, told = [checkpoint, own], [promise, card]
+    events = [demo.load, checkpoint.change]
+    gr.on(events, describe_checkpoint, chosen, told, trigger_mode="always_last")
     inputs = [checkpoint, caption, *settings]
     run: dict[str, Any] = {
         "inputs": [*inputs, own],
@@ -116,24 +103,22 @@ def build_generate(
     }
     # Before what it stops: the page sends off a trigger's handlers in their order here.
     gr.on([button.click, caption.submit, lucky.click], _stop_button, outputs=stop, **parts.QUIET)
-    drawn = gr.on([button.click, caption.submit], generate, api_name="generate", **run)
-    surprised = lucky.click(
-        surprise, family, outputs=[caption, settings[0]], api_name="surprise"
-    ).success(generate, api_visibility="private", **run)
+    drawn = gr.on([button.click, caption.submit], generate, **run)
+    made_up = lucky.click(surprise, family, [caption, settings[0]])
+    surprised = made_up.success(generate, api_visibility="private", **run)
     family.input(
         switched, [family, own], [checkpoint, examples, caption, *settings[4:]], **parts.QUIET
     )
     pictures[3].select(_picked, [shown], extras[0], api_visibility="private")
     asked = gr.State(value=False)
-    loaded = demo.load(
-        _on_load, outputs=[asked, family, examples, *inputs], api_visibility="private"
-    )
+    opened = [asked, family, examples, *inputs]
+    loaded = demo.load(_on_load, outputs=opened, api_visibility="private")
     loaded.success(_stop_button, asked, stop, **parts.QUIET)
     linked = loaded.success(
         _generate_if_asked, **run | {"inputs": [asked, *inputs, own]}, api_visibility="private"
     )
-    for drawing in (drawn, surprised, linked):
-        for end in (drawing.success, drawing.failure):
+    for event in (drawn, surprised, linked):
+        for end in (event.success, event.failure):
             end(lambda: _stop_button(False), outputs=stop, **parts.QUIET)
     stop.click(
         lambda: ("Stopped.", _stop_button(False)),
@@ -160,7 +145,7 @@ def _generate_if_asked(asked: bool, *inputs: Any) -> Iterator[Sequence[Any]]:
 
 
 def _picked(shown: Shown | None, event: gr.SelectData) -> Any:
-    return swiped(shown, int(event.index))
+    return drawing.swiped(shown, int(event.index))
 
 
 def _build_examples(family: str, caption: gr.Textbox) -> gr.Dataset:
@@ -188,23 +173,16 @@ def _build_settings(names: Sequence[str], own: gr.State) -> tuple[Chooser, Compo
         count = parts.slider("Images", 1, MAX_IMAGES, 1)
         seed = parts.seed_field(api_name="random_seed")
     with gr.Accordion("More settings", open=False):
-        guidance = parts.slider(
-            "Guidance",
-            *(0, 10, Sampling.guidance, 0.1),
-            info="Higher values follow the caption more closely; 1 turns guidance off.",
-        )
-        temperature = parts.slider(
-            "Temperature",
-            *(0, 2, Sampling.temperature, 0.05),
-            info="Higher values vary more; 0 always takes the likeliest code.",
-        )
+        info = "Higher values follow the caption more closely; 1 turns guidance off."
+        guidance = parts.slider("Guidance", 0, 10, Sampling.guidance, 0.1, info=info)
+        info = "Higher values vary more; 0 always takes the likeliest code."
+        temperature = parts.slider("Temperature", 0, 2, Sampling.temperature, 0.05, info=info)
         fitting = families.suited_upsampler(usual)
         upsampler = parts.upsampler_choice(fitting, describe_upsampler(fitting))
         candidates = parts.slider(
             "Candidates",
             *(1, MAX_CANDIDATES, Sampling.candidates),
-            info="How many coarse candidates to draw; a public reranker keeps the one that fits "
-            "the caption best. 1 turns it off.",
+            info="A public reranker keeps the one that fits the caption best; 1 turns it off.",
             visible=families.reranked(families.families_of(names)[0]),
         )
     upsampler.change(
@@ -221,11 +199,9 @@ def _build_settings(names: Sequence[str], own: gr.State) -> tuple[Chooser, Compo
 def _build_pictures() -> list[Any]:
     """The first outputs of `generate`, up to the status."""
     shown: list[Any] = []
+    coarse = drawing.COARSE_TITLE.format("", "chosen checkpoint")
     with gr.Row():
-        for name, title in (
-            ("coarse", COARSE_TITLE.format("", "chosen checkpoint")),
-            ("images", IMAGE_TITLE.format("")),
-        ):
+        for name, title in (("coarse", coarse), ("images", drawing.IMAGE_TITLE.format(""))):
             with gr.Column(min_width=280):
                 shown.append(gr.Markdown(title, elem_classes="title"))
                 shown.append(parts.gallery(name, "pictures", show_label=False))
@@ -236,14 +212,8 @@ def _build_extras() -> list[Component]:
     """The last outputs of `generate`: the slider, who drew what, the files."""
     with gr.Accordion("Swipe from coarse to upsampled"), gr.Row():
         with gr.Column(scale=2, min_width=280):
-            swipe = gr.ImageSlider(
-                show_label=False,
-                format="png",
-                interactive=False,
-                buttons=["fullscreen"],
-                max_height=SHOWN_PIXELS,
-                elem_id="swipe",
-            )
+            looks: dict[str, Any] = {"show_label": False, "max_height": SHOWN_PIXELS}
+            swipe = gr.ImageSlider(elem_id="swipe", **parts.SHOWN, **looks)
         with gr.Column(min_width=220):
             authors = gr.Markdown(
                 "Your first picture appears here. If you drew several, click one of them."

@@ -66,31 +66,25 @@ def described_training() -> str:
     upload = TRAIN_UPLOAD
     return (
         f"{MIN_TRAIN_RECORDS} to {MAX_TRAIN_RECORDS:,} records; a zip of at most "
-        f"{TRAIN_UPLOAD_MEGABYTES} MB, {upload.total_bytes / 1e6:.0f} MB unpacked and "
-        f"{upload.entries:,} entries; a picture of at most {upload.file_bytes / 1e6:.0f} MB, "
+        f"{TRAIN_UPLOAD_MEGABYTES} MB, {upload.total_bytes / 1e6:.0f} MB and {upload.entries:,} "
+        f"entries unpacked; a picture of at most {upload.file_bytes / 1e6:.0f} MB, "
         f"{upload.pixels / 1e6:.0f} million pixels and {upload.side:,} a side, "
-        f"{upload.total_pixels / 1e6:,.0f} million pixels in all; {MAX_TRAIN_STEPS} steps of at "
-        f"most {MAX_TRAIN_BATCH:,} records; {MAX_TRAIN_MINUTES} minutes a run, one run at a time; "
-        f"{MAX_RUNS} runs of all visitors on the disk, of at most {MAX_RUN_MEGABYTES} MB each, "
-        f"removed {KEPT_SECONDS // 60} minutes after the plan was made."
+        f"{upload.total_pixels / 1e6:,.0f} million in all; {MAX_TRAIN_STEPS} steps of at most "
+        f"{MAX_TRAIN_BATCH:,} records; {MAX_TRAIN_MINUTES} minutes a run, one at a time; "
+        f"{MAX_RUNS} runs of all visitors, removed {KEPT_SECONDS // 60} minutes after the plan."
     )
 
 
 def described() -> str:
     """The bounds in Markdown, for the About page."""
-    lines = (
-        f"A caption has at most {MAX_CAPTION_CHARACTERS:,} characters; the text encoder may cut it "
-        "earlier.",
-        f"At most {MAX_IMAGES} images at once, and {MAX_CAPTIONS} captions side by side. "
-        f"Seeds are 0 to {MAX_SEED:,}.",
-        f"An upload is a PNG, JPEG or WebP image of at most {MAX_UPLOAD_MEGABYTES} MB and "
-        f"{MAX_UPLOAD_PIXELS / 1e6:.0f} million pixels; it has at most {MAX_LEVELS} levels of "
-        "bands here.",
-        f"The accountant takes up to {MAX_RECORDS:,} records and {MAX_STEPS:,} steps, delta from "
-        f"{MIN_DELTA:g}, noise up to {MAX_NOISE:,.0f} and epsilon up to {MAX_EPSILON:g}.",
-        f"A live attack takes {MIN_ATTACKED} to {MAX_ATTACKED} records of each kind, a search for "
-        f"nearest records at most {MAX_SEARCHED:,} of each kind.",
-        f"Training: {described_training()}",
-        f"At most {QUEUE_SIZE} requests wait in line.",
-    )
-    return "\n".join(f"- {line}" for line in lines)
+    return f"""- A caption has at most {MAX_CAPTION_CHARACTERS:,} characters; the text encoder may
+  cut it earlier.
+- At most {MAX_IMAGES} images at once, {MAX_CAPTIONS} captions side by side; seeds up to {MAX_SEED}.
+- An upload is a PNG, JPEG or WebP image of at most {MAX_UPLOAD_MEGABYTES} MB and
+  {MAX_UPLOAD_PIXELS / 1e6:.0f} million pixels, with at most {MAX_LEVELS} levels of bands.
+- The accountant takes up to {MAX_RECORDS:,} records and {MAX_STEPS:,} steps, delta from
+  {MIN_DELTA:g}, noise up to {MAX_NOISE:,.0f} and epsilon up to {MAX_EPSILON:g}.
+- A live attack takes {MIN_ATTACKED} to {MAX_ATTACKED} records of each kind, a search for nearest
+  records at most {MAX_SEARCHED:,}.
+- Training: {described_training()}
+- At most {QUEUE_SIZE} requests wait in line."""

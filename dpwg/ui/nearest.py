@@ -29,12 +29,6 @@ DATA = "faces-train"
 CHUNK = 50
 NEIGHBOURS = 3
 LEVELS = 255
-INTRODUCTION = """### Does it draw its training records again?
-
-The nearest training records of a picture beside the nearest records that no model was trained on. A
-model that repeats what it saw draws closer to its training records. **Only the records of `faces`
-are shown here, because nobody is in them**: they are synthetic (DiceBear `avataaars`). With real
-people, showing the records would itself be a leak, whatever epsilon is."""
 
 
 def refusal(name: str, card: PrivacyCard, family: str | None = None) -> str:
@@ -159,7 +153,6 @@ def build_nearest(shown: gr.State, name: gr.Radio, own: gr.State) -> None:
     """Add the components; `shown` holds what was drawn last, `name` is the checkpoint's field,
     `own` holds the visitor's run.
     """
-    gr.Markdown(INTRODUCTION)
     with gr.Row():
         with gr.Column(min_width=280):
             count = slider("Records of each kind to search", MIN_ATTACKED, MAX_SEARCHED, 500, 50)

@@ -20,13 +20,7 @@ from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import explain
 from dpwg.release.folder import checkpoint_names, load_card
-from dpwg.ui.families import (
-    family_of,
-    first_caption,
-    siblings,
-    suited_upsampler,
-    usual_checkpoint,
-)
+from dpwg.ui import families
 from dpwg.ui.parts import in_words
 from dpwg.ui.pipelines import Load, load_pipeline, load_trained, named
 from dpwg.ui.runs import Run
@@ -49,7 +43,7 @@ def shown_or_example(shown: Shown | None, name: str, own: Run | None = None) -> 
     """The last generation; without one, an example under a checkpoint."""
     if shown is not None:
         return shown
-    result = loader(name, own)()(first_caption(family_with(name, own)), seed=0)
+    result = loader(name, own)()(families.first_caption(family_with(name, own)), seed=0)
     return Shown(name, result.coarse, result.image, f"An example of {name}, seed 0")
 
 
@@ -82,17 +76,17 @@ def loader(name: str, own: Run | None) -> Load:
 def family_with(name: str, own: Run | None) -> str:
     """The family of a named checkpoint, or of what the visitor's own model began from."""
     if name == YOURS and own is not None and own.order is not None:
-        return family_of(own.order.base)
-    return family_of(name)
+        return families.family_of(own.order.base)
+    return families.family_of(name)
 
 
 def refitted(upsampler: str, checkpoint: str, own: Run | None = None) -> str:
     """The upsampler after another checkpoint was chosen: that which suits it, unless the one in use
     suits none and so was chosen by hand.
     """
-    if upsampler not in map(suited_upsampler, checkpoint_names()):
+    if upsampler not in map(families.suited_upsampler, checkpoint_names()):
         return upsampler
-    return suited_upsampler(folder_of(checkpoint, own))
+    return families.suited_upsampler(folder_of(checkpoint, own))
 
 
 def card_of(name: str, own: Run | None = None) -> PrivacyCard:
@@ -144,7 +138,7 @@ def choices(own: Run | None, names: Sequence[str]) -> list[tuple[str, str]]:
 def offered(own: Run | None, names: Sequence[str], chosen: str) -> gr.Radio:
     """The choice of checkpoints anew; what is gone is no longer chosen."""
     found = choices(own, names)
-    gone: dict[str, Any] = {"value": usual_checkpoint(names)}
+    gone: dict[str, Any] = {"value": families.usual_checkpoint(names)}
     return gr.Radio(choices=found, **({} if chosen in [value for _, value in found] else gone))
 
 
@@ -154,15 +148,15 @@ def offer_after(
     """After events that make or remove a model, offer it in `choosers`, and make room in `rows`,
     which have a picture of each checkpoint of the last chooser's family.
     """
-    families, radios = zip(*choosers, strict=True)
+    sets, radios = zip(*choosers, strict=True)
 
     def update(own: Run | None, *values: str) -> list[Any]:
         chosen = zip(values[: len(radios)], values[len(radios) :], strict=True)
-        wide = len(siblings(values[len(radios) - 1])) + is_trained(own)
-        radio = [offered(own, siblings(family), value) for family, value in chosen]
+        wide = len(families.siblings(values[len(radios) - 1])) + is_trained(own)
+        radio = [offered(own, families.siblings(family), value) for family, value in chosen]
         return [*radio, *(gr.Gallery(columns=wide) for _ in rows)]
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     for event in events:
         for then in (event.success, event.failure):  # `event.then` is not called after a failure
-            then(update, [own, *families, *radios], [*radios, *rows], **quiet)
+            then(update, [own, *sets, *radios], [*radios, *rows], **quiet)

@@ -7,20 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpwg.privacy.accounting import MIN_DELTA, PrivacyPlan, default_delta, epsilon_text, pld_epsilon
+from dpwg.privacy import accounting
+from dpwg.privacy.accounting import PrivacyPlan, epsilon_text
 from dpwg.privacy.curves import doubt_about, explain
 from dpwg.release.folder import checkpoint_names, find_checkpoint, load_card
 from dpwg.training.cost import Rehearsal
-from dpwg.ui.limits import (
-    MAX_TRAIN_BATCH,
-    MAX_TRAIN_EPSILON,
-    MAX_TRAIN_RECORDS,
-    MAX_TRAIN_STEPS,
-    MIN_TRAIN_EPSILON,
-    MIN_TRAIN_RECORDS,
-    whole,
-    within,
-)
+from dpwg.ui import limits
+from dpwg.ui.families import family_of, siblings
+from dpwg.ui.limits import whole, within
 
 MAX_GRAD_NORM = 0.1
 
@@ -44,13 +38,15 @@ def ordered(
     """
     if base not in (names := public_names(checkpoint_names())):
         raise ValueError(f"Expected base={base!r:.80} in {names}.")
-    records = whole("records", records, MIN_TRAIN_RECORDS, MAX_TRAIN_RECORDS)
-    target = within("epsilon", epsilon, MIN_TRAIN_EPSILON, MAX_TRAIN_EPSILON)
+    records = whole("records", records, limits.MIN_TRAIN_RECORDS, limits.MAX_TRAIN_RECORDS)
+    target = within("epsilon", epsilon, limits.MIN_TRAIN_EPSILON, limits.MAX_TRAIN_EPSILON)
+    default = accounting.default_delta(records)
+    most = limits.MAX_TRAIN_BATCH
     plan = PrivacyPlan.calibrated(
         records=records,
-        batch_size=whole("batch", batch, 1, MAX_TRAIN_BATCH) if batch else default_batch(records),
-        steps=whole("steps", steps, 1, MAX_TRAIN_STEPS),
-        delta=within("delta", delta, MIN_DELTA, 1) if delta else default_delta(records),
+        batch_size=whole("batch", batch, 1, most) if batch else default_batch(records),
+        steps=whole("steps", steps, 1, limits.MAX_TRAIN_STEPS),
+        delta=within("delta", delta, accounting.MIN_DELTA, 1) if delta else default,
         max_grad_norm=MAX_GRAD_NORM,
         target_epsilon=target,
     )
@@ -64,12 +60,12 @@ def public_names(names: Sequence[str]) -> list[str]:
 
 def default_batch(records: int) -> int:
     """A quarter of the records: of few records a small part would drown in the noise."""
-    return min(MAX_TRAIN_BATCH, -(-records // 4))
+    return min(limits.MAX_TRAIN_BATCH, -(-records // 4))
 
 
 def spent_after(plan: PrivacyPlan, steps: int) -> float:
     """Epsilon by PLD after so many steps of the plan."""
-    return pld_epsilon(
+    return accounting.pld_epsilon(
         sampling_rate=plan.sampling_rate,
         noise_multiplier=plan.noise_multiplier,
         steps=steps,
@@ -89,8 +85,7 @@ def seconds_of(plan: PrivacyPlan, measured: Rehearsal) -> float:
 def promise(plan: PrivacyPlan, spent: float) -> str:
     """What the plan spends, and what that means."""
     doubt = doubt_about(plan.delta, records=plan.records)
-    told = f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}.** {explain(plan.ledger)} {doubt}"
-    return told.rstrip()
+    return f"**ε = {epsilon_text(spent)} at δ = {plan.delta:g}.** {explain(plan.ledger)} {doubt}"
 
 
 def table(plan: PrivacyPlan, spent: float) -> list[list[str]]:
@@ -121,30 +116,24 @@ def expectation(plan: PrivacyPlan, measured: Rehearsal, base: str) -> str:
     parameters = measured.trainable_parameters
     ratio = noise_to_signal(plan.noise_multiplier, plan.batch_size, parameters)
     if ratio > 1:
-        verdict = (
-            "### ⚠ Expect little\nThe noise outweighs the records in every step, so the model may "
-            "end up no better than the public one, or worse. More records help most; so do a "
-            "larger batch and a larger epsilon."
-        )
+        verdict = """### ⚠ Expect little
+The noise outweighs the records in every step, so the model may end up no better than the public
+one, or worse. More records help most; so do a larger batch and a larger epsilon."""
     else:
-        verdict = (
-            "### What to expect\nThe records stand out from the noise; how much is learnt depends "
-            "on how far they agree."
-        )
-    return (
-        f"{verdict}\n\nOne record can move a step's sum by the clip norm, {plan.max_grad_norm:g}; "
-        f"the noise on each number is **{plan.noise_multiplier:.3g} times** that. Over all "
-        f"{parameters:,} numbers that are trained, the noise is **{ratio:.2g} times** as long as "
-        f"the sum of an expected batch can be at most.{_peers(base, parameters)}"
-    )
+        verdict = """### What to expect
+The records stand out from the noise; how much is learnt depends on how far they agree."""
+    return f"""{verdict}
+
+One record can move a step's sum by the clip norm, {plan.max_grad_norm:g}; the noise on each number
+is **{plan.noise_multiplier:.3g} times** that. Over all {parameters:,} numbers that are trained, the
+noise is **{ratio:.2g} times** as long as the sum of an expected batch can be at most.
+{_peers(base, parameters)}"""
 
 
 def _peers(base: str, parameters: int) -> str:
     """The same figure for the private checkpoints that began from the same base."""
-    family, told = base.rpartition("/")[0], []
-    for name in checkpoint_names():
-        if name.rpartition("/")[0] != family:
-            continue
+    told = []
+    for name in siblings(family_of(base)):
         try:
             card = load_card(find_checkpoint(name))
         except (ValueError, OSError):  # a damaged one; the pages that show it say so
@@ -153,7 +142,7 @@ def _peers(base: str, parameters: int) -> str:
             batch = card.sampling_rate * card.records
             ratio = noise_to_signal(card.noise_multiplier, batch, parameters)
             told.append(f"{ratio:.2g} for `{name}` ({card.records:,} records)")
-    return f" With as many numbers it is {', '.join(told)}." if told else ""
+    return f"With as many numbers it is {', '.join(told)}." if told else ""
 
 
 def clock(seconds: float) -> str:

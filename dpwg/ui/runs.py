@@ -36,13 +36,7 @@ from dpwg.training.optimizer import Progress
 from dpwg.training.private import Finetuning
 from dpwg.training.processes import keep_freed_memory
 from dpwg.training.recipe import Note, Trained, train_private
-from dpwg.ui.limits import (
-    KEPT_SECONDS,
-    MAX_RUN_MEGABYTES,
-    MAX_RUNS,
-    MAX_TRAIN_MINUTES,
-    TRAIN_UPLOAD,
-)
+from dpwg.ui import limits
 from dpwg.ui.plans import Order
 from dpwg.ui.serving import server_folder
 
@@ -157,7 +151,7 @@ class Run:
         if not all(path.is_file() for path in paths):
             raise ValueError("These files were read and removed; choose them again.")
         try:
-            self._upload = kept, unpack_upload(paths, folder, TRAIN_UPLOAD)
+            self._upload = kept, unpack_upload(paths, folder, limits.TRAIN_UPLOAD)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -207,7 +201,7 @@ class Run:
         if self.running:
             raise ValueError("Your last order is still at work; stop it first.")
         self._stopped = late = False
-        deadline = time.monotonic() + 60 * MAX_TRAIN_MINUTES
+        deadline = time.monotonic() + 60 * limits.MAX_TRAIN_MINUTES
         spawn = get_context("spawn")
         receiver, sender = spawn.Pipe(duplex=False)
         process = spawn.Process(target=report, args=(sender, task, inputs), daemon=True)
@@ -227,7 +221,7 @@ class Run:
             receiver.close()
             self._process = None
         if late:
-            why = f"{MAX_TRAIN_MINUTES} minutes, the limit, are over"
+            why = f"{limits.MAX_TRAIN_MINUTES} minutes, the limit, are over"
         elif process.exitcode and process.exitcode < 0:
             why = "the server ended it, most likely to save memory: lower the batch"
         else:
@@ -244,17 +238,17 @@ def _new_folder() -> Path:
     root = server_folder() / "runs"
     with _creating:
         root.mkdir(mode=0o700, exist_ok=True)
-        oldest = time.time() - KEPT_SECONDS - 60 * MAX_TRAIN_MINUTES
+        oldest = time.time() - limits.KEPT_SECONDS - 60 * limits.MAX_TRAIN_MINUTES
         for folder in root.iterdir():
             with suppress(FileNotFoundError):  # its visitor has just made another plan
                 if folder.stat().st_mtime < oldest:
                     shutil.rmtree(folder, ignore_errors=True)
-        if len(list(root.iterdir())) >= MAX_RUNS:
+        if len(list(root.iterdir())) >= limits.MAX_RUNS:
             raise ValueError(
-                f"All {MAX_RUNS} places for runs are taken; try again in a few minutes, when one "
-                "has been removed."
+                f"All {limits.MAX_RUNS} places for runs are taken; try again in a few "
+                "minutes, when one has been removed."
             )
-        if shutil.disk_usage(root).free < MAX_RUN_MEGABYTES * 1_000_000:
+        if shutil.disk_usage(root).free < limits.MAX_RUN_MEGABYTES * 1_000_000:
             raise ValueError("The server's disk is full; try again later.")
         return Path(tempfile.mkdtemp(dir=root))
 

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -14,40 +15,16 @@ from matplotlib.figure import Figure
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.release.folder import load_card
 from dpwg.training.recipe import Note
-from dpwg.ui import parts, plans
+from dpwg.ui import families, limits, parts, plans
 from dpwg.ui.compare import Rows, build_rows, compare_pipelines
-from dpwg.ui.families import (
-    carried,
-    family_of,
-    first_caption,
-    suited_upsampler,
-    usual_checkpoint,
-)
 from dpwg.ui.figures import loss_figure, steps_figure
-from dpwg.ui.limits import (
-    MAX_TRAIN_MINUTES,
-    MAX_TRAIN_RECORDS,
-    TRAIN_UPLOAD_MEGABYTES,
-    described_training,
-)
 from dpwg.ui.own import YOURS, is_trained, loader
 from dpwg.ui.parts import ON_MODEL, QUIET
 from dpwg.ui.plans import Order, clock
 from dpwg.ui.runs import Run
 
 FACES, UPLOAD = "a part of faces", "my own pictures"
-INTRODUCTION = """Fine-tune the public model with DP-SGD, on pictures of your own or on a small part
-of `faces`. Only the model is released afterwards; epsilon bounds what it can tell about any one
-picture and its captions."""
-OWN = """A zip, or the files themselves: pictures (PNG, JPEG, WebP) and a `metadata.jsonl` or
-`metadata.csv` with a `file_name` and a `text` for each. Every picture is checked and decoded before
-anything is trained, and the files as you sent them are removed at once. The checked pictures stay
-on this server, for this page of yours alone, until the run is done, you make a plan for others, or
-their time is over. Whoever runs the server could read them."""
-PRIVATE = """**Private: the loss.** It is computed from the sensitive records without noise, and
-epsilon does not cover it: it is for the owner of the data only. Stopping or changing settings
-*because of it* is a choice that no ledger counts, so a stopped run has no result; it can go on from
-its last step. Every run on the same pictures spends an epsilon of its own, on top of the others."""
+INTRODUCTION, OWN, PRIVATE = Path(__file__).with_name("train.md").read_text().split("\n---\n")
 
 
 class Training(NamedTuple):
@@ -114,10 +91,10 @@ def plan(
         yield Planned(run, f"{told} Measuring the time …", rows)
         measured = run.measure(order)
         seconds = plans.seconds_of(order.plan, measured)
-        if seconds > 60 * MAX_TRAIN_MINUTES:
+        if seconds > 60 * limits.MAX_TRAIN_MINUTES:
             raise ValueError(
-                f"This plan takes {clock(seconds)}, more than the limit of {MAX_TRAIN_MINUTES} "
-                "minutes; lower the steps or the batch."
+                f"This plan takes {clock(seconds)}, more than the limit of "
+                f"{limits.MAX_TRAIN_MINUTES} minutes; lower the steps or the batch."
             )
         run.order, kept = order, True
         rows = [*rows, ["time, as measured", clock(seconds)]]
@@ -176,7 +153,9 @@ def draw(run: Run | None, caption: str, seed: int) -> Iterator[Rows]:
         raise gr.Error("There is no result yet: make a plan, and let it run to its last step.")
     with parts.in_words():
         pipes = [(title, loader(title, run)) for title in (run.order.base, YOURS)]
-        yield from compare_pipelines(pipes, caption, seed, suited_upsampler(run.order.base))
+        yield from compare_pipelines(
+            pipes, caption, seed, families.suited_upsampler(run.order.base)
+        )
 
 
 def _frame(run: Run, order: Order, told: str) -> Training:
@@ -217,7 +196,7 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
         with gr.Column(elem_classes="extras"):
             _build_drawing(run, settings[0])
             with gr.Accordion("What a run may take here", open=False):
-                gr.Markdown(described_training())
+                gr.Markdown(limits.described_training())
     plan_line: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "plan"}
     train_line: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "train"}
     outputs = [run, told, figures, *shown]
@@ -229,14 +208,14 @@ def build_train(names: Sequence[str], run: gr.State) -> list[Any]:
 
 def _build_settings(bases: Sequence[str]) -> list[Any]:
     """The inputs of `plan` after the run."""
-    usual, several = usual_checkpoint(bases), len(bases) > 1
+    usual, several = families.usual_checkpoint(bases), len(bases) > 1
     base = gr.Radio(bases, value=usual, label="Start from", visible=several)
     with gr.Group():
         source = gr.Radio([FACES, UPLOAD], value=FACES, label="Records")
         info = "Synthetic: they are nobody's faces."
-        count = parts.slider("How many faces", 100, MAX_TRAIN_RECORDS, 1000, 100, info=info)
+        count = parts.slider("How many faces", 100, limits.MAX_TRAIN_RECORDS, 1000, 100, info=info)
         with gr.Column(visible=False) as own:
-            label = f"Zip, or pictures and metadata, up to {TRAIN_UPLOAD_MEGABYTES} MB"
+            label = f"Zip, or pictures and metadata, up to {limits.TRAIN_UPLOAD_MEGABYTES} MB"
             files = gr.File(label=label, file_count="multiple")
             gr.Markdown(OWN, elem_classes="promise")
     with gr.Group():
@@ -273,11 +252,15 @@ def _build_progress() -> list[Any]:
 def _build_drawing(run: gr.State, base: gr.Radio) -> None:
     gr.Markdown("### Draw with your model\nBeside the public model that it started from.")
     with gr.Row(elem_classes="prompt"):
-        caption = parts.caption_box("trained-caption", first_caption(family_of(base.value)))
+        caption = parts.caption_box(
+            "trained-caption", families.first_caption(families.family_of(base.value))
+        )
         seed = gr.Number(0, step=1, label="Seed", min_width=100)
         button = parts.big_button("Draw", "primary")
     base.input(
-        lambda caption, base: carried(caption, family_of(base), first_caption),
+        lambda caption, base: families.carried(
+            caption, families.family_of(base), families.first_caption
+        ),
         [caption, base],
         caption,
         **QUIET,
