@@ -79,7 +79,7 @@ def described() -> str:
     """The bounds in Markdown, for the About page."""
     return f"""- A caption has at most {MAX_CAPTION_CHARACTERS:,} characters; the text encoder may
   cut it earlier.
-- At most {MAX_IMAGES} images at once, {MAX_CAPTIONS} captions side by side; seeds up to {MAX_SEED}.
+- At most {MAX_IMAGES} images at once, {MAX_CAPTIONS} captions side by side; seeds to {MAX_SEED:,}.
 - An upload is a PNG, JPEG or WebP image of at most {MAX_UPLOAD_MEGABYTES} MB and
   {MAX_UPLOAD_PIXELS / 1e6:.0f} million pixels, with at most {MAX_LEVELS} levels of bands.
 - The accountant takes up to {MAX_RECORDS:,} records and {MAX_STEPS:,} steps, delta from
