@@ -54,7 +54,21 @@ THEME = gr.themes.Default(
     button_primary_background_fill_hover_dark="*primary_800",
 )
 CSS = Path(__file__).with_name("style.css").read_text()
-SCRIPT = f"<script>{Path(__file__).with_name('script.js').read_text()}</script>"
+SCRIPT = """
+<script>
+// What Gradio's own components lack for keyboards and screen readers, added as they appear.
+(() => {
+  const lacking = [
+    [".empty[aria-label]:not([role])", (e) => e.setAttribute("role", "note")],
+    ["pre:not([tabindex]), .virtual-table-viewport th:first-child:not([tabindex='0'])",
+      (e) => { e.tabIndex = 0; }],
+    [".image-container button:not([aria-label])", (e) => e.setAttribute("aria-label", "Picture")],
+  ];
+  const mend = () => lacking.forEach(([what, add]) => document.querySelectorAll(what).forEach(add));
+  new MutationObserver(mend).observe(document, { childList: true, subtree: true });
+})();
+</script>
+"""
 
 
 def build_demo() -> gr.Blocks:
