@@ -18,7 +18,8 @@ def whole(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A place to write a file or a folder, which takes the name `path` when the block ends.
 
     It then replaces what was there; a block that fails leaves that as it was. Whatever the umask
-    is, files end as 0600 in folders of 0700 where they are private, as 0644 and 0755 where not.
+    is, files end as 0600 in folders of 0700 where they are private, as 0644 and 0755 where not; on
+    the way there only the folder around keeps them private.
     What a killed process left behind under that name is removed after an hour.
     """
     path = path.absolute()
@@ -49,16 +50,15 @@ def private_folder(path: Path) -> Path:
     Raises ValueError where it has a `.gitignore` of its own: then it is for other things.
     """
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
     ignored = path / ".gitignore"
-    if not ignored.exists():
-        ignored.write_text("*\n")
-        ignored.chmod(0o600)
-    elif ignored.read_text() != "*\n":
+    if ignored.exists() and ignored.read_text() != "*\n":
         raise ValueError(
             f"Expected a folder for private files alone, found a .gitignore of its own in {path}; "
             "name another folder."
         )
+    path.chmod(0o700)
+    ignored.write_text("*\n")
+    ignored.chmod(0o600)
     return path
 
 
