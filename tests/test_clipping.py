@@ -240,6 +240,10 @@ def in_place(m: nn.ModuleDict, x_BTC: Tensor) -> Tensor:
     return m["then"](m["norm"](hidden_BC).mul_(3).relu_()).mul_(3)[:, None]
 
 
+def in_place_at_every_position(m: nn.ModuleDict, x_BTC: Tensor) -> Tensor:
+    return m["then"](m["norm"](m["linear"](x_BTC).relu_()).mul_(3)).mul_(3)
+
+
 def without_gradients(m: nn.ModuleDict, x_BTC: Tensor) -> Tensor:
     with torch.no_grad():
         hidden_BTC = m["pair"].down(x_BTC)
@@ -284,6 +288,7 @@ def parts() -> nn.ModuleDict:
     [
         (used_twice, None),
         (in_place, None),
+        (in_place_at_every_position, None),
         (without_gradients, None),
         (by_name, lambda m: hook(m["linear"])),
         (through_pair, lambda m: hook(m["pair"].down)),

@@ -202,8 +202,9 @@ def _capture(layers: dict[str, nn.Module]) -> Iterator[_Captured]:
                 start = output.detach().requires_grad_()
                 if not captured.complete:
                     captured.beginnings.append(start)
-                # The same numbers, but no leaf, nor a view of one: the model may work in place.
-                output = torch.ops.aten._unsafe_view(start, start.shape)
+                output = start
+            # The same numbers, but no leaf, nor a view: the model may work in place.
+            output = torch.ops.aten._unsafe_view(output, output.shape)
             if not captured.complete:
                 kept = (inputs[0] if inputs else named["input"]).detach()
                 call = _Call(name=name, input=kept, version=kept._version, dtype=output.dtype)
