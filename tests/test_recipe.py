@@ -6,9 +6,9 @@ import dataclasses
 import math
 import random
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -17,17 +17,19 @@ from tiny import shrunk
 
 from dpwg.cli import main
 from dpwg.data import open_records
+from dpwg.data.records import group_numbers
 from dpwg.method.encoders import default_encoder
 from dpwg.method.pipeline import DPWaveletPipeline
+from dpwg.method.predictive import new_tokenizer
 from dpwg.release.folder import load_card, load_release
 from dpwg.training import family as recipe
-from dpwg.training.encodings import prepare_examples
+from dpwg.training.encodings import coarse_images, encode_examples, prepare_examples
 from dpwg.training.family import train_family
+from dpwg.training.optimizer import finished
 from dpwg.training.presets import FAMILIES, MAX_BATCH, Family, Preset, PrivateRun, get_preset
 from dpwg.training.sources import Source
 
 RECORDS, PERSONS = 8, 2
-T = TypeVar("T")
 
 
 def tiny_preset() -> Preset:
@@ -136,15 +138,6 @@ def test_the_releases_draw_pictures_and_name_the_upsampler_that_suits_them(
     assert pipe("a picture").image.shape == (1, 128, 128, 3)
 
 
-def finished(work: Generator[Any, None, T]) -> T:
-    """What a generator returns when it has yielded all."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
-
-
 def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Path) -> None:
     whole = source(trained)
     tokenizer = recipe.load_tokenizer(trained / "out" / "tokenizer")
@@ -159,7 +152,7 @@ def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Pat
     packed = Source.packed(tmp_path / "packed", torch.device("cpu"))
     assert len(packed.private) == RECORDS
     assert (packed.cleaned, packed.private.name) == (whole.cleaned, whole.private.name)
-    assert torch.equal(packed.groups("person"), whole.groups("person"))
+    assert group_numbers(packed.private, "person") == group_numbers(whole.private, "person")
     draw_B = torch.rand(RECORDS, generator=torch.Generator().manual_seed(0)).double()
     for own in ("private", "public"):
         kept = [
@@ -175,7 +168,11 @@ def test_packed_records_train_as_the_photographs_do(trained: Path, tmp_path: Pat
         # half precision: the encoder's weights are rounded to 11 bits
         error = (first.states_BLD - second.states_BLD).float().norm()
         assert error < 0.02 * first.states_BLD.float().norm()
-    for work in (packed.coarse(32), packed.public_examples(recipe.new_tokenizer(tokenizer.config))):
+    other = new_tokenizer(tokenizer.config)
+    for work in (
+        coarse_images(packed.public, 32, packed.cache),
+        encode_examples(packed.public, packed.encoder, other, packed.cache),
+    ):
         with pytest.raises(FileNotFoundError, match="no images"):
             finished(work)
 

@@ -127,13 +127,8 @@ def test_sets_and_batches_that_do_not_fit_are_refused() -> None:
         RerankerTraining(group=48)
     image_NChw, examples, captions = halves(40)
     settings = RerankerTraining(steps=1, batch=32, group=16)
-    for images, words, ranks, told in (
-        (image_NChw, captions[:39], Ranks(0, 1), "same records"),
-        (image_NChw[:39], captions, Ranks(0, 1), "same records"),
-        (image_NChw, captions, Ranks(0, 3), "3 processes"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            next(train_reranker(reranker(), images, examples, words, settings, ranks))
+    with pytest.raises(ValueError, match="3 processes"):
+        next(train_reranker(reranker(), image_NChw, examples, captions, settings, Ranks(0, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from dpwg.release.shared import load_tokenizer
 from dpwg.training import encodings
 from dpwg.training.encodings import (
     encode_images,
-    encode_records,
+    encode_examples,
     new_array,
     open_arrays,
     prepare_examples,
@@ -189,10 +189,10 @@ def test_a_cut_encoding_is_made_again(given, root, tmp_path) -> None:
     tokenizer = load_tokenizer(root / "tokenizer")
     own = (given["records"], default_encoder(), tokenizer, tmp_path / "encoded")
     first = prepare_examples(*own).batch(torch.arange(12))
-    assert list(encode_records(*own)) == []
+    assert list(encode_examples(*own)) == []
     for path in (tmp_path / "encoded").rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert {report.stage for report in encode_records(*own)} == {"captions", "images"}
+    assert {report.stage for report in encode_examples(*own)} == {"captions", "images"}
     second = prepare_examples(*own).batch(torch.arange(12))
     assert torch.equal(first.states_BLD, second.states_BLD)
     assert all(map(torch.equal, first.codes, second.codes))

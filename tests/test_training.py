@@ -16,7 +16,7 @@ from dpwg.data.records import Record
 from dpwg.method.captions import TextEncoder
 from dpwg.method.encoders import default_encoder
 from dpwg.privacy.accounting import PrivacyPlan
-from dpwg.training.encodings import encode_records, prepare_examples
+from dpwg.training.encodings import encode_examples, prepare_examples
 from dpwg.training.examples import Examples
 from dpwg.training.optimizer import Optimization, Weights, warmup_cosine
 from dpwg.training.private import Finetuning, PrivateTraining
@@ -188,7 +188,7 @@ def test_prepared_examples_hold_the_codes_and_captions_of_every_record(
     tokenizer.initialise_from(images, rounds=2)
 
     def made(encoder: TextEncoder = encoder) -> list[tuple[str, int, int]]:
-        reports = encode_records(records, encoder, tokenizer, tmp_path)
+        reports = encode_examples(records, encoder, tokenizer, tmp_path)
         return [(report.stage, report.step, report.steps) for report in reports]
 
     assert made() == [("captions", 5, 5), ("images", 5, 5)]

@@ -22,7 +22,7 @@ PROGRAM = "python -m dpwg"
 VERBS = {
     "data": ("data", "render the embedded data sets"),
     "check": ("data", "tell what is wrong with a data set of yours, before budget is spent"),
-    "train": ("family", "train a whole family of checkpoints within a time budget"),
+    "train": ("train", "train a whole family of checkpoints within a time budget"),
     "tokenizer": ("train", "train the spectral tokenizer on public images"),
     "upsampler": ("train", "train the super-resolution model on public images"),
     "pretrain": ("train", "train WaveletGPT on public images and captions"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,13 +58,16 @@ class Bars:
         for number in done:
             self(stage, number, total)
 
-    def train(self, reports: Iterable[Progress], stage: str) -> None:
-        """Run a training to its end."""
+    def train(self, reports: Iterator[Progress], stage: str = "") -> Any:
+        """Run a training to its end; what it returns."""
         from dpwg.training.processes import keep_freed_memory
 
         keep_freed_memory()
-        for report in reports:
-            self.show(report, stage)
+        while True:
+            try:
+                self.show(next(reports), stage)
+            except StopIteration as end:
+                return end.value
 
     def show(self, report: Progress, stage: str = "") -> None:
         """One report of a training; `stage` is what its steps are called, or as the report says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,19 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dpwg.cli.console import Bars, warn
-from dpwg.cli.options import (
-    SHIPPED_PRESET,
-    Data,
-    Delta,
-    Device,
-    Unit,
-    new_or_resumed,
-)
+from dpwg.cli.options import Data, Delta, Device, Unit, new_or_resumed
 from dpwg.cli.privacy import make_plan
 from dpwg.training.private import Finetuning
 
 if TYPE_CHECKING:
     from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.training.processes import Ranks
 
 BASE = "faces/public"
 PROMISE = tyro.conf.create_mutex_group(required=True)
@@ -74,9 +69,10 @@ def finetune(
             --skip-broken
         records: with --plan, so many, of no data set
     """
-    from dpwg.data.cache import cache_root
     from dpwg.data.sets import SPLITS
     from dpwg.release.folder import find_checkpoint
+    from dpwg.training.encodings import encoded_root
+    from dpwg.training.optimizer import Progress
     from dpwg.training.processes import Ranks, keep_freed_memory
     from dpwg.training.recipe import UNNAMED, Note, Trained, count_units, train_private
 
@@ -90,9 +86,8 @@ def finetune(
         return make_plan(units, size, steps, epsilon, noise_multiplier, delta, max_grad_norm)
 
     if plan:
-        return _rehearse(
-            source, unit, base, preset, records, promise, settings, checkpointing, ranks, bars
-        )
+        told = _priced(source, unit, base, preset, records, promise, settings, checkpointing, ranks)
+        return told if ranks.leads else None
     if records is not None or (preset and not base):
         raise ValueError(
             "Expected --plan with --records, and with --preset but no --base: a run counts its "
@@ -124,47 +119,43 @@ def finetune(
         checkpointing=checkpointing,
         ranks=ranks,
     )
-    trained = None
+    report = None
     try:
         for report in progress:
-            if isinstance(report, Trained):
-                trained = report
-            elif isinstance(report, Note):
-                if ranks.leads:
-                    warn(report.told)
-            else:
+            if isinstance(report, Progress):
                 bars.show(report, "fine-tuning")
+            elif isinstance(report, Note) and ranks.leads:
+                warn(report.told)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. What was saved is in {run_folder}: the same command with --resume goes on "
             "from there."
         ) from None
-    if trained is None:
+    if not isinstance(report, Trained):  # of another process than the leading one
         return None
     return {
         "folder": str(out),
-        "epsilon": trained.card.epsilon,
-        "steps": trained.card.steps,
+        "epsilon": report.card.epsilon,
+        "steps": report.card.steps,
         "unit": unit,
-        "records": trained.card.records,
+        "records": report.card.records,
         "images": len(private),
         "left_out": len(getattr(private, "left_out", ())),
-        "private_encodings": str(cache_root() / "encoded"),
+        "private_encodings": str(encoded_root()),
     }
 
 
-def _rehearse(
+def _priced(
     source: Data,
     unit: str,
     base: str | None,
     preset: str | None,
-    count: int | None,
-    promise: Any,
+    units: int | None,
+    promise: Callable[[int], PrivacyPlan],
     settings: Finetuning,
     checkpointing: bool,
-    ranks: Any,
-    bars: Bars,
-) -> Any:
+    ranks: Ranks,
+) -> dict[str, Any]:
     """A plan and what it will take, for a person who decides whether to run it."""
     from dpwg.method.transformer import WaveletGPT
     from dpwg.release.folder import load_public
@@ -172,38 +163,28 @@ def _rehearse(
     from dpwg.training.presets import get_preset
     from dpwg.training.recipe import count_units
 
-    sizes = get_preset(preset or SHIPPED_PRESET)
-    parts = {}
+    parts: dict[str, Any] = {}
     if preset and not base:
+        sizes = get_preset(preset)
         model = WaveletGPT(sizes.model)
         parts = {"text_encoder": sizes.text_encoder, "upsampler": sizes.upsampler}
     else:
         model = load_public(base or BASE).model
-    counts: dict[str, Any] = {"unit": unit}
-    name = "none: as many records as were asked for"
-    units = count
+    counted: dict[str, Any] = {"dataset": "none: as many records as were asked for", "unit": unit}
     if units is None:
-        records = source.records(bars)
+        records = source.records(Bars(ranks))
         units = count_units(records, unit)
         left_out = len(getattr(records, "left_out", ()))
-        name, counts = records.name, counts | {"images": len(records), "left_out": left_out}
-    plan = promise(units)
-    model.checkpointing = checkpointing
-    told = rehearse(model, plan, settings, ranks)
-    if not ranks.leads:
-        return None
+        counted |= {"dataset": records.name, "images": len(records), "left_out": left_out}
+    plan, model.checkpointing = promise(units), checkpointing
+    taken = rehearse(model, plan, settings, ranks)
     return {
-        "dataset": name,
-        "records": plan.records,
-        **counts,
+        **counted,
         **parts,
         "sampling_rate": plan.sampling_rate,
-        "steps": plan.steps,
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "delta": plan.delta,
+        **asdict(plan),
         "epsilon": asdict(plan.epsilons()),
-        **asdict(told),
+        **asdict(taken),
     }
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from tyro.conf import Positional
 
 from dpwg.cli.console import Bars, kept, warn
-from dpwg.cli.options import Data, Results, encode_examples
+from dpwg.cli.options import Data, Results
 from dpwg.data.records import Records
 from dpwg.measure.membership import COUNT, REFERENCE
 from dpwg.method.sampling import Sampling
 from dpwg.release.folder import Release
+from dpwg.training.encodings import encode_examples, encoded_root
 from dpwg.training.examples import Examples
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
@@ -164,4 +165,6 @@ def _encode(records: Records, release: Release) -> Examples:
     from dpwg.method.encoders import open_encoder
 
     encoder = open_encoder(release.text_encoder)
-    return encode_examples(records, release.tokenizer, encoder, Bars())
+    reports = encode_examples(records, encoder, release.tokenizer, encoded_root())
+    examples: Examples = Bars().train(reports)
+    return examples

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
 if TYPE_CHECKING:
     from dpwg.cli.console import Bars
     from dpwg.data import Records
-    from dpwg.method.captions import TextEncoder
-    from dpwg.method.tokenizer import SpectralTokenizer
-    from dpwg.training.examples import Examples
-    from dpwg.training.processes import Ranks
 
 T = TypeVar("T")
 SHIPPED_PRESET = "faces-128"
@@ -87,11 +84,18 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublicData(Data):
-    """Where public records come from. They leave no trace in a privacy ledger."""
+class Part(Data):
+    """What a public part is trained on, where, and where it goes. The records leave no trace in a
+    privacy ledger.
+    """
 
     public: bool = False
     """Declare that nothing in a folder given as --data, or behind --text-encoder, is sensitive."""
+    preset: str = SHIPPED_PRESET
+    """Sizes and settings, which the other options change."""
+    out: Path | None = None
+    """Where it goes; by default its own place among the checkpoints."""
+    device: Device = None
 
     @property
     def rendered(self) -> bool:
@@ -104,8 +108,7 @@ class PublicData(Data):
         """The set. Raises ValueError unless it is public, or declared to be."""
         from dpwg.data.sets import SPLITS, is_public
 
-        declared = self.public and self.data not in SPLITS
-        if not (is_public(self.data) or declared):
+        if not (is_public(self.data) or (self.public and self.data not in SPLITS)):
             raise ValueError(
                 f"Expected data={self.data!r} to be public: public parts are trained without "
                 "noise. Pass a public set, or --public for a folder in which nothing is sensitive."
@@ -113,62 +116,26 @@ class PublicData(Data):
         return super().records(bars)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part(PublicData):
-    """What a public part is trained on, where, and where it goes."""
-
-    preset: str = SHIPPED_PRESET
-    """Sizes and settings, which the other options change."""
-    out: Path | None = None
-    """Where it goes; by default its own place among the checkpoints."""
-    device: Device = None
-
-
 def preset_settings(default: T, words: Sequence[str]) -> T:
     """The settings of that kind in the preset that the words of a command line name."""
     from dpwg.training.presets import get_preset
 
-    name = SHIPPED_PRESET
-    for word, following in zip(words, (*words, "")[1:], strict=True):
-        option, _, value = word.partition("=")
-        if option == "--preset":
-            name = value or following
+    reader = ArgumentParser(add_help=False, allow_abbrev=False)
+    reader.add_argument("--preset", default=SHIPPED_PRESET)
+    name = reader.parse_known_args(words)[0].preset
     return next(
         (own for own in vars(get_preset(name)).values() if type(own) is type(default)), default
     )
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def encode_examples(
-    records: Records,
-    tokenizer: SpectralTokenizer,
-    encoder: TextEncoder,
-    bars: Bars,
-    ranks: Ranks | None = None,
-) -> Examples:
-    """The set's training examples, encoded where they are not yet."""
-    from dpwg.data.cache import cache_root
-    from dpwg.training.encodings import encode_records, prepare_examples
-
-    device = ranks.device if ranks else "cpu"
-    given = (records, encoder.to(device), tokenizer, cache_root() / "encoded")
-    for report in encode_records(*given):
-        bars.show(report)
-    return prepare_examples(*given)
 
 
 def new_or_resumed(folder: Path, *, resume: bool) -> Path:
     """The same run folder, which must hold a run exactly when one is resumed."""
     from dpwg.training.run_state import holds_run
 
-    if holds_run(folder) and not resume:
+    if holds_run(folder) != resume:
         raise ValueError(
-            f"{folder} holds a run already; pass --resume to go on with it, or another folder."
+            f"Expected a run to resume in {folder}, found none."
+            if resume
+            else f"{folder} holds a run; pass --resume to go on with it, or another folder."
         )
-    if resume and not holds_run(folder):
-        raise ValueError(f"Expected a run to resume in {folder}, found none.")
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import tyro
 from dpwg.cli.options import Delta
 
 if TYPE_CHECKING:
-    from dpwg.privacy.accounting import PrivacyPlan
+    from dpwg.privacy.accounting import Epsilons, PrivacyPlan
 
 KNOWN = tyro.conf.create_mutex_group(required=False)
 
@@ -45,7 +46,6 @@ def account(
             "--compose."
         )
     plan = make_plan(records, batch, steps, epsilon, noise_multiplier, delta)
-    spent = plan.epsilons()
     return {
         "sampling_rate": plan.sampling_rate,
         "steps": plan.steps,
@@ -53,11 +53,13 @@ def account(
         "records": plan.records,
         "batch": plan.batch_size,
         "noise_multiplier": plan.noise_multiplier,
-        "epsilon": spent.pld,
-        "epsilon_pld": spent.pld,
-        "epsilon_prv": spent.prv,
-        "epsilon_rdp": spent.rdp,
+        **_told(plan.epsilons()),
     }
+
+
+def _told(spent: Epsilons) -> dict[str, float]:
+    by_name = {f"epsilon_{name}": epsilon for name, epsilon in asdict(spent).items()}
+    return {"epsilon": spent.pld, **by_name}
 
 
 def _composed(names: tuple[str, ...], delta: float | None) -> dict[str, Any]:
@@ -79,16 +81,12 @@ def _composed(names: tuple[str, ...], delta: float | None) -> dict[str, Any]:
             "a release that protects images is not known."
         )
     ledger, delta = compose(card.ledger for card in cards), delta or min(c.delta for c in cards)
-    spent = ledger.epsilons(delta)
     return {
         "cards": list(names),
         "datasets": sorted({card.dataset for card in cards if card.kind != "public"}),
         "steps": ledger.steps,
         "delta": delta,
-        "epsilon": spent.pld,
-        "epsilon_pld": spent.pld,
-        "epsilon_prv": spent.prv,
-        "epsilon_rdp": spent.rdp,
+        **_told(ledger.epsilons(delta)),
         "sum_of_epsilons": sum(math.inf if c.epsilon is None else c.epsilon for c in cards),
     }
 
@@ -115,8 +113,6 @@ def make_plan(
         "delta": delta,
         "max_grad_norm": max_grad_norm,
     }
-    if epsilon == math.inf:
-        noise_multiplier = 0.0
     if noise_multiplier is not None:
         plan = PrivacyPlan(**sizes, noise_multiplier=noise_multiplier)
     else:

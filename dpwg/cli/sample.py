@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from PIL import Image
 
 from dpwg.cli.console import Bars
-from dpwg.cli.options import Device, given
+from dpwg.cli.options import Device
 from dpwg.method.sampling import Sampling
+
+if TYPE_CHECKING:
+    from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
+    from dpwg.upsampling.upsamplers import Upsampler
 
 WHAT = tyro.conf.create_mutex_group(required=True)
 
@@ -56,8 +60,12 @@ def sample(
         license: of a data set; the checkpoint's by default
         captions_are_public: declare that nothing in the captions is sensitive
     """
+    from dpwg.data.prompts import read_captions
     from dpwg.device import pick_device
     from dpwg.method.pipeline import DPWaveletPipeline
+    from dpwg.release.export import Export, captions_told, export_dataset, parse_shard, shard_images
+    from dpwg.release.hub import usual_license
+    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
     place = pick_device(device)
     pipeline = DPWaveletPipeline.from_pretrained(checkpoint, revision=revision)
@@ -68,74 +76,28 @@ def sample(
         )
     pipeline.to(place)
     if caption is not None:
-        return _draw(pipeline, [caption] * n, out, checkpoint, seed, settings, upsampler)
+        drawn_by = upsampler or pipeline.release.upsampler or DEFAULT_UPSAMPLER
+        result = _draw(pipeline, [caption] * n, out, seed, settings, get_upsampler(drawn_by))
+        answer = {"checkpoint": checkpoint, **result.to_json()}
+        (out / "result.json").write_text(json.dumps(answer, indent=2) + "\n")
+        return answer
     assert captions is not None  # one of the two was given
-    options = given(format=format, batch=batch, part=part, license=license, upsampler=upsampler)
-    public = captions_are_public
-    return _export(
-        pipeline, captions, out, checkpoint, shard, public,
-        per_caption=n, seed=seed, sampling=settings, **options,
-    )  # fmt: skip
-
-
-def _draw(
-    pipeline: Any,
-    captions: list[str],
-    out: Path,
-    checkpoint: str,
-    seed: int,
-    settings: Sampling,
-    upsampler: str | None,
-) -> Any:
-    from dpwg.measure.spectra import bands_figure
-    from dpwg.method.pipeline import GenerationResult
-    from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
-
-    if not captions:
-        raise ValueError("Expected --n of 1 or more.")
-    drawn_by = get_upsampler(upsampler or pipeline.release.upsampler or DEFAULT_UPSAMPLER)
-    out.mkdir(parents=True, exist_ok=True)
-    result, bars = None, Bars()
-    for stage in pipeline.stages(captions, seed=seed, settings=settings, upsampler=drawn_by):
-        if isinstance(stage, GenerationResult):
-            result = stage
-        elif not stage.private and stage.steps > 1:
-            bars("upsampling", stage.step, stage.steps)
-    assert result is not None
-    for kind in ("image-*.png", "coarse-*.png"):  # of an earlier, longer run
-        for old in out.glob(kind):
-            old.unlink()
-    for index, (coarse, image) in enumerate(zip(result.coarse, result.image, strict=True)):
-        Image.fromarray(coarse).save(out / f"coarse-{index}.png")
-        Image.fromarray(image).save(out / f"image-{index}.png")
-    levels = len(result.bands) - 1
-    bands_figure(result.image[0] / 255.0, levels=levels).save(out / "bands.png")
-    answer = {"checkpoint": checkpoint, **result.to_json()}
-    (out / "result.json").write_text(json.dumps(answer, indent=2) + "\n")
-    return answer
-
-
-def _export(
-    pipeline: Any,
-    source: str,
-    out: Path,
-    checkpoint: str,
-    shard: str | None,
-    public: bool,
-    **options: Any,
-) -> Any:
-    from dpwg.data.prompts import read_captions
-    from dpwg.release.export import Export, captions_told, export_dataset, parse_shard, shard_images
-    from dpwg.release.hub import usual_license
-
-    card = pipeline.release.card
-    own = parse_shard(shard or _rank() or "0/1")
-    captions = read_captions(source, private_set=card.dataset, public=public)
-    suited = given(upsampler=pipeline.release.upsampler, license=usual_license(card))
+    card, own = pipeline.release.card, parse_shard(shard or _rank() or "0/1")
+    texts = read_captions(captions, private_set=card.dataset, public=captions_are_public)
+    asked: dict[str, Any] = {
+        "format": format,
+        "batch": batch,
+        "part": part,
+        "license": license or usual_license(card),
+        "upsampler": upsampler or pipeline.release.upsampler,
+    }
     export = Export(
-        captions=captions,
-        captions_from=captions_told(source, captions, public=public),
-        **(suited | options),
+        captions=texts,
+        captions_from=captions_told(captions, texts, public=captions_are_public),
+        per_caption=n,
+        seed=seed,
+        sampling=settings,
+        **{name: value for name, value in asked.items() if value is not None},
     )
     called = Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
     total = shard_images(export, own)
@@ -143,6 +105,37 @@ def _export(
     Bars().run(done, total, f"drawing part {own[0]} of {own[1]}" if own[1] > 1 else "drawing")
     whole = (out / "README.md").exists()
     return {"folder": str(out), "images": total, "whole": whole, "epsilon": card.epsilon}
+
+
+def _draw(
+    pipeline: DPWaveletPipeline,
+    captions: list[str],
+    out: Path,
+    seed: int,
+    settings: Sampling,
+    upsampler: Upsampler,
+) -> GenerationResult:
+    """Pictures of captions, in a folder in place of those of an earlier run."""
+    from dpwg.measure.spectra import bands_figure
+    from dpwg.method.pipeline import GenerationResult
+
+    if not captions:
+        raise ValueError("Expected --n of 1 or more.")
+    out.mkdir(parents=True, exist_ok=True)
+    bars = Bars()
+    for stage in pipeline.stages(captions, seed=seed, settings=settings, upsampler=upsampler):
+        if not isinstance(stage, GenerationResult) and not stage.private and stage.steps > 1:
+            bars("upsampling", stage.step, stage.steps)
+    assert isinstance(stage, GenerationResult)
+    for kind in ("image-*.png", "coarse-*.png"):
+        for old in out.glob(kind):
+            old.unlink()
+    for index, (coarse, image) in enumerate(zip(stage.coarse, stage.image, strict=True)):
+        Image.fromarray(coarse).save(out / f"coarse-{index}.png")
+        Image.fromarray(image).save(out / f"image-{index}.png")
+    figure = bands_figure(stage.image[0] / 255.0, levels=len(stage.bands) - 1)
+    figure.save(out / "bands.png")
+    return stage
 
 
 def _rank() -> str | None:

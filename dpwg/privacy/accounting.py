@@ -191,8 +191,12 @@ class PrivacyPlan:
 
     @classmethod
     def calibrated(cls, *, target_epsilon: float, **sizes: Any) -> Self:
-        """The plan of these sizes with the least noise that keeps PLD epsilon in the target."""
+        """The plan of these sizes with the least noise that keeps PLD epsilon in the target: none
+        for one that is infinite.
+        """
         plan = cls(**sizes, noise_multiplier=0.0)
+        if target_epsilon == math.inf:
+            return plan
         noise = least_noise(plan.sampling_rate, plan.steps, plan.delta, target_epsilon)
         return replace(plan, noise_multiplier=noise)
 

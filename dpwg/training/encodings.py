@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from dpwg.data.avatars import IMAGE_SIZE
+from dpwg.data.cache import cache_root
 from dpwg.data.records import Records
 from dpwg.device import fast_autocast
 from dpwg.files import private_folder, remove, whole
@@ -25,7 +26,7 @@ from dpwg.method.captions import TextEncoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Progress
+from dpwg.training.optimizer import Progress, finished
 from dpwg.training.run_state import fingerprint
 
 CHUNK = 50
@@ -36,56 +37,81 @@ PADDED = 8
 FORMAT = 4
 
 
-def encode_captions(records: Records, encoder: TextEncoder, cache: Path) -> Iterator[Progress]:
-    """Encode a set's captions, unless `cache` has them: they follow from the set and the encoder.
-
-    Of several processes one encodes and the others wait for it on a lock, each machine for itself.
-    """
-    folder = _captions_folder(records, encoder, cache)
-    return kept("captions", folder, len(records), lambda at: _captions(records, encoder, at))
+def encoded_root() -> Path:
+    """Where encodings are kept on this machine: a private folder."""
+    return cache_root() / "encoded"
 
 
-def encode_images(
-    records: Records, tokenizer: SpectralTokenizer, cache: Path, coarse_NCHW: Tensor | None = None
-) -> Iterator[Progress]:
-    """Tokenize a set's images likewise: codes follow from the images and the tokenizer alone.
-
-    `coarse_NCHW` are the coarse images, uint8, where they have been made already.
-    """
-    folder = codes_folder(records, tokenizer, cache)
-    return kept(
-        "images", folder, len(records), lambda at: _codes(records, tokenizer, at, coarse_NCHW)
-    )
-
-
-def encode_records(
-    records: Records, encoder: TextEncoder, tokenizer: SpectralTokenizer, cache: Path
-) -> Iterator[Progress]:
-    """Encode what `cache` lacks of a set."""
-    yield from encode_captions(records, encoder, cache)
-    yield from encode_images(records, tokenizer, cache)
-
-
-def prepare_examples(
+def encode_examples(
     records: Records,
     encoder: TextEncoder,
     tokenizer: SpectralTokenizer,
     cache: Path,
     *,
     group_I: Tensor | None = None,
-) -> Examples:
-    """A set's examples, encoded as `encode_records` does where they are not yet.
+) -> Generator[Progress, None, Examples]:
+    """A set's examples; captions and images are encoded unless `cache` has them.
 
-    `group_I` joins images to records, see `Examples`; their digest says so.
+    `group_I` joins images to records, see `Examples`; their digest says so. Of several processes
+    one encodes and the others wait for it on a lock, each machine for itself.
     """
-    deque(encode_records(records, encoder, tokenizer, cache), maxlen=0)
-    captions = open_arrays(_captions_folder(records, encoder, cache))
-    codes = open_arrays(codes_folder(records, tokenizer, cache))
+    text = f"{records.digest[:16]}-{encoder.digest[:12]}-{encoder.max_tokens}"
+    folder = cache / f"captions-{text}-{FORMAT}"
+    yield from kept("captions", folder, len(records), lambda at: _captions(records, encoder, at))
+    yield from encode_images(records, tokenizer, cache)
+    captions, codes = open_arrays(folder), open_arrays(codes_folder(records, tokenizer, cache))
     digest = records.digest
     if group_I is not None:  # joined in another way, or not at all, they are others
         joined = digest.encode() + group_I.long().numpy().tobytes()
         digest = f"groups-{hashlib.sha256(joined).hexdigest()}"
     return Examples(captions, codes, digest=digest, group_I=group_I)
+
+
+def encode_images(
+    records: Records, tokenizer: SpectralTokenizer, cache: Path
+) -> Iterator[Progress]:
+    """Tokenize a set's images likewise: codes follow from the images and the tokenizer alone."""
+    folder = codes_folder(records, tokenizer, cache)
+    coarse = _coarse_folder(records, tokenizer.config.coarse_size, cache)
+    return kept("images", folder, len(records), lambda at: _codes(records, tokenizer, at, coarse))
+
+
+def prepare_examples(*given: Any, **options: Any) -> Examples:
+    """What `encode_examples` returns, without its reports."""
+    return finished(encode_examples(*given, **options))
+
+
+def coarse_images(records: Records, size: int, cache: Path) -> Generator[Progress, None, Tensor]:
+    """Coarse images in a file, uint8 (N, 3, size, size)."""
+    folder, parts = _coarse_folder(records, size, cache), coarse_batches(records, size)
+    return (yield from _images("coarse images", folder, (len(records), 3, size, size), parts))
+
+
+def full_images(
+    records: Records, size: int, count: int, cache: Path
+) -> Generator[Progress, None, Tensor]:
+    """At most the first `count` images in a file, uint8 (N, 3, size, size)."""
+    count = min(count, len(records))
+    images = (torch.tensor(records[index].image(size)) for index in range(count))
+    parts = (image_HWC.permute(2, 0, 1)[None] for image_HWC in images)
+    folder = cache / f"first-{count}-at-{size}-{images_digest(records)[:16]}"
+    return (yield from _images("full images", folder, (count, 3, size, size), parts))
+
+
+def _images(
+    stage: str, folder: Path, shape: tuple[int, ...], parts: Iterator[Tensor]
+) -> Generator[Progress, None, Tensor]:
+    """Images in a file: decoding takes minutes."""
+
+    def fill(at: Path) -> Iterator[int]:
+        images_NCHW, done = new_array(at, "images", torch.uint8, shape), 0
+        for image_BCHW in parts:
+            images_NCHW[done : done + len(image_BCHW)] = image_BCHW
+            done += len(image_BCHW)
+            yield done
+
+    yield from kept(stage, folder, shape[0], fill)
+    return open_arrays(folder)["images"]
 
 
 def images_digest(records: Records) -> str:
@@ -99,9 +125,8 @@ def images_digest(records: Records) -> str:
     return hashlib.sha256(known.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _captions_folder(records: Records, encoder: TextEncoder, cache: Path) -> Path:
-    text = f"{encoder.digest[:12]}-{encoder.max_tokens}"
-    return cache / f"captions-{records.digest[:16]}-{text}-{FORMAT}"
+def _coarse_folder(records: Records, size: int, cache: Path) -> Path:
+    return cache / f"coarse-{size}-{images_digest(records)[:16]}"
 
 
 def codes_folder(records: Records, tokenizer: SpectralTokenizer, cache: Path) -> Path:
@@ -117,14 +142,19 @@ def kept(
     """
     private_folder(folder.parent)
     with FileLock(f"{folder}.lock", mode=0o600, thread_local=False):
-        try:
-            open_arrays(folder)
-        except (OSError, ValueError, EOFError):  # none, or cut
+        if not _is_whole(folder):
             remove(folder)
             with whole(folder, private=True) as partial:
                 partial.mkdir()
                 for done in fill(partial):
                     yield Progress(stage=stage, step=done, steps=total)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return bool(open_arrays(folder))
+    except (OSError, ValueError, EOFError):  # none, or cut
+        return False
 
 
 def new_array(folder: Path, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -207,19 +237,21 @@ def captions_of(records: Records, index: int) -> tuple[str, ...]:
 
 
 def _codes(
-    records: Records, tokenizer: SpectralTokenizer, folder: Path, coarse_NCHW: Tensor | None
+    records: Records, tokenizer: SpectralTokenizer, folder: Path, coarse: Path
 ) -> Iterator[int]:
-    """The codes of every scale, int16; yields how many records are done."""
+    """The codes of every scale, int16; yields how many records are done.
+
+    They are of the `coarse` images that were kept for the tokenizer, if they were.
+    """
     config = tokenizer.config
     shape = (len(records), config.positions, config.codes)
     codes = [
         new_array(folder, f"codes_{scale}", torch.int16, shape) for scale in range(config.scales)
     ]
-    parts = (
-        coarse_batches(records, config.coarse_size, CHUNK)
-        if coarse_NCHW is None
-        else iter(coarse_NCHW.split(CHUNK))
-    )
+    if _is_whole(coarse):
+        parts = iter(open_arrays(coarse)["images"].split(CHUNK))
+    else:
+        parts = coarse_batches(records, config.coarse_size, CHUNK)
     done = 0
     for image_BCHW in parts:
         count = len(image_BCHW)

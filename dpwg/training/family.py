@@ -14,8 +14,8 @@ private records, once, comes on top of the budget.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -24,27 +24,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from dpwg.files import whole
-from dpwg.method.predictive import new_tokenizer
-from dpwg.privacy.accounting import Ledger, PrivacyPlan, default_delta
-from dpwg.privacy.card import PrivacyCard
-from dpwg.release.folder import Release, load_public, save_release
+from dpwg.privacy.accounting import PrivacyPlan, default_delta
+from dpwg.release.folder import load_public
 from dpwg.release.provenance import photo_inputs
-from dpwg.release.shared import load_tokenizer, save_tokenizer
-from dpwg.training.cost import matrix_flops, private_rate, training_flops
-from dpwg.training.encodings import encode_records
-from dpwg.training.optimizer import Progress
+from dpwg.release.shared import load_tokenizer
+from dpwg.training.cost import private_rate
+from dpwg.training.encodings import encode_examples
+from dpwg.training.optimizer import Job, Progress
 from dpwg.training.presets import Family, get_preset
 from dpwg.training.processes import Ranks
-from dpwg.training.public_model import Pretraining, pretrain
+from dpwg.training.public_model import Pretraining, make_public
 from dpwg.training.recipe import count_units, train_private
 from dpwg.training.run_state import locked
 from dpwg.training.sources import Source
-from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer
-from dpwg.training.upsampler import SuperResolutionTraining, train_superresolution
-from dpwg.upsampling.superresolution import SuperResolution, save_superresolution
+from dpwg.training.tokenizer import TokenizerTraining, make_tokenizer
+from dpwg.training.upsampler import SuperResolutionTraining, make_upsampler
 
 S = TypeVar("S", TokenizerTraining, SuperResolutionTraining, Pretraining)
 
@@ -94,32 +89,30 @@ def train_family(
                 yield from work.run(stage)
 
 
+@dataclass
 class _Work:
     """The stages of one family, with the plans that were made and the time that was spent."""
 
-    def __init__(
-        self,
-        family: Family,
-        source: Source,
-        out: Path,
-        folder: Path,
-        seconds: float,
-        ranks: Ranks,
-        clock: Callable[[], float],
-    ) -> None:
-        self._family, self._source, self._out, self._folder = family, source, out, folder
-        self._seconds, self._ranks, self._clock = seconds, ranks, clock
-        self._preset, self._kept = get_preset(family.preset), folder / "recipe.json"
+    _family: Family
+    _source: Source
+    _out: Path
+    _folder: Path
+    _seconds: float
+    _ranks: Ranks
+    _clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self._preset, self._kept = get_preset(self._family.preset), self._folder / "recipe.json"
         kept = json.loads(self._kept.read_text()) if self._kept.exists() else {}
-        if kept and kept["out"] != str(out.resolve()):
+        if kept and kept["out"] != str(self._out.resolve()):
             raise ValueError(
-                f"Expected out={kept['out']}, which the run in {folder} began with, found {out}; "
-                "take another run folder."
+                f"Expected out={kept['out']}, which the run in {self._folder} began with, found "
+                f"{self._out}; take another run folder."
             )
         self._before: float = kept.get("seconds", 0.0)
         self._plans: dict[str, dict[str, Any]] = kept.get("plans", {})
-        self._started = clock()
-        ranks.wait()
+        self._started = self._clock()
+        self._ranks.wait()
 
     def is_there(self, stage: str) -> bool:
         return (self._out / stage / "config.json").exists()
@@ -127,7 +120,7 @@ class _Work:
     def run(self, stage: str) -> Iterator[Report]:
         """One stage to its end."""
         started, public = self._spent, stage in self._family.shares
-        steps = getattr(self, f"_{stage}")() if public else self._private(stage)
+        steps = self._public(stage) if public else self._private(stage)
         for progress in steps:
             own = stage if progress.stage == "training" else progress.stage
             yield Report(stage=own, step=progress.step, steps=progress.steps)
@@ -157,93 +150,47 @@ class _Work:
             with whole(self._kept, private=True) as partial:
                 partial.write_text(json.dumps(values, indent=1) + "\n")
 
-    def _fitted(
-        self, stage: str, settings: S, train: Callable[[S, bool], Iterator[Progress]]
-    ) -> Iterator[Progress]:
-        """Train a public stage for as many steps as its time allows, or as it began with.
-
-        `train` takes settings, and whether they are for a few steps of a copy, which tell how fast
-        the stage is.
-        """
+    def _fit(self, stage: str, settings: S, rehearse: Callable[[S], Iterator[Progress]]) -> S:
+        """The settings of a public stage, for the steps that it has time for, or began with."""
         if stage not in self._plans:
-            moments = [time.monotonic() for _ in train(_with(settings, REHEARSED, every=1), True)]
+            moments = [time.monotonic() for _ in rehearse(_with(settings, REHEARSED, every=1))]
             step = (moments[-1] - moments[1]) / (len(moments) - 2)
-            steps = max(REHEARSED, int(self._ranks.agree(self._time_for(stage) / step)))
-            rate = settings.batch / step
             self._plans[stage] = {
-                "steps": steps, "batch": settings.batch, "examples_a_second": rate
-            }  # fmt: skip
+                "steps": max(REHEARSED, int(self._ranks.agree(self._time_for(stage) / step))),
+                "batch": settings.batch,
+                "examples_a_second": settings.batch / step,
+            }
             self._save()
-        return train(_with(settings, self._plans[stage]["steps"]), False)
+        return _with(settings, self._plans[stage]["steps"])
 
-    def _tokenizer(self) -> Iterator[Progress]:
-        images_NCHW = yield from self._source.coarse(self._preset.tokenizer.coarse_size)
-        torch.manual_seed(self._preset.tokenizer_training.seed)
-        tokenizer = new_tokenizer(self._preset.tokenizer)
-
-        def train(settings: TokenizerTraining, rehearsed: bool) -> Iterator[Progress]:
-            if rehearsed:
-                copied = copy.deepcopy(tokenizer)
-                return train_tokenizer(copied, images_NCHW[:500], settings, self._ranks)
-            return train_tokenizer(tokenizer, images_NCHW, settings, self._ranks)
-
-        yield from self._fitted("tokenizer", self._preset.tokenizer_training, train)
-        if self._ranks.leads:
-            save_tokenizer(self._out / "tokenizer", tokenizer.cpu())
-
-    def _upsampler(self) -> Iterator[Progress]:
-        tokenizer = load_tokenizer(self._out / "tokenizer")
-        own = self._preset.superresolution_training
-        images_NCHW = yield from self._source.images(self._preset.image_size, own.images)
-        torch.manual_seed(own.seed)
-        model = SuperResolution(self._preset.superresolution)
-
-        def train(settings: SuperResolutionTraining, rehearsed: bool) -> Iterator[Progress]:
-            trained = copy.deepcopy(model) if rehearsed else model
-            state = None if rehearsed else self._folder / "upsampler"
-            given = (tokenizer, images_NCHW, settings, self._ranks, state)
-            return train_superresolution(trained, *given)
-
-        yield from self._fitted("upsampler", own, train)
-        if self._ranks.leads:
-            save_superresolution(self._out / "upsampler", model.cpu())
-
-    def _public(self) -> Iterator[Progress]:
-        folder, own = self._out / "tokenizer", self._preset.pretraining
-        tokenizer, encoder = load_tokenizer(folder), self._source.encoder
-        examples = yield from self._source.public_examples(tokenizer)
-        torch.manual_seed(own.seed)
-        model = self._preset.new_model(tokenizer, encoder)
-        compiled = self._ranks.device.type == "cuda"
-
-        def train(settings: Pretraining, rehearsed: bool) -> Iterator[Progress]:
-            trained = copy.deepcopy(model) if rehearsed else model
-            state = None if rehearsed else self._folder / "public"
-            return pretrain(trained, examples, settings, state, self._ranks, compiled=compiled)
-
-        steps = self._fitted("public", own, train)
-        plan = self._plans["public"]
-        of_peak = training_flops(model) * plan["examples_a_second"] / matrix_flops(self._ranks)
-        plan["share_of_peak"] = of_peak
-        yield from steps
-        if self._ranks.leads:
-            card = PrivacyCard.from_ledger(
-                Ledger(),
-                delta=default_delta(len(self._source.private)),
-                dataset="none: public data only",
-                records=0,
-                max_grad_norm=None,
-                public_inputs=photo_inputs(len(examples), encoder.id, cleaned=self._source.cleaned),
-                target_epsilon=0.0,
-            )
-            release = Release(
-                model=model.cpu(),
-                tokenizer=tokenizer,
-                card=card,
-                text_encoder=encoder.id,
-                upsampler=self._preset.upsampler,
-            )
-            save_release(self._out / "public", release, tokenizer_folder=folder)
+    def _public(self, stage: str) -> Iterator[Progress]:
+        """One of the public stages."""
+        preset, source, folder = self._preset, self._source, self._out / "tokenizer"
+        job = Job(
+            records=source.public,
+            out=self._out / stage,
+            cache=source.cache,
+            ranks=self._ranks,
+            folder=self._folder / stage,
+            fit=functools.partial(self._fit, stage),
+        )
+        if stage == "tokenizer":
+            return make_tokenizer(job, preset.tokenizer, preset.tokenizer_training)
+        if stage == "upsampler":
+            config, own = preset.superresolution, preset.superresolution_training
+            return make_upsampler(job, config, own, load_tokenizer(folder))
+        count, encoder = len(source.public), source.encoder
+        return make_public(
+            job,
+            encoder,
+            preset,
+            preset.pretraining,
+            tokenizer_folder=folder,
+            inputs=photo_inputs(count, encoder.id, cleaned=source.cleaned),
+            delta=default_delta(len(source.private)),
+            upsampler=preset.upsampler,
+            compiled=self._ranks.device.type == "cuda",
+        )
 
     def _plan_private(self) -> None:
         """Plan every private run that is left, before any private record is read."""
@@ -259,7 +206,6 @@ class _Work:
         }
         micro_batch = max(rates, key=lambda size: rates[size])
         rate = rates[micro_batch]
-        public = self._plans.get("public", {}).get("examples_a_second")
         seconds = {run.name: self._time_for(run.name) for run in left}
         for run in left:
             records = count_units(self._source.private, run.unit)
@@ -273,7 +219,6 @@ class _Work:
                 "steps": plan.steps,
                 "micro_batch": micro_batch,
                 "examples_a_second": rate,
-                "private_over_non_private": public and public / rate,
                 "plan": dataclasses.asdict(plan),
             }
         self._save()
@@ -282,7 +227,7 @@ class _Work:
         self._plan_private()
         source, started = self._source, self._clock()
         tokenizer = load_tokenizer(self._out / "tokenizer")
-        yield from encode_records(source.private, source.encoder, tokenizer, source.cache)
+        yield from encode_examples(source.private, source.encoder, tokenizer, source.cache)
         self._before -= self._clock() - started  # it comes on top of the budget
         run = next(run for run in self._family.runs if run.name == name)
         plan, own = self._plans[name], self._preset.finetuning

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -17,11 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dpwg.config import Config, Count, Decay, Natural, Positive
+from dpwg.data.records import Records
 from dpwg.device import pick_precision
 from dpwg.training.processes import Ranks
-from dpwg.training.run_state import load_state, save_state
+from dpwg.training.run_state import load_state, locked, save_state
 
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,41 @@ class Progress:
     gradient_norm: float | None = None
     refused: int = 0
     epsilon: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A public part to be made of `records`: where it goes, where encodings are kept, and where the
+    training state, if anywhere.
+
+    `fit` sets the steps by the time there is: it takes the settings and what trains a copy with
+    others, which shows how fast that is.
+    """
+
+    records: Records
+    out: Path
+    cache: Path
+    ranks: Ranks
+    folder: Path | None = None
+    fit: Callable[[Any, Callable[[Any], Iterator[Progress]]], Any] | None = None
+
+    def run(
+        self, model: M, settings: S, steps: Callable[[M, S, Path | None], Iterator[Progress]]
+    ) -> Iterator[Progress]:
+        """Take the steps, as many as fit."""
+        if self.fit:
+            settings = self.fit(settings, lambda few: steps(copy.deepcopy(model), few, None))
+        return steps(model, settings, self.folder)
+
+
+def finished(reports: Generator[Progress, None, T]) -> T:
+    """Run a stage without looking at its reports; what it returns."""
+    while True:
+        try:
+            next(reports)
+        except StopIteration as end:
+            answer: T = end.value
+            return answer
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -156,53 +194,52 @@ class Weights(Generic[M]):
         return self.model
 
 
-def resume(weights: Weights[M], folder: Path | None, run: dict[str, Any]) -> None:
-    """Load the state of the same run in a folder, if there is one."""
-    if folder and (saved := load_state(folder, run)):
-        weights.load(saved[0])
-
-
 def descend(
     weights: Weights[M],
     settings: PublicTraining,
     ranks: Ranks,
-    loss_of_step: Callable[[], Tensor],
+    loss_of_step: Callable[[torch.Generator], Tensor],
     folder: Path | None = None,
     run: dict[str, Any] | None = None,
 ) -> Iterator[Progress]:
-    """Take the steps that are left, saving states of the `run` in `folder`, and average.
+    """Take the steps that are left of the `run` in `folder`, whose states are saved, and average.
 
     `loss_of_step` computes this rank's share of the next step's loss with `weights.worker`: the
-    shares add up to the mean of the batch. Gradients are scaled down together to a norm of
-    `max_grad_norm`, against steps that are too long; that protects no record.
+    shares add up to the mean of the batch. Its generator is seeded for where the run begins or goes
+    on. Gradients are scaled down together to a norm of `max_grad_norm`, against steps that are too
+    long; that protects no record.
     """
     own = dict(weights.worker.named_parameters())
     losses: list[float] = []
-    started, first = time.monotonic(), weights.steps
-    while weights.steps < settings.steps:
-        loss = loss_of_step()
-        found = torch.autograd.grad(
-            loss, list(own.values()), allow_unused=True, materialize_grads=True
-        )
-        gradients = {name: g.float() for name, g in zip(own, found, strict=True)}
-        total = loss.detach()
-        ranks.sum_([total, *gradients.values()])
-        norm = nn.utils.get_total_norm(gradients.values())
-        for gradient in gradients.values():
-            gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
-        factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
-        weights.step(gradients, factor=factor)
-        losses.append(total.item())
-        done, last = weights.steps, weights.steps == settings.steps
-        if folder and ranks.leads and (last or done % settings.save_every == 0):
-            save_state(folder, weights.state(), run or {})
-        if last or done % settings.report_every == 0:
-            yield Progress(
-                step=done,
-                steps=settings.steps,
-                examples=(done - first) * settings.batch,
-                seconds=time.monotonic() - started,
-                loss=sum(losses) / len(losses),
+    with locked(folder if ranks.leads else None):
+        if folder and (saved := load_state(folder, run or {})):
+            weights.load(saved[0])
+        generator = torch.Generator().manual_seed(settings.seed + weights.steps)
+        started, first = time.monotonic(), weights.steps
+        while weights.steps < settings.steps:
+            loss = loss_of_step(generator)
+            found = torch.autograd.grad(
+                loss, list(own.values()), allow_unused=True, materialize_grads=True
             )
-            losses.clear()
-    weights.finish()
+            gradients = {name: g.float() for name, g in zip(own, found, strict=True)}
+            total = loss.detach()
+            ranks.sum_([total, *gradients.values()])
+            norm = nn.utils.get_total_norm(gradients.values())
+            for gradient in gradients.values():
+                gradient.mul_((settings.max_grad_norm / norm).clamp(max=1))
+            factor = warmup_cosine(weights.steps, settings.steps, settings.warmup)
+            weights.step(gradients, factor=factor)
+            losses.append(total.item())
+            done, last = weights.steps, weights.steps == settings.steps
+            if folder and ranks.leads and (last or done % settings.save_every == 0):
+                save_state(folder, weights.state(), run or {})
+            if last or done % settings.report_every == 0:
+                yield Progress(
+                    step=done,
+                    steps=settings.steps,
+                    examples=(done - first) * settings.batch,
+                    seconds=time.monotonic() - started,
+                    loss=sum(losses) / len(losses),
+                )
+                losses.clear()
+        weights.finish()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from dpwg.config import MINILM, ModelConfig, SuperResolutionConfig, TokenizerConfig
 from dpwg.method.captions import TextEncoder
@@ -171,16 +170,14 @@ class PrivateRun:
     def plan(self, examples: float, records: int, delta: float) -> PrivacyPlan:
         """The plan that spends about so many examples, with the least noise for its epsilon."""
         steps, batch = self.sizes(examples, records)
-        sizes: dict[str, Any] = {
-            "records": records,
-            "batch_size": batch,
-            "steps": steps,
-            "delta": delta,
-            "max_grad_norm": MAX_GRAD_NORM,
-        }
-        if self.epsilon == math.inf:
-            return PrivacyPlan(**sizes, noise_multiplier=0.0)
-        return PrivacyPlan.calibrated(**sizes, target_epsilon=self.epsilon)
+        return PrivacyPlan.calibrated(
+            records=records,
+            batch_size=batch,
+            steps=steps,
+            delta=delta,
+            max_grad_norm=MAX_GRAD_NORM,
+            target_epsilon=self.epsilon,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,26 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dpwg.config import Count, Decay, Natural, Share
+from dpwg.method.captions import TextEncoder
 from dpwg.method.transformer import WaveletGPT
+from dpwg.privacy.accounting import Ledger
+from dpwg.privacy.card import PrivacyCard
+from dpwg.release.folder import Release, check_release_folder, save_release
+from dpwg.release.shared import check_same_tokenizer, load_tokenizer
+from dpwg.training.encodings import encode_examples
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend, resume
+from dpwg.training.optimizer import Job, Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
-from dpwg.training.run_state import fingerprint, locked
+from dpwg.training.run_state import fingerprint
+
+if TYPE_CHECKING:
+    from dpwg.training.presets import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +40,61 @@ class Pretraining(PublicTraining):
     caption_dropout: Share = 0.1
     report_every: Count = 20
     save_every: Count = 500
+
+
+def make_public(
+    job: Job,
+    encoder: TextEncoder,
+    preset: Preset,
+    settings: Pretraining,
+    *,
+    tokenizer_folder: Path,
+    inputs: tuple[dict[str, str], ...],
+    delta: float = 1e-5,
+    base: Release | None = None,
+    upsampler: str | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> Iterator[Progress]:
+    """Train WaveletGPT on public records, from `base` on if there is one, and save the release.
+
+    Its card names the public `inputs`, and those of the base.
+    """
+    check_release_folder(job.out)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if base:
+        check_same_tokenizer(tokenizer_folder, base.tokenizer)
+    torch.manual_seed(settings.seed)
+    model = preset.new_model(tokenizer, encoder)
+    if base:
+        model.load_state_dict(base.model.state_dict())
+    model.checkpointing = checkpointing
+    examples = yield from encode_examples(job.records, encoder, tokenizer, job.cache)
+    yield from job.run(
+        model,
+        settings,
+        lambda own, few, folder: pretrain(own, examples, few, folder, job.ranks, compiled=compiled),
+    )
+    if not job.ranks.leads:
+        return
+    before = base.card.public_inputs if base else ()
+    card = PrivacyCard.from_ledger(
+        Ledger(),
+        delta=delta,
+        dataset="none: public data only",
+        records=0,
+        max_grad_norm=None,
+        public_inputs=(*inputs, *(item for item in before if item not in inputs)),
+        target_epsilon=0.0,
+    )
+    release = Release(
+        model=model.cpu(),
+        tokenizer=tokenizer,
+        card=card,
+        text_encoder=base.text_encoder if base else encoder.id,
+        upsampler=upsampler,
+    )
+    save_release(job.out, release, tokenizer_folder=tokenizer_folder)
 
 
 def pretrain(
@@ -55,7 +120,7 @@ def pretrain(
     if compiled:
         losses_of = torch.compile(losses_of)
 
-    def loss_of_step() -> Tensor:
+    def loss_of_step(generator: torch.Generator) -> Tensor:
         chosen_B = _chosen(len(examples), settings, weights.steps)
         draw_B = torch.rand(settings.batch, generator=generator)
         dropped_B = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
@@ -65,10 +130,7 @@ def pretrain(
         losses_B: Tensor = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
         return losses_B.sum() / settings.batch
 
-    with locked(folder if ranks.leads else None):
-        resume(weights, folder, run)
-        generator = torch.Generator().manual_seed(settings.seed + weights.steps)
-        yield from descend(weights, settings, ranks, loss_of_step, folder, run)
+    yield from descend(weights, settings, ranks, loss_of_step, folder, run)
 
 
 def _chosen(count: int, settings: Pretraining, step: int) -> Tensor:

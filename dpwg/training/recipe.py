@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpwg.data.cache import cache_root
 from dpwg.data.records import Records, group_numbers
 from dpwg.method.captions import TextEncoder
 from dpwg.method.encoders import open_encoder
@@ -29,7 +28,7 @@ from dpwg.release.folder import (
     save_release,
 )
 from dpwg.release.shared import check_same_tokenizer
-from dpwg.training.encodings import encode_records, prepare_examples
+from dpwg.training.encodings import encode_examples, encoded_root
 from dpwg.training.examples import Examples
 from dpwg.training.optimizer import Progress
 from dpwg.training.private import Finetuning, PrivateTraining
@@ -89,23 +88,21 @@ def train_private(
     """Fine-tune the public release `base` privately on records, and write the release to `out`.
 
     Yields a `Progress` of stage "captions" and "images" while records are encoded; a `Note` where
-    records repeat images or captions are too long; a `Progress` a step of training, of which all
-    but steps and epsilon is private; and at the end what was `Trained`, of the leading process
-    alone. A run that is in `folder` already goes on; the folder is private, and so is `cache`, by
-    default that of the machine.
+    records repeat images or captions are too long; a `Progress` a step, of which all but steps and
+    epsilon is private; and at the end what was `Trained`, of the leading process alone. A run that
+    is in `folder` goes on. `folder` and `cache` (by default that of the machine) are private.
 
     `unit` is "image", or the column by whose values images are joined to groups that are protected
     as a whole: `plan.records` counts those (`count_units`). `called` is the data set's name on the
-    card; `target_epsilon` what the plan was calibrated to; `left_out` says that broken images, if
-    any, were skipped. The release refers to `tokenizer_folder` where one is given, and with
-    `adapter_only` holds no more than what was added to `base`. `encoder` is the base's, if it is
-    open already.
+    card, `target_epsilon` what the plan was calibrated to, and `left_out` says that broken images,
+    if any, were skipped. The release refers to `tokenizer_folder` if it is given, and with
+    `adapter_only` holds only what was added to `base`. `encoder` is the base's, if it is open.
 
     Raises ValueError or OSError, before the first step, for a plan of another number of records, a
     place that cannot be written, a run of another plan, base or data, a damaged state, and a folder
     in which another process trains.
     """
-    ranks, cache = ranks or Ranks(), cache or cache_root() / "encoded"
+    ranks, cache = ranks or Ranks(), cache or encoded_root()
     if folder.resolve().is_relative_to(out.resolve()):
         raise ValueError(
             f"Expected the run folder {folder} outside of out={out}: the training state is "
@@ -122,9 +119,8 @@ def train_private(
         check_same_tokenizer(tokenizer_folder, start.tokenizer)
     with locked(folder if ranks.leads else None):
         encoder = encoder or open_encoder(start.text_encoder).to(ranks.device)
-        yield from encode_records(records, encoder, start.tokenizer, cache)
-        group_I = groups_of(records, unit)
-        examples = prepare_examples(records, encoder, start.tokenizer, cache, group_I=group_I)
+        given = (records, encoder, start.tokenizer, cache)
+        examples = yield from encode_examples(*given, group_I=groups_of(records, unit))
         yield from _notes(examples)
         start.model.checkpointing = checkpointing
         training = PrivateTraining(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -19,11 +20,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpwg.config import Count, Decay, Natural
+from dpwg.config import Count, Decay, Natural, RerankerConfig
+from dpwg.data.records import Records
+from dpwg.method.captions import TextEncoder
 from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.modules import check_module_folder
+from dpwg.release.shared import reranker_reads, save_reranker
+from dpwg.training.encodings import captions_of, encode_examples
 from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend
+from dpwg.training.optimizer import Job, Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
 
 COMMON = 0.25
@@ -50,6 +56,37 @@ class RerankerTraining(PublicTraining):
         self._divisible(batch=self.group)
 
 
+def make_reranker(
+    job: Job,
+    encoder: TextEncoder,
+    tokenizer: SpectralTokenizer,
+    settings: RerankerTraining,
+    public_input: dict[str, str],
+) -> Iterator[Progress]:
+    """Train a reranker on public records, which `public_input` tells of, and save it."""
+    check_module_folder(job.out, RerankerConfig)
+    check_sizes(settings, len(job.records), job.ranks.world)
+    reads = reranker_reads(tokenizer, encoder.digest, encoder.max_tokens)
+    size = tokenizer.config.image_size(0)
+    torch.manual_seed(settings.seed)
+    model = Reranker(
+        RerankerConfig(**reads, text_width=encoder.width, image_size=size, patch=max(1, size // 4))
+    )
+    pairs = yield from encode_pairs(job.records, encoder, tokenizer, job.cache)
+    yield from train_reranker(model, *pairs, settings, job.ranks)
+    if job.ranks.leads:
+        save_reranker(job.out, model.cpu(), public_input)
+
+
+def encode_pairs(
+    records: Records, encoder: TextEncoder, tokenizer: SpectralTokenizer, cache: Path
+) -> Generator[Progress, None, tuple[Tensor, Examples, list[str]]]:
+    """A set's coarsest images, its examples, and its first captions in words."""
+    examples = yield from encode_examples(records, encoder, tokenizer, cache)
+    captions = [captions_of(records, index)[0] for index in range(len(records))]
+    return torch.cat(list(coarsest_images(tokenizer, examples))), examples, captions
+
+
 def train_reranker(
     model: Reranker,
     image_NChw: Tensor,
@@ -66,15 +103,10 @@ def train_reranker(
     ranks = ranks or Ranks()
     check_sizes(settings, len(examples), ranks.world)
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
-    if not len(image_NChw) == len(examples) == len(captions):
-        raise ValueError(
-            f"Expected images, examples and captions of the same records, found {len(image_NChw)}, "
-            f"{len(examples)} and {len(captions)}."
-        )
     weights = Weights(model.to(ranks.device), settings)
     same_N, groups = numbered(captions), _groups(_Words(captions), settings)
 
-    def loss_of_step() -> Tensor:
+    def loss_of_step(_: torch.Generator) -> Tensor:
         batch = [next(groups) for _ in range(settings.batch // settings.group)]
         own_B = torch.cat(batch[ranks.rank :: ranks.world])
         part = examples.batch(own_B).to(ranks.device)

@@ -14,14 +14,12 @@ import json
 import tarfile
 import tempfile
 from collections import deque
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dpwg.config import TextEncoderId
 from dpwg.data.public_photos import CLEANED
@@ -31,18 +29,11 @@ from dpwg.method.captions import TextEncoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.training.encodings import (
     captions_of,
-    coarse_batches,
     codes_folder,
     encode_images,
-    encode_records,
     images_digest,
-    kept,
-    new_array,
     open_arrays,
-    prepare_examples,
 )
-from dpwg.training.examples import Examples
-from dpwg.training.optimizer import Progress
 
 RECORDS, CODES, ENCODER = "records.json.gz", "codes.npz", "encoder.tar"
 
@@ -64,56 +55,12 @@ class Source:
         """Whether the public photographs are without copies of private ones."""
         return getattr(self.public, "form", "") == CLEANED
 
-    def groups(self, column: str) -> Tensor:
-        """The number of the group that each private image belongs to."""
-        return torch.tensor(group_numbers(self.private, column))
-
-    def coarse(self, size: int) -> Generator[Progress, None, Tensor]:
-        """Coarse public images, uint8 (N, 3, size, size)."""
-        parts = coarse_batches(self.public, size)
-        return (yield from self._images(f"coarse-{size}", size, len(self.public), parts))
-
-    def images(self, size: int, count: int) -> Generator[Progress, None, Tensor]:
-        """At most `count` public images, uint8 (N, 3, size, size)."""
-        count = min(count, len(self.public))
-        images = (torch.tensor(self.public[index].image(size)) for index in range(count))
-        parts = (image_HWC.permute(2, 0, 1)[None] for image_HWC in images)
-        return (yield from self._images(f"first-{count}-at-{size}", size, count, parts))
-
-    def _images(
-        self, name: str, size: int, count: int, parts: Iterator[Tensor]
-    ) -> Generator[Progress, None, Tensor]:
-        """Images in a file: decoding takes minutes."""
-
-        def fill(at: Path) -> Iterator[int]:
-            images_NCHW, done = new_array(at, "images", torch.uint8, (count, 3, size, size)), 0
-            for image_BCHW in parts:
-                images_NCHW[done : done + len(image_BCHW)] = image_BCHW
-                done += len(image_BCHW)
-                yield done
-
-        folder = self.cache / f"{name}-{images_digest(self.public)[:16]}"
-        yield from kept(f"{self.public.name} at {size} pixels", folder, count, fill)
-        return open_arrays(folder)["images"]
-
-    def public_examples(self, tokenizer: SpectralTokenizer) -> Generator[Progress, None, Examples]:
-        yield from self._codes(self.public, tokenizer)
-        yield from encode_records(self.public, self.encoder, tokenizer, self.cache)
-        return prepare_examples(self.public, self.encoder, tokenizer, self.cache)
-
-    def _codes(self, records: Records, tokenizer: SpectralTokenizer) -> Iterator[Progress]:
-        """The codes of images; of public ones from what was decoded for the tokenizer."""
-        coarse_NCHW = None
-        if records is self.public and not codes_folder(records, tokenizer, self.cache).exists():
-            coarse_NCHW = yield from self.coarse(tokenizer.config.coarse_size)
-        yield from encode_images(records, tokenizer, self.cache, coarse_NCHW)
-
     def pack(self, tokenizer: SpectralTokenizer, columns: tuple[str, ...], folder: Path) -> None:
         """Write a packed source, for the same family and tokenizer, into a private folder."""
         private_folder(folder)
         facts, planes = {}, dict[str, Any]()
         for kind, records in (("public", self.public), ("private", self.private)):
-            deque(self._codes(records, tokenizer), maxlen=0)
+            deque(encode_images(records, tokenizer, self.cache), maxlen=0)
             codes = codes_folder(records, tokenizer, self.cache)
             facts[kind] = {
                 "name": records.name,
@@ -122,7 +69,7 @@ class Source:
                 "form": getattr(records, "form", ""),
                 "codes": codes.name,
                 "captions": [captions_of(records, index) for index in range(len(records))],
-                "groups": {c: self.groups(c).tolist() for c in columns if kind == "private"},
+                "groups": {c: group_numbers(records, c) for c in columns if kind == "private"},
             }
             for name, codes_NPK in open_arrays(codes).items():  # high bytes are few, so packed well
                 low_high = codes_NPK.numpy().view(np.uint8).reshape(*codes_NPK.shape, 2)

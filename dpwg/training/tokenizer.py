@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpwg.config import Config, Count, Decay, Natural, Positive
+from dpwg.config import Config, Count, Decay, Natural, Positive, TokenizerConfig
 from dpwg.device import fast_autocast
 from dpwg.method.codebook import Codebook
-from dpwg.method.predictive import PredictiveTokenizer
+from dpwg.method.predictive import PredictiveTokenizer, new_tokenizer
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.training.optimizer import Progress, warmup_cosine
+from dpwg.modules import check_module_folder
+from dpwg.release.shared import save_tokenizer
+from dpwg.training.encodings import coarse_images
+from dpwg.training.optimizer import Job, Progress, warmup_cosine
 from dpwg.training.processes import Ranks
 
 
@@ -40,6 +43,21 @@ class TokenizerTraining(Config):
     ema_decay: Decay = 0.99
     report_every: Count = 50
     seed: int = 0
+
+
+def make_tokenizer(
+    job: Job, config: TokenizerConfig, settings: TokenizerTraining
+) -> Iterator[Progress]:
+    """Train a tokenizer on public records and save it."""
+    check_module_folder(job.out, TokenizerConfig)
+    images_NCHW = yield from coarse_images(job.records, config.coarse_size, job.cache)
+    torch.manual_seed(settings.seed)
+    tokenizer = new_tokenizer(config)
+    yield from job.run(
+        tokenizer, settings, lambda own, few, _: train_tokenizer(own, images_NCHW, few, job.ranks)
+    )
+    if job.ranks.leads:
+        save_tokenizer(job.out, tokenizer.cpu())
 
 
 def train_tokenizer(

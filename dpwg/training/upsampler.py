@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpwg.config import Count, Decay, Natural
+from dpwg.config import Count, Decay, Natural, SuperResolutionConfig
 from dpwg.device import fast_autocast
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
-from dpwg.training.optimizer import Progress, PublicTraining, Weights, descend, resume
+from dpwg.modules import check_module_folder
+from dpwg.training.encodings import full_images
+from dpwg.training.optimizer import Job, Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
-from dpwg.training.run_state import fingerprint, locked
-from dpwg.upsampling.superresolution import SuperResolution, band_error
+from dpwg.training.run_state import fingerprint
+from dpwg.upsampling.superresolution import SuperResolution, band_error, save_superresolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,30 @@ class SuperResolutionTraining(PublicTraining):
     ema_decay: Decay = 0.998
     disturbed: float = 0.3
     neighbours: int = 16
+
+
+def make_upsampler(
+    job: Job,
+    config: SuperResolutionConfig,
+    settings: SuperResolutionTraining,
+    tokenizer: SpectralTokenizer,
+) -> Iterator[Progress]:
+    """Train the super-resolution model on public records and save it."""
+    check_module_folder(job.out, SuperResolutionConfig)
+    config = replace(config, coarse_size=tokenizer.config.coarse_size)
+    size = config.coarse_size << config.levels
+    images_NCHW = yield from full_images(job.records, size, settings.images, job.cache)
+    torch.manual_seed(settings.seed)
+    model = SuperResolution(config)
+    yield from job.run(
+        model,
+        settings,
+        lambda own, few, folder: train_superresolution(
+            own, tokenizer, images_NCHW, few, job.ranks, folder
+        ),
+    )
+    if job.ranks.leads:
+        save_superresolution(job.out, model.cpu())
 
 
 def train_superresolution(
@@ -63,7 +89,7 @@ def train_superresolution(
     tokenizer = tokenizer.to(ranks.device)
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
 
-    def loss_of_step() -> Tensor:
+    def loss_of_step(generator: torch.Generator) -> Tensor:
         chosen_B = torch.randint(len(images_NCHW), (settings.batch,), generator=generator)
         flipped_B = torch.rand(settings.batch, generator=generator) < 0.5
         noise = torch.Generator().manual_seed(int(chosen_B[0]) + settings.batch * weights.steps)
@@ -76,10 +102,7 @@ def train_superresolution(
         image_BCHW = weights.worker(coarse_BChw.float())
         return band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
 
-    with locked(folder if ranks.leads else None):
-        resume(weights, folder, run)
-        generator = torch.Generator().manual_seed(settings.seed + weights.steps)
-        yield from descend(weights, settings, ranks, loss_of_step, folder, run)
+    yield from descend(weights, settings, ranks, loss_of_step, folder, run)
 
 
 def _nearest(vectors_KD: Tensor, count: int) -> Tensor:

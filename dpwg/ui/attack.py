@@ -21,7 +21,7 @@ from dpwg.privacy.accounting import epsilon_text, percent_text
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.curves import max_true_positive_rates
 from dpwg.release.folder import named_weights_sha256
-from dpwg.training.encodings import encode_records, prepare_examples
+from dpwg.training.encodings import encode_examples, prepare_examples
 from dpwg.training.examples import Examples
 from dpwg.ui.families import usual_checkpoint
 from dpwg.ui.figures import roc_figure, scores_figure
@@ -103,7 +103,7 @@ def _encoded(records: Faces, pipe: DPWaveletPipeline, progress: gr.Progress) -> 
     """Records as the checkpoint was trained on them."""
     with TemporaryDirectory(prefix="dpwg-") as folder:
         inputs = (records, pipe.encoder, pipe.release.tokenizer, Path(folder))
-        for done in encode_records(*inputs):
+        for done in encode_examples(*inputs):
             progress((done.step, done.steps), desc=f"{records.name}: {done.stage}", unit="records")
         return prepare_examples(*inputs)
 
