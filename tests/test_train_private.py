@@ -25,8 +25,8 @@ from dpwg.release.folder import load_card, load_release
 from dpwg.release.shared import load_tokenizer
 from dpwg.training import encodings
 from dpwg.training.encodings import (
-    encode_images,
     encode_examples,
+    encode_images,
     new_array,
     open_arrays,
     prepare_examples,
