@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,6 @@ from dpwg.training.private import Finetuning
 
 if TYPE_CHECKING:
     from dpwg.privacy.accounting import PrivacyPlan
-    from dpwg.training.processes import Ranks
 
 BASE = "faces/public"
 PROMISE = tyro.conf.create_mutex_group(required=True)
@@ -70,9 +68,12 @@ def finetune(
         records: with --plan, so many, of no data set
     """
     from dpwg.data.sets import SPLITS
-    from dpwg.release.folder import find_checkpoint
+    from dpwg.method.transformer import WaveletGPT
+    from dpwg.release.folder import find_checkpoint, load_public
+    from dpwg.training.cost import rehearse
     from dpwg.training.encodings import encoded_root
     from dpwg.training.optimizer import Progress
+    from dpwg.training.presets import get_preset
     from dpwg.training.processes import Ranks, keep_freed_memory
     from dpwg.training.recipe import UNNAMED, Note, Trained, count_units, train_private
 
@@ -86,8 +87,23 @@ def finetune(
         return make_plan(units, size, steps, epsilon, noise_multiplier, delta, max_grad_norm)
 
     if plan:
-        told = _priced(source, unit, base, preset, records, promise, settings, checkpointing, ranks)
-        return told if ranks.leads else None
+        facts: dict[str, Any] = {"dataset": "none: as many records as were asked for", "unit": unit}
+        if records is None:
+            found = source.records(bars)
+            left_out = len(getattr(found, "left_out", ()))
+            facts |= {"dataset": found.name, "images": len(found), "left_out": left_out}
+            records = count_units(found, unit)
+        if preset and not base:
+            sizes = get_preset(preset)
+            model = WaveletGPT(sizes.model)
+            facts |= {"text_encoder": sizes.text_encoder, "upsampler": sizes.upsampler}
+        else:
+            model = load_public(base or BASE).model
+        model.checkpointing, planned = checkpointing, promise(records)
+        taken = rehearse(model, planned, settings, ranks)
+        facts |= {"sampling_rate": planned.sampling_rate, **asdict(planned)}
+        facts |= {"epsilon": asdict(planned.epsilons()), **asdict(taken)}
+        return facts if ranks.leads else None
     if records is not None or (preset and not base):
         raise ValueError(
             "Expected --plan with --records, and with --preset but no --base: a run counts its "
@@ -142,49 +158,6 @@ def finetune(
         "images": len(private),
         "left_out": len(getattr(private, "left_out", ())),
         "private_encodings": str(encoded_root()),
-    }
-
-
-def _priced(
-    source: Data,
-    unit: str,
-    base: str | None,
-    preset: str | None,
-    units: int | None,
-    promise: Callable[[int], PrivacyPlan],
-    settings: Finetuning,
-    checkpointing: bool,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """A plan and what it will take, for a person who decides whether to run it."""
-    from dpwg.method.transformer import WaveletGPT
-    from dpwg.release.folder import load_public
-    from dpwg.training.cost import rehearse
-    from dpwg.training.presets import get_preset
-    from dpwg.training.recipe import count_units
-
-    parts: dict[str, Any] = {}
-    if preset and not base:
-        sizes = get_preset(preset)
-        model = WaveletGPT(sizes.model)
-        parts = {"text_encoder": sizes.text_encoder, "upsampler": sizes.upsampler}
-    else:
-        model = load_public(base or BASE).model
-    counted: dict[str, Any] = {"dataset": "none: as many records as were asked for", "unit": unit}
-    if units is None:
-        records = source.records(Bars(ranks))
-        units = count_units(records, unit)
-        left_out = len(getattr(records, "left_out", ()))
-        counted |= {"dataset": records.name, "images": len(records), "left_out": left_out}
-    plan, model.checkpointing = promise(units), checkpointing
-    taken = rehearse(model, plan, settings, ranks)
-    return {
-        **counted,
-        **parts,
-        "sampling_rate": plan.sampling_rate,
-        **asdict(plan),
-        "epsilon": asdict(plan.epsilons()),
-        **asdict(taken),
     }
 
 

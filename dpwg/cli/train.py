@@ -19,8 +19,9 @@ from dpwg.cli.options import (
     TokenizerFolder,
     new_or_resumed,
 )
+from dpwg.config import RerankerConfig, SuperResolutionConfig, TokenizerConfig
 from dpwg.data import open_records
-from dpwg.modules import checkpoint_root
+from dpwg.modules import check_module_folder, checkpoint_root
 from dpwg.release.shared import RERANKER, load_tokenizer
 from dpwg.training.encodings import encoded_root
 from dpwg.training.optimizer import Job, Progress
@@ -114,6 +115,7 @@ def tokenizer(
         return kept({"data": evaluate, **quality.to_json()}, results)
     config = get_preset(part.preset).tokenizer
     config = replace(config, codebook_sizes=codebook_sizes or config.codebook_sizes)
+    check_module_folder(folder, TokenizerConfig)
     job = _job(part, folder)
     return _made(job, make_tokenizer(job, config, settings), "tokenizer", settings.steps)
 
@@ -139,6 +141,7 @@ def upsampler(
             rows.append(upsampler_quality(own, codes, held_out, part.count or 500).to_json())
         return kept({"data": evaluate, "upsamplers": rows}, results)
     config = get_preset(part.preset).superresolution
+    check_module_folder(folder, SuperResolutionConfig)
     job = _job(part, folder)
     return _made(job, make_upsampler(job, config, settings, codes), "upsampler", settings.steps)
 
@@ -165,10 +168,11 @@ def pretrain(
         resume: go on with the run folder
     """
     from dpwg.modules import module_sha256
-    from dpwg.release.folder import load_public
+    from dpwg.release.folder import check_release_folder, load_public
     from dpwg.release.provenance import public_inputs
 
     out = part.out or checkpoint_root() / "faces" / "public"
+    check_release_folder(out)
     tokenizer = tokenizer or checkpoint_root() / "tokenizer"
     start = load_public(base) if base else None
     encoder = _encoder(part, text_encoder, start)
@@ -218,6 +222,7 @@ def reranker(
         pairs = Bars().train(encode_pairs(held_out, encoder, codes, encoded_root()))
         quality = reranker_quality(model, *pairs)
         return kept({"data": held_out.name, **quality.to_json()}, results)
+    check_module_folder(folder, RerankerConfig)
     job = _job(part, folder)
     source = reranker_input(job.records.name, len(job.records), rendered=part.rendered)
     steps = make_reranker(job, encoder.to(job.ranks.device), codes, settings, source)

@@ -91,11 +91,6 @@ class Examples:
         return len(self._images_N)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the captions' states."""
-        return self._tokens_TD.dtype
-
-    @property
     def images(self) -> int:
         """How many images there are in all records."""
         return int(self._images_N.sum())
@@ -148,7 +143,9 @@ class Examples:
         row_B = self._row_C[caption_B]
         place_L = torch.arange(len(self._empty_mask_L))
         mask_BL = place_L < self._length_R[row_B, None]
-        states_BLD = torch.zeros(*mask_BL.shape, self._tokens_TD.shape[1], dtype=self.dtype)
+        states_BLD = torch.zeros(
+            *mask_BL.shape, self._tokens_TD.shape[1], dtype=self._tokens_TD.dtype
+        )
         states_BLD[mask_BL] = self._tokens_TD[(self._token_R[row_B, None] + place_L)[mask_BL]]
         if dropped_B is not None:
             states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L

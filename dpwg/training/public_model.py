@@ -16,7 +16,7 @@ from dpwg.method.captions import TextEncoder
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import Ledger
 from dpwg.privacy.card import PrivacyCard
-from dpwg.release.folder import Release, check_release_folder, save_release
+from dpwg.release.folder import Release, save_release
 from dpwg.release.shared import check_same_tokenizer, load_tokenizer
 from dpwg.training.encodings import encode_examples
 from dpwg.training.examples import Examples
@@ -60,7 +60,6 @@ def make_public(
 
     Its card names the public `inputs`, and those of the base.
     """
-    check_release_folder(job.out)
     tokenizer = load_tokenizer(tokenizer_folder)
     if base:
         check_same_tokenizer(tokenizer_folder, base.tokenizer)

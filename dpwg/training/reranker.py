@@ -25,7 +25,6 @@ from dpwg.data.records import Records
 from dpwg.method.captions import TextEncoder
 from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.modules import check_module_folder
 from dpwg.release.shared import reranker_reads, save_reranker
 from dpwg.training.encodings import captions_of, encode_examples
 from dpwg.training.examples import Examples
@@ -64,7 +63,6 @@ def make_reranker(
     public_input: dict[str, str],
 ) -> Iterator[Progress]:
     """Train a reranker on public records, which `public_input` tells of, and save it."""
-    check_module_folder(job.out, RerankerConfig)
     check_sizes(settings, len(job.records), job.ranks.world)
     reads = reranker_reads(tokenizer, encoder.digest, encoder.max_tokens)
     size = tokenizer.config.image_size(0)

@@ -15,7 +15,6 @@ from dpwg.device import fast_autocast
 from dpwg.method.codebook import Codebook
 from dpwg.method.predictive import PredictiveTokenizer, new_tokenizer
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.modules import check_module_folder
 from dpwg.release.shared import save_tokenizer
 from dpwg.training.encodings import coarse_images
 from dpwg.training.optimizer import Job, Progress, warmup_cosine
@@ -49,7 +48,6 @@ def make_tokenizer(
     job: Job, config: TokenizerConfig, settings: TokenizerTraining
 ) -> Iterator[Progress]:
     """Train a tokenizer on public records and save it."""
-    check_module_folder(job.out, TokenizerConfig)
     images_NCHW = yield from coarse_images(job.records, config.coarse_size, job.cache)
     torch.manual_seed(settings.seed)
     tokenizer = new_tokenizer(config)

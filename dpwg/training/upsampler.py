@@ -13,7 +13,6 @@ from dpwg.config import Count, Decay, Natural, SuperResolutionConfig
 from dpwg.device import fast_autocast
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
-from dpwg.modules import check_module_folder
 from dpwg.training.encodings import full_images
 from dpwg.training.optimizer import Job, Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
@@ -46,7 +45,6 @@ def make_upsampler(
     tokenizer: SpectralTokenizer,
 ) -> Iterator[Progress]:
     """Train the super-resolution model on public records and save it."""
-    check_module_folder(job.out, SuperResolutionConfig)
     config = replace(config, coarse_size=tokenizer.config.coarse_size)
     size = config.coarse_size << config.levels
     images_NCHW = yield from full_images(job.records, size, settings.images, job.cache)
