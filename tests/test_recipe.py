@@ -73,7 +73,7 @@ def source(folder: Path) -> Source:
     photos = folder / "photos"
     if not photos.exists():
         celeba_official(photos)
-        utkface_official(photos / "UTKFace", 20)
+        utkface_official(photos / "UTKFace")
         tiny_official(photos / "tiny-imagenet-200")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPWG_PHOTOS", str(photos))
