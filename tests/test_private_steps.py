@@ -19,6 +19,7 @@ from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.lora import add_lora
 from dpwg.training import private
 from dpwg.training.examples import Batch, Examples
+from dpwg.training.optimizer import Weights
 from dpwg.training.private import LORA_LAYERS, Finetuning, PrivateTraining
 from dpwg.training.run_state import load_state, save_state
 
@@ -52,6 +53,7 @@ class Watched:
     clean: list[Sums] = field(default_factory=list)
     noise: list[Tensor] = field(default_factory=list)
     deviations: list[float] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -59,6 +61,7 @@ def watched(monkeypatch) -> Watched:
     """The real mechanism and examples, watched."""
     seen = Watched()
     sample, add_noise, batch = private.poisson_sample, private.add_gaussian_noise, Examples.batch
+    take_step = Weights.step
 
     def poisson_sample(records: int, rate: float, generator: np.random.Generator) -> Tensor:
         chosen_N = sample(records, rate, generator)
@@ -83,6 +86,11 @@ def watched(monkeypatch) -> Watched:
             seen.visits[-1] += zip(indices_B.tolist(), draws["draw_B"].tolist(), strict=True)
         return batch(self, indices_B, **draws)
 
+    def step(self: Weights, gradients: Sums, *, factor: float) -> None:
+        seen.gradients.append(torch.cat([g.flatten() for g in gradients.values()]))
+        take_step(self, gradients, factor=factor)
+
+    monkeypatch.setattr(Weights, "step", step)
     monkeypatch.setattr(private, "poisson_sample", poisson_sample)
     monkeypatch.setattr(private, "add_gaussian_noise", add_gaussian_noise)
     monkeypatch.setattr(Examples, "batch", visit)
@@ -134,6 +142,12 @@ def test_a_step_draws_noise_once_whatever_its_micro_batches(
         drawn = np.concatenate([expected.standard_normal(shape).ravel() for shape in shapes])
         expected_N = torch.from_numpy(DEVIATION * drawn).float()
         torch.testing.assert_close(noise, expected_N, atol=1e-5, rtol=1e-5)
+    # Divided by the batch that was expected, whatever was drawn.
+    for clean, noise, gradient_N in zip(
+        watched.clean, watched.noise, watched.gradients, strict=True
+    ):
+        total_N = torch.cat([total.flatten() for total in clean.values()]) + noise
+        torch.testing.assert_close(gradient_N * plan.batch_size, total_N, atol=1e-5, rtol=1e-4)
 
 
 def test_a_resumed_run_draws_noise_that_no_run_drew_before(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import os
@@ -89,6 +90,16 @@ def test_a_run_stopped_and_resumed_ends_in_a_release_that_tells_of_it(given) -> 
     assert again.card.ledger == card.ledger
     model = load_release(given["out"]).model
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_steps_begun_are_those_of_one_run_even_before_any_was_saved(given) -> None:
+    for report in train_private(plan=PLAN, **given):
+        if isinstance(report, Progress) and report.stage == "training":
+            break
+    (given["folder"] / "state").unlink(missing_ok=True)
+    quieter = dataclasses.replace(PLAN, noise_multiplier=2 * PLAN.noise_multiplier)
+    with pytest.raises(ValueError, match="plan of the run"):
+        deque(train_private(plan=quieter, **given), maxlen=0)
 
 
 @pytest.mark.parametrize("called", [None, "Portraits"])

@@ -75,10 +75,10 @@ def _composed(names: tuple[str, ...], delta: float | None) -> dict[str, Any]:
             cards[-1].verify()
         else:
             cards.append(load_card(find_checkpoint(name)))
-    if len({card.of_groups for card in cards}) > 1:
+    if len(units := {card.unit for card in cards if card.kind != "public"}) > 1:
         raise ValueError(
-            "Expected cards of one unit, found images and groups; what a group loses by "
-            "a release that protects images is not known."
+            f"Expected cards of one unit, found {len(units)}; what one loses by a release that "
+            "protects another is not known."
         )
     ledger, delta = compose(card.ledger for card in cards), delta or min(c.delta for c in cards)
     return {

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpwg.files import whole
-from dpwg.privacy.accounting import PrivacyPlan, default_delta
+from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.release.folder import load_public
 from dpwg.release.provenance import photo_inputs
 from dpwg.release.shared import load_tokenizer
@@ -187,7 +187,7 @@ class _Work:
             preset.pretraining,
             tokenizer_folder=folder,
             inputs=photo_inputs(count, encoder.id, cleaned=source.cleaned),
-            delta=default_delta(len(source.private)),
+            delta=self._family.delta,
             upsampler=preset.upsampler,
             compiled=self._ranks.device.type == "cuda",
         )
@@ -214,7 +214,7 @@ class _Work:
                     f"Expected time for more than {examples:.0f} examples of {run.name}, which is "
                     f"not even a micro-batch of {micro_batch}; give more minutes."
                 )
-            plan = run.plan(examples, records, default_delta(len(self._source.private)))
+            plan = run.plan(examples, records, self._family.delta)
             self._plans[run.name] = {
                 "steps": plan.steps,
                 "micro_batch": micro_batch,

@@ -189,6 +189,7 @@ class Family:
     public_set: str
     preset: str
     runs: tuple[PrivateRun, ...]
+    delta: float = 1e-6  # public: how many images groups of records have may be private
     shares: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"tokenizer": 0.15, "upsampler": 0.15, "public": 0.3}
     )

@@ -156,7 +156,7 @@ class PrivateTraining:
                     f"Expected {taken} in the ledger of {folder}, found {self.ledger.entries}; the "
                     "state is damaged, begin the run again."
                 )
-        if folder and (lost := steps_begun(folder) - self.ledger.begun.steps) > 0:
+        if folder and (lost := steps_begun(folder, self._run) - self.ledger.begun.steps) > 0:
             self.ledger.record_step(**self._kind, steps=0, lost=lost)
 
     @property
@@ -170,7 +170,7 @@ class PrivateTraining:
         check_apart(self._clipped, self._losses, records=plan.records)
         while self._weights.steps < plan.steps:
             if self._folder and self._ranks.leads:
-                count_begun(self._folder, self.ledger.begun.steps + 1)
+                count_begun(self._folder, self.ledger.begun.steps + 1, self._run)
             seen = self._sum_clipped()
             if self._ranks.leads:
                 add_gaussian_noise(

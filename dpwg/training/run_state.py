@@ -56,16 +56,21 @@ def locked(folder: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def count_begun(folder: Path, steps: int) -> None:
-    """Say on the disk that so many steps were begun, before the last of them uses its batch."""
+def count_begun(folder: Path, steps: int, run: dict[str, Any]) -> None:
+    """Say on the disk that so many of a run's steps were begun, before the last uses its batch."""
     private_folder(folder)
     with whole(folder / BEGUN, private=True) as partial:
-        partial.write_text(f"{steps}\n")
+        partial.write_text(json.dumps({"steps": steps, "run": run}))
 
 
-def steps_begun(folder: Path) -> int:
-    """How many steps were ever begun in a run's folder."""
-    return int((folder / BEGUN).read_text()) if (folder / BEGUN).exists() else 0
+def steps_begun(folder: Path, run: dict[str, Any] | None = None) -> int:
+    """How many steps were ever begun in a run's folder; ValueError for those of another `run`."""
+    if not (folder / BEGUN).exists():
+        return 0
+    begun = json.loads((folder / BEGUN).read_text())
+    if run is not None:
+        _check_same(folder, begun["run"], run)
+    return int(begun["steps"])
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -98,13 +103,17 @@ def load_state(
     if not whole_file:
         raise ValueError(f"Expected a whole state in {path}, found damage; begin the run again.")
     values: dict[str, Any] = json.loads(text)
+    _check_same(folder, values, run)
+    return tensors, values
+
+
+def _check_same(folder: Path, saved: dict[str, Any], run: dict[str, Any]) -> None:
     for name, value in run.items():
-        if values.get(name) != value:
+        if saved.get(name) != value:
             raise ValueError(
                 f"Expected the {name} of the run in {folder} to be {value}, found "
-                f"{values.get(name)}; resume with that, or take another folder."
+                f"{saved.get(name)}; resume with that, or take another folder."
             )
-    return tensors, values
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -87,6 +87,7 @@ class Source:
         """What `pack` wrote. It has no images: the parts that need some must be there."""
         if not (folder / RECORDS).is_file():
             raise FileNotFoundError(f"Expected {RECORDS} in {folder}; make it with --pack.")
+        private_folder(folder)
         facts = json.loads(gzip.decompress((folder / RECORDS).read_bytes()))
         wanted, cache = TextEncoderId.from_json(facts["encoder"]), folder / "encoded"
         with np.load(folder / CODES) as planes:

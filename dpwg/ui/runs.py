@@ -30,6 +30,7 @@ import torch
 from dpwg.data import Record, Records, open_records
 from dpwg.data.faces import face
 from dpwg.data.upload import unpack_upload
+from dpwg.files import whole
 from dpwg.release.folder import load_public
 from dpwg.training.cost import Rehearsal, rehearse
 from dpwg.training.optimizer import Progress
@@ -254,7 +255,7 @@ def _new_folder() -> Path:
 
 
 def _zip(folder: Path, path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:  # weights do not get smaller
+    with whole(path, private=True) as partial, zipfile.ZipFile(partial, "w") as archive:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 archive.write(file, file.relative_to(folder))
