@@ -174,7 +174,7 @@ def test_releases_together_spend_less_than_the_sum_of_their_epsilons():
         ({"max_grad_norm": math.inf}, "max_grad_norm=inf"),
         ({"target_epsilon": 1e-6, "delta": 1e-9}, f"{MAX_NOISE:g}"),
         ({"target_epsilon": 0.0}, "target_epsilon=0.0"),
-        ({"target_epsilon": math.inf}, "target_epsilon=inf"),
+        ({"target_epsilon": math.nan}, "target_epsilon=nan"),
     ],
 )
 def test_plan_refuses(change, named):
@@ -184,6 +184,12 @@ def test_plan_refuses(change, named):
     noise = {} if calibrated else {"noise_multiplier": 1.0}
     with pytest.raises(ValueError, match=named):
         make(**sizes | noise | change)
+
+
+def test_no_bound_asked_for_is_no_noise():
+    sizes = {"records": 1000, "batch_size": 100, "steps": 10, "delta": 1e-4, "max_grad_norm": 1.0}
+    plan = PrivacyPlan.calibrated(**sizes, target_epsilon=math.inf)
+    assert (plan.noise_multiplier, plan.epsilons().pld) == (0.0, math.inf)
 
 
 @pytest.mark.parametrize(
