@@ -42,8 +42,11 @@ def test_how_many_public_captions_is_a_number(number: str) -> None:
 )
 def test_what_has_no_captions_is_refused(tmp_path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read(put(tmp_path / "a.txt", content))
-    for none in (tmp_path, tmp_path / "none.txt"):
+        read(put(tmp_path / "folder" / "a.txt", content))
+    for none in (
+        tmp_path / "folder",
+        tmp_path / "folder" / "none.txt",
+    ):  # not tmp_path, whose parent tests share
         with pytest.raises(OSError, match=none.name):
             read(none)
 
