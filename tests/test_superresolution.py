@@ -9,6 +9,7 @@ import torch
 
 from dpwg.config import SuperResolutionConfig, TokenizerConfig
 from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.training.optimizer import finished
 from dpwg.training.upsampler import (
     SuperResolutionTraining,
     _disturbed,
@@ -112,8 +113,31 @@ def test_training_beats_repeated_pixels(tmp_path):
     torch.testing.assert_close(read(decoded), own(decoded).detach(), atol=0.02, rtol=0)
 
 
+def test_a_critic_asks_for_the_texture_that_pixels_cannot_foresee():
+    """Stripes whose phase no coarse image tells: their mean is grey, photographs are not."""
+    codes = tokenizer(32)
+    phase_N = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 6.28
+    wave_NW = 0.5 + 0.4 * torch.sin(torch.arange(32) * 1.57 + phase_N[:, None])
+    images_NCHW = (255 * wave_NW[:, None, None].expand(100, 3, 32, 32)).byte()
+    target = images_NCHW.float() / 255
+    codes.initialise_from(torch.nn.functional.avg_pool2d(target, 4))
+    settings = SuperResolutionTraining(
+        steps=120, batch=8, warmup=5, learning_rate=1e-2, disturbed=0.0, ema_decay=0.9, alone=0.1
+    )
+    contrast = {}
+    for weight in (0.0, 0.3):
+        own = model()
+        finished(train_superresolution(own, codes, images_NCHW, replace(settings, critic=weight)))
+        with torch.no_grad():
+            drawn = own(codes.decode(codes.encode(torch.nn.functional.avg_pool2d(target, 4))))
+        contrast[weight] = drawn.std(-1).mean() / target.std(-1).mean()
+    assert contrast[0.3] > 2 * contrast[0.0], contrast
+
+
 def test_training_goes_on_from_its_last_saved_step(tmp_path):
-    settings = SuperResolutionTraining(steps=5, batch=2, warmup=1, report_every=1, save_every=2)
+    settings = SuperResolutionTraining(
+        steps=5, batch=2, warmup=1, report_every=1, save_every=2, alone=0.2, critic=0.1
+    )
 
     def run(own, settings=settings):
         return train_superresolution(own, tokenizer(4), discs(20), settings, folder=tmp_path)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -194,6 +194,14 @@ class Weights(Generic[M]):
         return self.model
 
 
+class Stateful(Protocol):
+    """What a run's state holds beside the weights."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
 def descend(
     weights: Weights[M],
     settings: PublicTraining,
@@ -201,19 +209,21 @@ def descend(
     loss_of_step: Callable[[torch.Generator], Tensor],
     folder: Path | None = None,
     run: dict[str, Any] | None = None,
+    beside: Stateful | None = None,
 ) -> Iterator[Progress]:
     """Take the steps that are left of the `run` in `folder`, whose states are saved, and average.
 
     `loss_of_step` computes this rank's share of the next step's loss with `weights.worker`: the
     shares add up to the mean of the batch. Its generator is seeded for where the run begins or goes
-    on. Gradients are scaled down together to a norm of `max_grad_norm`, against steps that are too
-    long; that protects no record.
+    on. What stands `beside` the weights is saved with them. Gradients are scaled down together to a
+    norm of `max_grad_norm`, against steps that are too long; that protects no record.
     """
     own = dict(weights.worker.named_parameters())
     losses: list[float] = []
     with locked(folder if ranks.leads else None):
         if folder and (saved := load_state(folder, run or {})):
-            weights.load(saved[0])
+            for part in filter(None, (weights, beside)):
+                part.load(saved[0])
         generator = torch.Generator().manual_seed(settings.seed + weights.steps)
         started, first = time.monotonic(), weights.steps
         while weights.steps < settings.steps:
@@ -232,7 +242,8 @@ def descend(
             losses.append(total.item())
             done, last = weights.steps, weights.steps == settings.steps
             if folder and ranks.leads and (last or done % settings.save_every == 0):
-                save_state(folder, weights.state(), run or {})
+                others = beside.state() if beside else {}
+                save_state(folder, weights.state() | others, run or {})
             if last or done % settings.report_every == 0:
                 yield Progress(
                     step=done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from dpwg.config import Count, Decay, Natural, SuperResolutionConfig
 from dpwg.device import fast_autocast
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.wavelet import coarse_image
+from dpwg.training.critic import Critic
 from dpwg.training.encodings import full_images
 from dpwg.training.optimizer import Job, Progress, PublicTraining, Weights, descend
 from dpwg.training.processes import Ranks
@@ -25,7 +27,9 @@ class SuperResolutionTraining(PublicTraining):
     """Settings. `images` is how many of the set's are used at most.
 
     Of each image up to `disturbed` of the detail codes are moved to one of the `neighbours` nearest
-    in their codebook, as sampled codes seldom fit together exactly.
+    in their codebook, as sampled codes seldom fit together exactly. After `alone`, a share of the
+    steps, a critic joins (`training.critic`): `critic` and `matching` are the weights of its two
+    terms beside the error of pixels and bands, and without any of them it stays away.
     """
 
     images: Count = 40_000
@@ -36,6 +40,9 @@ class SuperResolutionTraining(PublicTraining):
     ema_decay: Decay = 0.998
     disturbed: float = 0.3
     neighbours: int = 16
+    alone: float = 0.3
+    critic: float = 0.0
+    matching: float = 0.0
 
 
 def make_upsampler(
@@ -85,6 +92,8 @@ def train_superresolution(
         "tokenizer": fingerprint(tokenizer),
     }
     tokenizer = tokenizer.to(ranks.device)
+    critic = Critic(ranks, weight=settings.critic, matching=settings.matching, seed=settings.seed)
+    joins = settings.alone if settings.critic or settings.matching else math.inf
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
@@ -98,9 +107,12 @@ def train_superresolution(
             codes = tokenizer.encode(coarse_image(target_BCHW, levels))
             coarse_BChw = tokenizer.decode(_disturbed(codes, tables, settings, noise))
         image_BCHW = weights.worker(coarse_BChw.float())
-        return band_error(image_BCHW, target_BCHW, levels) * len(target_BCHW) / settings.batch
+        loss = band_error(image_BCHW, target_BCHW, levels)
+        if weights.steps >= joins * settings.steps:
+            loss = loss + critic.loss(image_BCHW, target_BCHW, coarse_BChw.float())
+        return loss * len(target_BCHW) / settings.batch
 
-    yield from descend(weights, settings, ranks, loss_of_step, folder, run)
+    yield from descend(weights, settings, ranks, loss_of_step, folder, run, critic)
 
 
 def _nearest(vectors_KD: Tensor, count: int) -> Tensor:
