@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpwg.data import open_records
 from dpwg.measure.attributes import (
     CLASSES,
     balanced_accuracy,
@@ -15,7 +16,17 @@ from dpwg.measure.attributes import (
     labels,
     train_readers,
 )
-from dpwg.measure.features import WIDTH, features, frechet_distance
+from dpwg.measure.features import (
+    WIDTH,
+    features,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from dpwg.measure.pictures import Nearness
+from dpwg.measure.releases import quality_of
+from dpwg.method.sampling import Sampling
+from dpwg.training.optimizer import finished
 
 
 def test_the_distance_of_normal_sets_is_the_known_one() -> None:
@@ -25,6 +36,49 @@ def test_the_distance_of_normal_sets_is_the_known_one() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     # |mean difference|^2 + sum of (standard deviation - standard deviation)^2
     assert frechet_distance(a, b) == pytest.approx(1 + 1 + 4, rel=0.03)
+
+
+def test_the_kernel_distance_is_without_bias() -> None:
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, 500, 4))
+    near = [kernel_distance(*draw.normal(size=(2, 60, 4))) for _ in range(40)]
+    assert abs(np.mean(near)) < 3 * np.std(near) / 40**0.5
+    # of points a = 1 and b = 0 in one dimension: (1 + 1)^3 + 1 - 2
+    assert kernel_distance(np.ones((9, 1)), np.zeros((9, 1))) == pytest.approx(7000)
+    assert kernel_distance(a, b + 0.5) > kernel_distance(a, b + 0.2) > kernel_distance(a, b)
+
+
+def test_precision_and_recall_see_what_is_too_much_and_what_is_missing() -> None:
+    real = np.random.default_rng(0).normal(size=(400, 2))
+    real[:200] += 30  # two kinds
+    one_kind = np.random.default_rng(1).normal(size=(200, 2))
+    precision, recall = precision_recall(one_kind, real)
+    assert precision > 0.9
+    assert 0.4 < recall < 0.55
+    precision, recall = precision_recall(np.concatenate((real, real + 90)), real)
+    assert (precision, recall) == (0.5, 1.0)
+
+
+def test_intervals_are_around_their_values() -> None:
+    draw = np.random.default_rng(0)
+    near = Nearness.of(draw.normal(size=(200, 5)), draw.normal(size=(300, 5)) + 0.3)
+    for value, low, high in (near.frechet, near.kernel):
+        assert low < value < high
+    assert near.frechet[1] > 0
+
+
+@pytest.mark.slow
+def test_pictures_of_a_checkpoint_are_measured(tmp_path, image_folder) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    held_out = open_records(str(image_folder))
+    steps = quality_of(["faces/eps-10"], held_out, Sampling(candidates=1), 10, 10, tmp_path)
+    found = finished(steps)
+    (row,) = found["checkpoints"]
+    assert row["pictures"] == 10
+    assert row["frechet"][0] > found["ceilings"][row["upsampler"]]["frechet"][0] > 0
+    assert row["spread_of_one_caption"] > 0
+    again = finished(quality_of([], held_out, Sampling(), 10, 10, tmp_path))
+    assert again["floor"] == found["floor"]
 
 
 def test_features_tell_pictures_apart_whatever_their_batch() -> None:

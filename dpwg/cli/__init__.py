@@ -33,6 +33,7 @@ VERBS = {
     "push": ("releases", "publish a checkpoint with its model card on the Hugging Face Hub"),
     "space": ("releases", "write the app as a folder for Hugging Face Spaces"),
     "account": ("privacy", "answer with noise and epsilon, by PLD, PRV and RDP"),
+    "quality": ("measure", "measure the pictures of checkpoints beside real ones"),
     "evaluate": ("measure", "measure checkpoints on held-out records"),
     "attack": ("measure", "attack checkpoints: which records were they trained on?"),
     "audit": ("measure", "bound the private engine's epsilon from below, with canaries"),
@@ -44,7 +45,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0; 2 after an error told in one sentence, or a report of faults.
 
-    `data check` is the verb `check`.
+    `data check` is the verb `check`, `measure quality` the verb `quality`.
     """
     # Two busy processes on few cores stall each other when OpenMP threads spin; before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    if words[:2] == ["data", "check"]:
+    if words[:2] in (["data", "check"], ["measure", "quality"]):
         del words[0]
     if not words or words[0] in ("-h", "--help"):
         print(overview(), file=sys.stdout if words else sys.stderr)

@@ -1,4 +1,4 @@
-"""`evaluate`, `attack`, `audit` and `bench`: what is known about releases and the engine."""
+"""What is known about releases and the engine."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ def evaluate(
         bars("drawing for checkpoints", len(rows), len(names))
         rows.append(row)
     return kept(rows[-1], results)
+
+
+def quality(
+    checkpoints: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    records: Data = Data(data="celeba-test"),
+    pictures: int = 1000,
+    read: int = 10_000,
+    settings: Sampling = Sampling(),
+    results: Results = None,
+) -> Any:
+    """Draw the captions of held-out records, and measure the pictures beside the real ones.
+
+    Args:
+        checkpoints: all of the data set's family by default
+        pictures: how many are drawn for each measure; distances shrink as they grow
+        read: real training images that the readers of attributes are trained on
+    """
+    from dpwg.measure.releases import check_held_out, held_out_of, quality_of
+
+    names = checkpoints or held_out_of(records.data)
+    held_out = records.records(Bars())
+    check_held_out(names, held_out)
+    reports = quality_of(names, held_out, settings, pictures, read, encoded_root())
+    return kept(Bars().train(reports), results)
 
 
 def attack(

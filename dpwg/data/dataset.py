@@ -26,7 +26,7 @@ class DataSet:
     records' wording, `variations` of a caption in which one thing changes at a time, and records
     unless `hidden` says why not. `reranker` is where the one that knows its pictures would be among
     the checkpoints; `unit` the column that tells whose a record is; `measures` are what can be
-    measured with it: "attack", with both splits at hand.
+    measured with it: "attack", with both splits at hand, "attributes", of people.
     """
 
     name: str

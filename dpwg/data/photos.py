@@ -164,6 +164,7 @@ CELEBA = DataSet(
     draw=lambda: random.choice(celeba_captions(random.getrandbits(31), _plausible())),
     reranker="celeba/reranker",
     unit="person",
+    measures=("attributes",),
     terms="CelebA's terms: non-commercial research",
 )
 UTKFACE = DataSet(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from dpwg.data.records import Records, shared_images
 from dpwg.data.sets import RENDERED_SETS, SETS, SPLITS, open_records
+from dpwg.measure.attributes import train_readers
 from dpwg.measure.colours import codes_fidelity, colour_fidelity
 from dpwg.measure.membership import (
     MembershipAttack,
@@ -14,6 +16,7 @@ from dpwg.measure.membership import (
     check_reference,
     membership_attack,
 )
+from dpwg.measure.pictures import SAME, Reality, known_of, real_features
 from dpwg.measure.quality import held_out_loss
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.method.sampling import Sampling
@@ -27,6 +30,7 @@ from dpwg.release.folder import (
     named_weights_sha256,
 )
 from dpwg.training.examples import Examples
+from dpwg.training.optimizer import Progress
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 LEAST = 100
@@ -85,6 +89,46 @@ def colours_of(
         "sampling": sampling,
         "upsampler": upsample.name,
         "own_codes": codes_fidelity(tokenizer, upsample, records, count).to_json(),
+        "checkpoints": rows,
+    }
+
+
+def quality_of(
+    names: Sequence[str], records: Records, settings: Sampling, count: int, read: int, cache: Path
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Pictures of each checkpoint beside the first `count` of the records, as a result file has it.
+
+    Attributes are read, where the set has them, by readers of its first `read` training images. The
+    upsampler is each checkpoint's own.
+    """
+    if not SAME <= count <= len(records):
+        raise ValueError(f"Expected pictures={count} in [{SAME}, {len(records)}], the records.")
+    family, readers = records.name.partition("-")[0], {}
+    if family in SETS and "attributes" in SETS[family].measures:
+        train = open_records(f"{family}-train")
+        feature_ND = yield from real_features(train, min(read, len(train)), cache)
+        readers = train_readers(feature_ND, known_of(train, len(feature_ND)))
+    real_ND = yield from real_features(records, len(records), cache)
+    reality = Reality(records=records, feature_ND=real_ND, readers=readers)
+    rows, ceilings = [], {}
+    for name in names:
+        pipeline = DPWaveletPipeline.from_pretrained(name)
+        upsampler = get_upsampler(pipeline.release.upsampler or DEFAULT_UPSAMPLER)
+        if upsampler.name not in ceilings:
+            tokenizer = pipeline.release.tokenizer
+            ceilings[upsampler.name] = yield from reality.ceiling(tokenizer, upsampler, count)
+        row = {"name": name, "epsilon": pipeline.release.card.epsilon, "upsampler": upsampler.name}
+        found = yield from reality.quality(name, pipeline, settings, upsampler, count)
+        rows.append(row | pipeline.choice(settings) | found)
+    sampling = settings.to_json()
+    del sampling["candidates"]  # each checkpoint has its own
+    return {
+        "data": records.name,
+        "features": "EfficientNet-lite0",
+        "sampling": sampling,
+        "readers": {"images": len(feature_ND), "right": reality.reading} if readers else None,
+        "floor": reality.floor.to_json(),
+        "ceilings": ceilings,
         "checkpoints": rows,
     }
 
