@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dpwg.method.captions import EncodedText, TextEncoder
 from dpwg.method.encoders import check_encoder, open_encoder
+from dpwg.method.rivals.raster import rows_of
 from dpwg.method.sampling import Sampling, sample
 from dpwg.method.wavelet import haar_pyramid
 from dpwg.privacy.card import PrivacyCard
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dpwg.upsampling.upsamplers import Upsampler
 
 MAX_SEED = 2**31 - 1
+COARSEST = 8
+"""Pixels a side of the coarsest band that is shown of a picture that was drawn in one scale."""
 DEFAULT_SAMPLING = Sampling()
 
 
@@ -190,11 +193,11 @@ class DPWaveletPipeline:
         clock.append(time.perf_counter())
         choose = functools.partial(self._choose, captions, text) if candidates > 1 else None
         partials: list[np.ndarray] = []
+        config = self.release.model.config
+        steps = config.scales if config.scales > 1 else len(rows_of(config.positions))
         for codes in sample(self._model, text, empty, seeds, settings, choose=choose):
             partials.append(to_uint8(self.release.tokenizer.decode([c.cpu() for c in codes])))
-            yield Stage(
-                images=partials[-1], step=len(partials), steps=self.release.model.config.scales
-            )
+            yield Stage(images=partials[-1], step=len(partials), steps=steps)
         clock.append(time.perf_counter())
         coarse_BCHW = torch.from_numpy(partials[-1]).permute(0, 3, 1, 2).float() / 255
         if isinstance(upsample, PromptedUpsampler):
@@ -206,7 +209,8 @@ class DPWaveletPipeline:
         else:
             image_BCHW = upsample(coarse_BCHW)
         clock.append(time.perf_counter())
-        levels = (image_BCHW.shape[-1] // partials[0].shape[1]).bit_length() - 1
+        coarsest = min(partials[0].shape[1], COARSEST)
+        levels = (image_BCHW.shape[-1] // coarsest).bit_length() - 1
         names = ("text", "tokens", "upsampling")
         seconds = {n: b - a for n, a, b in zip(names, clock[:-1], clock[1:], strict=True)}
         yield GenerationResult(

@@ -8,7 +8,7 @@ can fall to the other side.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpwg.config import Config, Natural
 from dpwg.method.captions import EncodedText
+from dpwg.method.rivals.raster import UNDRAWN, rows_of
 from dpwg.method.transformer import WaveletGPT
 
 MAX_CANDIDATES = 16
@@ -61,7 +62,7 @@ def sample(
     choose: Choose | None = None,
 ) -> Iterator[list[Tensor]]:
     """Codes of one image a caption and seed, as each scale is finished: those of all scales so far,
-    one int64 tensor (B, positions, codes) a scale.
+    one int64 tensor (B, positions, codes) a scale. Of one scale alone, each row is.
 
     `unconditional` is the empty caption, one row. `choose` chooses among the candidates of
     the coarsest scale; without it there is one. `model` computes in its own dtype.
@@ -89,6 +90,14 @@ def sample(
             drawing.keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
         return drawing
 
+    if model.config.scales == 1:  # a raster, of which each row is finished by itself
+        drawing = _Drawing(model, text, unconditional, seeds, settings, 1)
+        for row in rows_of(model.config.positions):
+            drawing.draw(0, row)
+            codes_BPK = drawing.codes[0].clone()
+            codes_BPK[:, row.stop :] = UNDRAWN
+            yield [codes_BPK]
+        return
     drawing, *others = map(coarsest, parts)
     if others:
         drawing.join(others)
@@ -141,12 +150,12 @@ class _Drawing:
             z.repeat_interleave(self._passes, dim=0) for z in model.latents(self.codes)
         ]
 
-    def draw(self, scale: int) -> None:
-        """Draw every code of a scale."""
+    def draw(self, scale: int, places: Iterable[int] | None = None) -> None:
+        """Draw the codes of a scale's next positions, all by default."""
         model, config = self._model, self._model.config
         table_KD = model.get_buffer(f"codebook_{scale}")
         vectors_BPKD = self._latents[scale].unflatten(2, (config.codes, -1))
-        for place in range(config.positions):
+        for place in places or range(config.positions):
             self._generation.advance(self._latents)
             for code in range(config.codes):
                 logits_BV = self._generation.logits(self._latents, code)

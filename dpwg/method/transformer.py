@@ -132,7 +132,9 @@ class WaveletGPT(nn.Module):
             for scale, linear in enumerate(self.coarser, start=1)
         ]
         ids_BT = torch.arange(self.config.length, device=x_BTC.device).expand(len(x_BTC), -1)
-        x_BTC = x_BTC + self.places(ids_BT) + F.pad(torch.cat(coarser, dim=1), (0, 0, P, 0))
+        x_BTC = x_BTC + self.places(ids_BT)
+        if coarser:  # none of a raster of one scale
+            x_BTC = x_BTC + F.pad(torch.cat(coarser, dim=1), (0, 0, P, 0))
         bias = torch.cat(
             (
                 self._caption_bias(mask_BL).expand(-1, 1, self.config.length, -1),

@@ -47,7 +47,8 @@ from dpwg.release.adapters import merge_adapter, save_adapter
 from dpwg.release.shared import check_same_tokenizer, load_tokenizer, save_tokenizer
 
 FAMILIES: dict[str, tuple[type[Config], Callable[[Any], WaveletGPT]]] = {
-    "dp-wavelet": (ModelConfig, WaveletGPT)
+    "dp-wavelet": (ModelConfig, WaveletGPT),
+    "dp-llamagen": (ModelConfig, WaveletGPT),  # of one scale, see method/rivals/raster
 }
 """By the `family` of a release: its configuration, whose `blocks` are fewer than its tensors, and
 its model. A release without the entry is of the first."""

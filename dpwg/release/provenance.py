@@ -43,10 +43,13 @@ def public_inputs(
     )
 
 
-def photo_inputs(records: int, encoder: TextEncoderId, *, cleaned: bool) -> tuple[Input, ...]:
+def photo_inputs(
+    records: int, encoder: TextEncoderId, *, cleaned: bool, upsampled: bool
+) -> tuple[Input, ...]:
     """The inputs of a family that was trained on `records` public photographs.
 
-    `cleaned` says whether UTKFace's near-copies of CelebA's photographs were left out.
+    `cleaned` says whether UTKFace's near-copies of CelebA's photographs were left out, `upsampled`
+    whether upsamplers may go with the pictures.
     """
     copies = (
         "near-copies of CelebA's photographs were found by comparing with them, a choice that "
@@ -60,7 +63,8 @@ def photo_inputs(records: int, encoder: TextEncoderId, *, cleaned: bool) -> tupl
         faces | {"source": f"{faces['source']}; {copies}"},
         _input("spectral tokenizer and codebooks", trained, PHOTO_TERMS),
         text_encoder_input(encoder),
-        *(KNOWN[n] for n in ("photo_superresolution", "realesrgan", "celeba_list", "grammar")),
+        *(KNOWN[n] for n in ("photo_superresolution", "realesrgan") if upsampled),
+        *(KNOWN[n] for n in ("celeba_list", "grammar")),
         _input("WaveletGPT before fine-tuning", trained, PHOTO_TERMS),
     )
 

@@ -186,7 +186,9 @@ class _Work:
             preset,
             preset.pretraining,
             tokenizer_folder=folder,
-            inputs=photo_inputs(count, encoder.id, cleaned=source.cleaned),
+            inputs=photo_inputs(
+                count, encoder.id, cleaned=source.cleaned, upsampled=preset.upsampler != "none"
+            ),
             delta=self._family.delta,
             upsampler=preset.upsampler,
             compiled=self._ranks.device.type == "cuda",

@@ -34,13 +34,15 @@ _DOUBLED_TWICE = SuperResolutionConfig()
 class Preset:
     """What each part is, and how it is trained.
 
-    `text_encoder` and `upsampler` are public parts by their names, the upsampler for images of the
-    tokenizer's size; `superresolution` is this project's own model for the same step.
+    `family` is the generator's, `text_encoder` and `upsampler` are public parts by their names, the
+    upsampler for images of the tokenizer's size; `superresolution` is this project's own model for
+    the same step.
     """
 
     name: str
     tokenizer: TokenizerConfig
     model: ModelConfig
+    family: str = "dp-wavelet"
     superresolution: SuperResolutionConfig = _DOUBLED_TWICE
     text_encoder: str = MINILM
     upsampler: str = DEFAULT_UPSAMPLER
@@ -52,7 +54,8 @@ class Preset:
     @property
     def image_size(self) -> int:
         """The side of the full images."""
-        return self.superresolution.coarse_size << self.superresolution.levels
+        doublings = 0 if self.upsampler == "none" else self.superresolution.levels
+        return self.tokenizer.coarse_size << doublings
 
     def new_model(self, tokenizer: SpectralTokenizer, encoder: TextEncoder) -> WaveletGPT:
         """An untrained WaveletGPT of this size, for this tokenizer's codes and this encoder.
@@ -88,6 +91,7 @@ def get_preset(name: str) -> Preset:
 
 _FACES = TokenizerConfig()
 _PHOTOS = TokenizerConfig(channels=64)
+_RASTER = TokenizerConfig(coarse_size=128, levels=0, grid=16, split=1, codebook_sizes=(1024,))
 _LARGE = TokenizerConfig(
     coarse_size=64,
     grid=8,
@@ -114,6 +118,15 @@ PRESETS = {
                 batch=128, learning_rate=1e-3, ema_decay=0.995, foresee_steps=400
             ),
             superresolution_training=SuperResolutionTraining(images=20_000),
+            pretraining=Pretraining(batch=128),
+        ),
+        Preset(
+            name="llamagen-128",
+            family="dp-llamagen",
+            tokenizer=_RASTER,
+            model=ModelConfig.for_tokenizer(_RASTER),
+            upsampler="none",
+            tokenizer_training=TokenizerTraining(batch=64, learning_rate=1e-3, ema_decay=0.995),
             pretraining=Pretraining(batch=128),
         ),
         Preset(
@@ -200,20 +213,29 @@ class Family:
         return self.shares | {run.name: run.share for run in self.runs}
 
 
+_CELEBA = Family(
+    name="celeba",
+    private_set="celeba-train",
+    public_set="public-photos",
+    preset="photos-128",
+    runs=(
+        PrivateRun(name="eps-10", epsilon=10.0, share=0.1, pace=160 / 4096),
+        PrivateRun(name="eps-1", epsilon=1.0, share=0.08, pace=48 / 4096),
+        PrivateRun(name="eps-3", epsilon=3.0, share=0.08, pace=80 / 4096),
+        PrivateRun(name="eps-inf", epsilon=math.inf, share=0.08, pace=160 / 4096),
+        PrivateRun(name="person-eps-10", epsilon=10.0, share=0.06, pace=160 / 4096, unit="person"),
+    ),
+)
 FAMILIES = {
-    "celeba": Family(
-        name="celeba",
-        private_set="celeba-train",
-        public_set="public-photos",
-        preset="photos-128",
-        runs=(
-            PrivateRun(name="eps-10", epsilon=10.0, share=0.1, pace=160 / 4096),
-            PrivateRun(name="eps-1", epsilon=1.0, share=0.08, pace=48 / 4096),
-            PrivateRun(name="eps-3", epsilon=3.0, share=0.08, pace=80 / 4096),
-            PrivateRun(name="eps-inf", epsilon=math.inf, share=0.08, pace=160 / 4096),
-            PrivateRun(
-                name="person-eps-10", epsilon=10.0, share=0.06, pace=160 / 4096, unit="person"
-            ),
+    family.name: family
+    for family in (
+        _CELEBA,
+        dataclasses.replace(
+            _CELEBA,
+            name="celeba/dp-llamagen",
+            preset="llamagen-128",
+            runs=tuple(r for r in _CELEBA.runs if r.name in ("eps-10", "eps-1", "eps-inf")),
+            shares={"tokenizer": 0.2, "public": 0.4},
         ),
     )
 }

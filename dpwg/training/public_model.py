@@ -91,6 +91,7 @@ def make_public(
         tokenizer=tokenizer,
         card=card,
         text_encoder=base.text_encoder if base else encoder.id,
+        family=preset.family,
         upsampler=upsampler,
     )
     save_release(job.out, release, tokenizer_folder=tokenizer_folder)

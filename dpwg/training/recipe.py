@@ -150,6 +150,7 @@ def train_private(
             tokenizer=start.tokenizer,
             card=card,
             text_encoder=start.text_encoder,
+            family=start.family,
             adapter=training.adapter,
             upsampler=start.upsampler,
             base_sha256=start.weights_sha256,

@@ -44,6 +44,7 @@ UPSAMPLERS: tuple[tuple[str, str], ...] = (
     ("wavelet-sharp", "Twice the size by this project's own model, then by Real-ESRGAN: crisp."),
     ("wavelet", "This project's own model, trained on public drawings: calm, and soft at edges."),
     ("photo", "This project's own model, trained on public photographs, including faces."),
+    ("none", "No public model: the picture as the private model drew it, small."),
     ("bicubic", "Smooth interpolation without any model: invents nothing, stays soft."),
     ("realesrgan-anime", "Real-ESRGAN for drawings: crisp outlines and flat colours."),
     ("realesrgan-photo", "Real-ESRGAN for photographs: invents the most texture, and is slowest."),
@@ -83,6 +84,18 @@ class PromptedUpsampler(Protocol):
     def draw(
         self, image_BCHW: Tensor, *, captions: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[tuple[int, int] | Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoUpsampler:
+    """The picture as it was drawn, for generators of full images."""
+
+    scale: int = 1
+    name: str = "none"
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        check_images(image_BCHW)
+        return image_BCHW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +217,13 @@ class SharpWaveletUpsampler:
 
 
 def embedded_upsamplers(folder: Path) -> list[Upsampler]:
-    """Every one of UPSAMPLERS, this project's own with the model of a folder."""
+    """Every one of UPSAMPLERS that enlarges, this project's own with the model of a folder."""
     own: dict[str, Upsampler] = {
         "wavelet": WaveletUpsampler(folder),
         "wavelet-sharp": SharpWaveletUpsampler(folder),
     }
-    return [own.get(name) or get_upsampler(name) for name, _ in UPSAMPLERS]
+    names = [name for name, _ in UPSAMPLERS if name != "none"]
+    return [own.get(name) or get_upsampler(name) for name in names]
 
 
 def is_embedded(name: str) -> bool:
@@ -257,6 +271,8 @@ def get_upsampler(name: str) -> Upsampler:
     if not is_embedded(name):
         known = ", ".join(dict(UPSAMPLERS))
         raise ValueError(f"Expected upsampler={name!r:.200} in {{{known}}}, or {NAMES}.")
+    if name == "none":
+        return NoUpsampler()
     if name == "bicubic":
         return BicubicUpsampler()
     if name == "wavelet-sharp":
