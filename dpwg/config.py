@@ -260,3 +260,42 @@ class RerankerConfig(Config):
     @property
     def positions(self) -> int:
         return (self.image_size // self.patch) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Config):
+    """DP-LDM's autoencoder: `coarse_size` pixels a side to latents of `size` and back, by
+    convolutions of these `widths`, of which all but the last halve the size.
+    """
+
+    coarse_size: Count = 128
+    latent_channels: Count = 4
+    widths: tuple[Count, ...] = (32, 64, 96, 128)
+    groups: Count = 16
+
+    @property
+    def size(self) -> int:
+        """The side of the latents."""
+        return self.coarse_size >> (len(self.widths) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(Config):
+    """DP-LDM's network over `channels` x `size` x `size` latents. The text sizes are its text
+    encoder's; `steps` are the noise levels that it is trained on.
+    """
+
+    channels: Count = 4
+    size: Count = 16
+    text_width: Count = 384
+    text_tokens: Count = 40
+    widths: tuple[Count, ...] = (128, 256)
+    layers: Count = 1
+    head_width: Count = 32
+    groups: Count = 32
+    steps: Count = 1000
+
+    @property
+    def blocks(self) -> int:
+        """Fewer than its tensors."""
+        return 2 * len(self.widths) * self.layers

@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from dpwg.config import ModelConfig, TokenizerConfig
 from dpwg.method.encoders import default_encoder
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.transformer import LORA_LAYERS, WaveletGPT
 from dpwg.privacy.accounting import Ledger, LedgerEntry
 from dpwg.privacy.card import PrivacyCard
 from dpwg.privacy.lora import add_lora
 from dpwg.release.folder import Release, save_release
 from dpwg.release.shared import save_tokenizer
 from dpwg.training.examples import Examples
-from dpwg.training.private import LORA_LAYERS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

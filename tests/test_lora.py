@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.transformer import LORA_LAYERS, WaveletGPT
 from dpwg.privacy.lora import LoRALinear, add_lora, merge_lora
-from dpwg.training.private import LORA_LAYERS
 
 
 @torch.no_grad()

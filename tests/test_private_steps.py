@@ -15,12 +15,13 @@ from gradients import ONE_RECORD, Sums, assert_same_sums, clip, minus, norm_of
 from scipy import stats
 from torch import Tensor
 
+from dpwg.method.transformer import LORA_LAYERS
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.lora import add_lora
 from dpwg.training import private
 from dpwg.training.examples import Batch, Examples
 from dpwg.training.optimizer import Weights
-from dpwg.training.private import LORA_LAYERS, Finetuning, PrivateTraining
+from dpwg.training.private import Finetuning, PrivateTraining
 from dpwg.training.run_state import load_state, save_state
 
 RECORDS = 12

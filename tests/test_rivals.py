@@ -1,4 +1,4 @@
-"""DP-LlamaGen: one scale of codes, row by row, through the same engine."""
+"""DP-LlamaGen and DP-LDM: other generators through the same engine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import pytest
 import torch
 from test_recipe import source
 from tiny import shrunk
+from torch.nn import functional as F
 
-from dpwg.config import ModelConfig, TokenizerConfig
+from dpwg.config import AutoencoderConfig, DiffusionConfig, ModelConfig, TokenizerConfig
 from dpwg.method.captions import EncodedText
+from dpwg.method.generator import Batch
 from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
 from dpwg.method.predictive import new_tokenizer
+from dpwg.method.rivals.latents import LatentAutoencoder, LatentDiffusion
 from dpwg.method.rivals.raster import UNDRAWN, RasterTokenizer
 from dpwg.method.sampling import Sampling, sample
 from dpwg.method.transformer import WaveletGPT
+from dpwg.privacy.preflight import trainable_layers
 from dpwg.release.folder import load_release
 from dpwg.training import family as recipe
+from dpwg.training.autoencoder import AutoencoderTraining, train_autoencoder
 from dpwg.training.family import train_family
-from dpwg.training.presets import FAMILIES, get_preset
+from dpwg.training.optimizer import finished
+from dpwg.training.presets import FAMILIES, Preset, get_preset
+from dpwg.training.sources import Source
 
 RASTER = TokenizerConfig(
     coarse_size=16, levels=0, grid=4, split=1, codebook_sizes=(12,), width=16, heads=2,
@@ -67,31 +74,108 @@ def test_rows_come_one_by_one_and_stay() -> None:
     assert not torch.equal(before[:, 10:], after[:, 10:])
 
 
-def test_the_family_trains_privately_and_draws(tmp_path, monkeypatch) -> None:
-    small = shrunk(get_preset("llamagen-128"), 16)
-    small = dataclasses.replace(
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Source:
+    """Records whose captions are encoded once."""
+    return source(tmp_path_factory.mktemp("photos"))
+
+
+def tiny(name: str) -> Preset:
+    """A rival's preset with tiny models."""
+    own = get_preset(name)
+    if name == "ldm-128":
+        return dataclasses.replace(
+            own,
+            tokenizer=AutoencoderConfig(widths=(4, 4, 8, 8), groups=2),
+            model=DiffusionConfig(widths=(8, 16), head_width=8, groups=4),
+            tokenizer_training=dataclasses.replace(own.tokenizer_training, batch=2, critic=0.01),
+            pretraining=dataclasses.replace(own.pretraining, batch=2),
+            finetuning=dataclasses.replace(own.finetuning, micro_batch=2),
+        )
+    small = shrunk(own, 16)
+    return dataclasses.replace(
         small,
         tokenizer_training=dataclasses.replace(small.tokenizer_training, batch=8),
         pretraining=dataclasses.replace(small.pretraining, batch=2),
         finetuning=dataclasses.replace(small.finetuning, micro_batch=2, lora_rank=2),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "stages"), [("dp-llamagen", "llamagen-128", 16), ("dp-ldm", "ldm-128", 30)]
+)
+def test_a_rivals_family_trains_privately_and_draws(
+    name: str, preset: str, stages: int, photos: Source, tmp_path, monkeypatch
+) -> None:
+    small = tiny(preset)
     monkeypatch.setattr(recipe, "get_preset", lambda name: small)
     monkeypatch.setattr(recipe, "REHEARSED", 3)
     monkeypatch.setattr(recipe, "private_rate", lambda model, settings, ranks: 25.0)
-    family, out = FAMILIES["celeba/dp-llamagen"], tmp_path / "out"
-    steps = train_family(
-        family, source(tmp_path), out, tmp_path / "run", minutes=0.02, clock=lambda: 0.0
-    )
+    family, out = FAMILIES[f"celeba/{name}"], tmp_path / "out"
+    steps = train_family(family, photos, out, tmp_path / "run", minutes=0.02, clock=lambda: 0.0)
     done = [report.stage for report in steps if report.done is not None]
     assert done == ["tokenizer", "public", "eps-10", "eps-1", "eps-inf"]
     release = load_release(out / "eps-10")
-    assert (release.family, release.upsampler) == ("dp-llamagen", "none")
+    assert (release.family, release.upsampler) == (name, "none")
     assert release.card.epsilon == pytest.approx(10, rel=0.01)
     assert load_release(out / "eps-inf").card.epsilon in (None, math.inf)
     assert not any("upsampler" in item["name"] for item in release.card.public_inputs)
-    *stages, result = DPWaveletPipeline.from_pretrained(out / "eps-10").stages("a man")
+    pipeline = DPWaveletPipeline.from_pretrained(out / "eps-10")
+    *drawn, result = pipeline.stages(["a man", "a woman"], seed=3)
     assert isinstance(result, GenerationResult)
-    assert (len(stages), stages[0].steps) == (16, 16)
-    assert result.image.shape == result.coarse.shape == (1, 128, 128, 3)
+    assert (len(drawn), drawn[0].steps) == (stages, stages)
+    assert result.image.shape == result.coarse.shape == (2, 128, 128, 3)
     assert (result.image == result.coarse).all()
     assert result.bands[0].shape[-1] == 8
+    alone = pipeline("a woman", seed=4)
+    assert (alone.image[0] == result.image[1]).all()
+
+
+def test_diffusion_trains_its_attention_and_the_captions_projection_alone() -> None:
+    model = LatentDiffusion(DiffusionConfig(widths=(8, 16), head_width=8, groups=4, text_width=8))
+    model.make_trainable(0)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(n.startswith("caption.") or ".transformer_blocks." in n for n in trained)
+    assert set(trainable_layers(model))  # each of them has a rule in the private engine
+    with pytest.raises(ValueError, match="lora_rank=0"):
+        model.make_trainable(4)
+
+
+def test_a_records_noise_is_its_own() -> None:
+    """Neither order nor company of the records changes a loss, and the signal's energy falls."""
+    torch.manual_seed(0)
+    config = DiffusionConfig(widths=(8, 16), head_width=8, groups=4, text_width=8, size=8)
+    model = LatentDiffusion(config).double()
+    whole = Batch(
+        states_BLD=torch.randn(4, 5, 8),
+        mask_BL=torch.arange(5)[None] < torch.tensor([5, 3, 2, 4])[:, None],
+        codes=[torch.randn(4, 4, 8, 8, dtype=torch.float64)],
+        draw_B=torch.rand(4, dtype=torch.float64),
+    )
+    order_B = torch.tensor([2, 0])
+    part = Batch(
+        states_BLD=whole.states_BLD[order_B],
+        mask_BL=whole.mask_BL[order_B],
+        codes=[whole.codes[0][order_B]],
+        draw_B=whole.draw_B[order_B],
+    )
+    torch.testing.assert_close(model.losses(part), model.losses(whole)[order_B])
+    assert model.losses(whole).std() > 0
+    assert 0.99 < model.kept_T[0] < 1
+    assert model.kept_T[-1] < 0.01
+    assert (model.kept_T.diff() < 0).all()
+
+
+def test_latents_come_back_as_images() -> None:
+    """An autoencoder that is trained a little beats grey, and its latents have a deviation of 1."""
+    model = LatentAutoencoder(AutoencoderConfig(coarse_size=16, widths=(16, 16), groups=4))
+    small_NChw = torch.rand(40, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    images_NCHW = (255 * F.interpolate(small_NChw, (16, 16), mode="bilinear")).byte()
+    settings = AutoencoderTraining(steps=150, batch=8, warmup=5, learning_rate=2e-3, ema_decay=0.9)
+    finished(train_autoencoder(model, images_NCHW, settings))
+    target = images_NCHW.float() / 255
+    latents = model.encode(target)
+    assert latents[0].shape == (40, 4, 8, 8)
+    assert latents[0].std() == pytest.approx(1, abs=0.1)
+    assert (model.decode(latents) - target).abs().mean() < 0.5 * (target - 0.5).abs().mean()

@@ -22,7 +22,7 @@ def random_images(count: int) -> Tensor:
     return F.avg_pool2d(noise, 3, 1, 1)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in UPSAMPLERS])
+@pytest.mark.parametrize("name", [name for name, _ in UPSAMPLERS if name != "none"])
 def test_every_upsampler_keeps_shape_range_colours_and_orientation(name: str) -> None:
     """Channels or axes in the wrong order would move a red corner."""
     small = torch.zeros(1, 3, 32, 32)

@@ -68,7 +68,8 @@ def finetune(
         records: with --plan, so many, of no data set
     """
     from dpwg.data.sets import SPLITS
-    from dpwg.method.transformer import WaveletGPT
+    from dpwg.method.families import FAMILIES
+    from dpwg.method.generator import Generator
     from dpwg.release.folder import find_checkpoint, load_public
     from dpwg.training.cost import rehearse
     from dpwg.training.encodings import encoded_root
@@ -95,7 +96,7 @@ def finetune(
             records = count_units(found, unit)
         if preset and not base:
             sizes = get_preset(preset)
-            model = WaveletGPT(sizes.model)
+            model: Generator = FAMILIES[sizes.family].model(sizes.model)
             facts |= {"text_encoder": sizes.text_encoder, "upsampler": sizes.upsampler}
         else:
             model = load_public(base or BASE).model

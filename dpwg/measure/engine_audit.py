@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.generator import Batch, Generator
 from dpwg.privacy.accounting import Ledger, PrivacyPlan
 from dpwg.privacy.mechanism import system_generator
 from dpwg.privacy.one_run_audit import AuditBound, audit_guesses
@@ -72,7 +72,7 @@ class EngineAudit:
         return self.bound.epsilon > self.ledger_epsilon
 
 
-class CanaryModel(nn.Module):
+class CanaryModel(Generator):
     """Stands in for WaveletGPT: record i alone moves row i of each layer, and nothing else.
 
     The losses are linear in the parameters, so that gradients do not depend on earlier steps.
@@ -84,11 +84,9 @@ class CanaryModel(nn.Module):
         self.rows = nn.ModuleList(nn.Embedding(canaries, 1) for _ in range(EMBEDDINGS))
         self.linear = nn.Linear(canaries, 1, bias=False)
 
-    def negative_log_likelihood(
-        self, states_BLD: Tensor, mask_BL: Tensor, codes: list[Tensor]
-    ) -> Tensor:
+    def losses(self, batch: Batch) -> Tensor:
         """One loss a record, (B,), from two codes: which canary it is, and 1 if it joined or 0."""
-        index_B1, joined_B1 = (code_BPK[:, :, 0] for code_BPK in codes)
+        index_B1, joined_B1 = (code_BPK[:, :, 0] for code_BPK in batch.codes)
         dtype = self.linear.weight.dtype
         zeros_BM = torch.zeros(len(index_B1), self.linear.in_features, dtype=dtype)
         values_B1 = self.linear(zeros_BM.to(index_B1.device).scatter(1, index_B1, 1.0))
@@ -187,9 +185,8 @@ def canary_readings(
     M, norm = len(included_M), plan.max_grad_norm
     model = CanaryModel(M, pull=PULL * norm)
     settings = Finetuning(lora_rank=0, micro_batch=MICRO_BATCH, precision=precision)
-    stand_in = cast(WaveletGPT, model)  # the training needs its losses and parameters only
     training = PrivateTraining(
-        stand_in, canary_examples(included_M), plan, settings, generator=generator
+        model, canary_examples(included_M), plan, settings, generator=generator
     )
     with optimizer_gradients(model) as gradients:
         for _ in training.run():

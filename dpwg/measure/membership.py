@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dpwg.config import Config, Share
 from dpwg.measure.quality import losses_of
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.generator import Generator
 from dpwg.privacy.curves import max_true_positive_rate
 from dpwg.release.folder import Release
 from dpwg.training.examples import Examples
@@ -118,7 +118,7 @@ def check_reference(release: Release, public: Release) -> None:
         )
 
 
-def calibrated_scores(model: WaveletGPT, public: WaveletGPT, examples: Examples) -> Tensor:
+def calibrated_scores(model: Generator, public: Generator, examples: Examples) -> Tensor:
     """How much less loss than the public model a checkpoint has on each record, float32 (N,)."""
     return losses_of(public, examples) - losses_of(model, examples)
 

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from dpwg.data.records import Records
 from dpwg.device import pick_precision
+from dpwg.method.generator import Generator
 from dpwg.method.reranker import Reranker
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.method.transformer import WaveletGPT
 from dpwg.method.wavelet import coarse_image, haar_pyramid
 from dpwg.training.encodings import coarse_batches
 from dpwg.training.examples import Examples
@@ -154,13 +154,13 @@ def _detail_energy(image_BCHW: Tensor, levels: int) -> float:
     return sum(float(details.square().sum()) for details in haar_pyramid(image_BCHW, levels)[1:])
 
 
-def held_out_loss(model: WaveletGPT, examples: Examples) -> float:
+def held_out_loss(model: Generator, examples: Examples) -> float:
     """Mean nats per code of a model on all examples, first captions, in the fastest precision."""
     return float(losses_of(model, examples).double().mean())
 
 
 @torch.no_grad()
-def losses_of(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> Tensor:
+def losses_of(model: Generator, examples: Examples, *, batch: int = 64) -> Tensor:
     """Nats per code of every example, first captions, in the fastest precision; float32 (N,)."""
     precision = pick_precision(next(model.parameters()).device)
     worker = copy.deepcopy(model).to(getattr(torch, precision))
@@ -168,5 +168,5 @@ def losses_of(model: WaveletGPT, examples: Examples, *, batch: int = 64) -> Tens
     for start in range(0, len(examples), batch):
         chosen_B = torch.arange(start, min(start + batch, len(examples)))
         part = examples.batch(chosen_B)
-        losses.append(worker.negative_log_likelihood(part.states_BLD, part.mask_BL, part.codes))
+        losses.append(worker.losses(part))
     return torch.cat(losses)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dpwg.method.captions import EncodedText, TextEncoder
 from dpwg.method.encoders import check_encoder, open_encoder
-from dpwg.method.rivals.raster import rows_of
-from dpwg.method.sampling import Sampling, sample
+from dpwg.method.families import FAMILIES
+from dpwg.method.sampling import Sampling
 from dpwg.method.wavelet import haar_pyramid
 from dpwg.privacy.card import PrivacyCard
 
@@ -193,9 +193,9 @@ class DPWaveletPipeline:
         clock.append(time.perf_counter())
         choose = functools.partial(self._choose, captions, text) if candidates > 1 else None
         partials: list[np.ndarray] = []
-        config = self.release.model.config
-        steps = config.scales if config.scales > 1 else len(rows_of(config.positions))
-        for codes in sample(self._model, text, empty, seeds, settings, choose=choose):
+        family = FAMILIES[self.release.family]
+        steps = family.stages(self.release.model.config)
+        for codes in family.draw(self._model, text, empty, seeds, settings, choose=choose):
             partials.append(to_uint8(self.release.tokenizer.decode([c.cpu() for c in codes])))
             yield Stage(images=partials[-1], step=len(partials), steps=steps)
         clock.append(time.perf_counter())

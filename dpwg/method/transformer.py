@@ -18,8 +18,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dpwg.config import ModelConfig
+from dpwg.method.generator import Batch, Generator
 from dpwg.method.layers import Block, KeyValueCache, cross_entropy
 from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.privacy.lora import add_lora
+
+LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter", "logits")
+"""The layers that adapters go to."""
 
 
 class CodeHead(nn.Module):
@@ -58,7 +63,7 @@ class CodeHead(nn.Module):
         return logits_BPKV
 
 
-class WaveletGPT(nn.Module):
+class WaveletGPT(Generator):
     """Caption states and coarse codes -> logits of every code.
 
     Text is (B, L, text_width) states and a (B, L) mask, True at tokens. Codes are one int64 tensor
@@ -67,8 +72,6 @@ class WaveletGPT(nn.Module):
     """
 
     causal_TT: Tensor
-    checkpointing = False
-    """Whether training computes a block's activations twice instead of keeping them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -163,6 +166,21 @@ class WaveletGPT(nn.Module):
             losses_N = cross_entropy(logits_BPKV.flatten(0, 2), index_BPK.flatten())
             total_B = total_B + losses_N.view(len(mask_BL), -1).sum(1)
         return total_B / self.config.tokens
+
+    def losses(self, batch: Batch) -> Tensor:
+        """`negative_log_likelihood` of a batch."""
+        return self.negative_log_likelihood(batch.states_BLD, batch.mask_BL, batch.codes)
+
+    def make_trainable(self, lora_rank: int) -> None:
+        """All parameters, or adapters of LORA_LAYERS."""
+        self.requires_grad_(True)
+        if lora_rank:
+            add_lora(self, lora_rank, LORA_LAYERS)
+
+    def random_codes(self, records: int, generator: torch.Generator) -> list[Tensor]:
+        """Codes of images that do not exist."""
+        shape = (records, self.config.positions, self.config.codes)
+        return [torch.randint(n, shape, generator=generator) for n in self.config.codebook_sizes]
 
     def begin(self, states_BLD: Tensor, mask_BL: Tensor) -> Generation:
         """Start generating: see `Generation`."""

@@ -5,6 +5,7 @@ An adapter is tensors by name. Each adapted Linear has its LoRA pair, `NAME.down
 release keeps it. A model that was trained before adapters were kept has corrections beside that,
 so that it is the same to the last bit: `NAME.value`, bfloat16 (N,), are entries of the merged
 weight in row-major order, and `NAME.skip`, uint8 (N,), how many lie between one and the one before.
+What was trained without a pair is there as it is, by its own name, in bfloat16.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ def merge_adapter(model: nn.Module, adapter: Mapping[str, Tensor]) -> None:
 
     What does not fit raises PyTorch's errors, or makes a model of another digest.
     """
-    for name in sorted({key.rpartition(".")[0] for key in adapter}):
+    pairs = {key.rpartition(".")[0] for key in adapter if key.endswith((".down", ".up"))}
+    for key, value in adapter.items():
+        if key.rpartition(".")[0] not in pairs:
+            model.get_parameter(key).copy_(value)
+    for name in sorted(pairs):
         weight = model.get_submodule(name).get_parameter("weight")
         merged_OI = merged_weight(weight, adapter[f"{name}.down"], adapter[f"{name}.up"])
         if (skip_N := adapter.get(f"{name}.skip")) is not None:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpwg.config import Config, ModelConfig, TextEncoderId, read_json
+from dpwg.config import Config, TextEncoderId, read_json
 from dpwg.files import whole
+from dpwg.method.families import DEFAULT_FAMILY, FAMILIES
+from dpwg.method.generator import Generator
 from dpwg.method.tokenizer import SpectralTokenizer
-from dpwg.method.transformer import WaveletGPT
 from dpwg.modules import (
     CONFIG,
     FILES,
@@ -46,12 +47,6 @@ from dpwg.privacy.card import PrivacyCard
 from dpwg.release.adapters import merge_adapter, save_adapter
 from dpwg.release.shared import check_same_tokenizer, load_tokenizer, save_tokenizer
 
-FAMILIES: dict[str, tuple[type[Config], Callable[[Any], WaveletGPT]]] = {
-    "dp-wavelet": (ModelConfig, WaveletGPT),
-    "dp-llamagen": (ModelConfig, WaveletGPT),  # of one scale, see method/rivals/raster
-}
-"""By the `family` of a release: its configuration, whose `blocks` are fewer than its tensors, and
-its model. A release without the entry is of the first."""
 _CARD = "privacy_card.json"
 _MODEL_FLOAT32 = ("codebook_",)
 _LISTED = (
@@ -63,7 +58,7 @@ _LISTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A trained WaveletGPT with what it needs to be used and to be judged.
+    """A trained generator with what it needs to be used and to be judged.
 
     `adapter` is what made the model of its public base, see `release/adapters`; None where every
     parameter was trained, or where it was saved whole. `upsampler` names the one that suits its
@@ -71,11 +66,11 @@ class Release:
     are when it is saved whole, and `base_sha256` that of its base; None where they are not known.
     """
 
-    model: WaveletGPT
+    model: Generator
     tokenizer: SpectralTokenizer
     card: PrivacyCard
     text_encoder: TextEncoderId
-    family: str = "dp-wavelet"
+    family: str = DEFAULT_FAMILY
     adapter: dict[str, Tensor] | None = None
     upsampler: str | None = None
     weights_sha256: str | None = None
@@ -220,7 +215,7 @@ def load_release(name_or_path: str | Path, *, called: str | None = None) -> Rele
             tokenizer=load_tokenizer(tokenizer_folder),
             card=card,
             text_encoder=TextEncoderId.from_json(config["text_encoder"]),
-            family=config.get("family", next(iter(FAMILIES))),
+            family=config.get("family", DEFAULT_FAMILY),
             adapter=adapter,
             upsampler=upsampler,
             weights_sha256=config["weights_sha256"],
@@ -257,13 +252,13 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _generator(config: dict[str, Any]) -> tuple[Config, Callable[[Any], WaveletGPT]]:
+def _generator(config: dict[str, Any]) -> tuple[Config, Callable[[Any], Generator]]:
     """The configuration of a release's model, and what makes the model of it."""
-    kind, make = FAMILIES[config.get("family", next(iter(FAMILIES)))]
-    return kind.from_json(config["model"]), make
+    family = FAMILIES[config.get("family", DEFAULT_FAMILY)]
+    return family.config.from_json(config["model"]), family.model
 
 
-def _load_model(folder: Path, config: dict[str, Any]) -> WaveletGPT:
+def _load_model(folder: Path, config: dict[str, Any]) -> Generator:
     sizes, make = _generator(config)
     return load_module(lambda: make(sizes), folder, sizes.blocks)  # type: ignore[attr-defined]
 
@@ -310,7 +305,7 @@ def _check_digest(
         )
 
 
-def _sha(model: WaveletGPT) -> str:
+def _sha(model: Generator) -> str:
     """The digest of a model's files, if it were saved whole."""
     with tempfile.TemporaryDirectory() as scratch:
         save_weights(Path(scratch) / "whole", model, keep=_MODEL_FLOAT32)

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpwg.config import RerankerConfig, TextEncoderId, TokenizerConfig
+from dpwg.config import AutoencoderConfig, RerankerConfig, TextEncoderId, TokenizerConfig
 from dpwg.method.predictive import new_tokenizer
 from dpwg.method.reranker import Reranker
+from dpwg.method.rivals.latents import LatentAutoencoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.modules import (
     PUBLIC_INPUT,
@@ -34,14 +35,18 @@ RERANKER = "reranker"
 _TOKENIZER_FLOAT32 = ("codebooks.", "spread_S")
 
 
-def save_tokenizer(folder: Path, tokenizer: SpectralTokenizer) -> None:
+def save_tokenizer(folder: Path, tokenizer: Any) -> None:
     """Write a tokenizer as `save_module` does; its codebooks stay float32."""
     save_module(folder, tokenizer, tokenizer.config, keep=_TOKENIZER_FLOAT32)
 
 
-def load_tokenizer(folder: Path) -> SpectralTokenizer:
-    """Read a tokenizer that `save_tokenizer` wrote, in float32, ready to use."""
-    config = TokenizerConfig.from_json(read_config(folder))
+def load_tokenizer(folder: Path) -> Any:
+    """Read a tokenizer that `save_tokenizer` wrote, or DP-LDM's autoencoder, in float32."""
+    values = read_config(folder)
+    if "latent_channels" in values:
+        latents = AutoencoderConfig.from_json(values)
+        return load_module(lambda: LatentAutoencoder(latents), folder, len(latents.widths))
+    config = TokenizerConfig.from_json(values)
     blocks = config.encoder_blocks + config.decoder_blocks
     return load_module(lambda: new_tokenizer(config), folder, blocks)
 
@@ -100,6 +105,8 @@ def find_rerankers() -> list[Path]:
 
 def reranker_for(tokenizer: SpectralTokenizer, encoder: TextEncoderId) -> ReleasedReranker | None:
     """The first reranker that was trained with this tokenizer and text encoder, if any."""
+    if not tokenizer.books():
+        return None
     own = reranker_reads(tokenizer, encoder.digest, encoder.max_tokens)
     for folder in find_rerankers():
         with _a_reranker(folder):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.generator import Generator
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.training.examples import Examples
 from dpwg.training.private import Finetuning, PrivateTraining
@@ -20,7 +20,7 @@ MICRO_BATCHES = 3
 """That the rehearsed steps have."""
 
 
-def private_rate(model: WaveletGPT, settings: Finetuning, ranks: Ranks) -> float:
+def private_rate(model: Generator, settings: Finetuning, ranks: Ranks) -> float:
     """Examples a second of a private step, all processes together, on made-up records."""
     plan = PrivacyPlan(
         records=settings.micro_batch,
@@ -51,7 +51,7 @@ class Rehearsal:
 
 
 def rehearse(
-    model: WaveletGPT, plan: PrivacyPlan, settings: Finetuning, ranks: Ranks | None = None
+    model: Generator, plan: PrivacyPlan, settings: Finetuning, ranks: Ranks | None = None
 ) -> Rehearsal:
     """Take two real steps on random codes and captions, and scale the second to a step of the plan.
 
@@ -60,7 +60,7 @@ def rehearse(
     ranks = ranks or Ranks()
     records = settings.micro_batch * MICRO_BATCHES * ranks.world
     short = dataclasses.replace(plan, records=records, batch_size=records, steps=2, delta=1e-9)
-    worker = copy.deepcopy(model).requires_grad_(True)
+    worker = copy.deepcopy(model)
     training = PrivateTraining(worker, _made_up(model, records), short, settings, ranks=ranks)
     trainable = sum(p.numel() for p in worker.parameters() if p.requires_grad)
     steps = training.run()
@@ -81,7 +81,7 @@ def rehearse(
     )
 
 
-def _made_up(model: WaveletGPT, records: int) -> Examples:
+def _made_up(model: Generator, records: int) -> Examples:
     config, generator = model.config, torch.Generator().manual_seed(0)
     states_NLD = torch.randn(
         (records, config.text_tokens, config.text_width), generator=generator
@@ -94,11 +94,8 @@ def _made_up(model: WaveletGPT, records: int) -> Examples:
         "empty_states": states_NLD[0],
         "empty_mask": mask_NL[0],
     }
-    shape = (records, config.positions, config.codes)
-    codes = {
-        f"codes_{scale}": torch.randint(size, shape, generator=generator)
-        for scale, size in enumerate(config.codebook_sizes)
-    }
+    made_up = model.random_codes(records, generator)
+    codes = {f"codes_{number}": part for number, part in enumerate(made_up)}
     return Examples(captions, codes)
 
 

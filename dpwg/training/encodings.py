@@ -239,27 +239,33 @@ def captions_of(records: Records, index: int) -> tuple[str, ...]:
 def _codes(
     records: Records, tokenizer: SpectralTokenizer, folder: Path, coarse: Path
 ) -> Iterator[int]:
-    """The codes of every scale, int16; yields how many records are done.
+    """The codes of every scale, int16, or latents, float16; yields how many records are done.
 
     They are of the `coarse` images that were kept for the tokenizer, if they were.
     """
-    config = tokenizer.config
-    shape = (len(records), config.positions, config.codes)
-    codes = [
-        new_array(folder, f"codes_{scale}", torch.int16, shape) for scale in range(config.scales)
-    ]
+    codes: list[Tensor] = []
     if _is_whole(coarse):
         parts = iter(open_arrays(coarse)["images"].split(CHUNK))
     else:
-        parts = coarse_batches(records, config.coarse_size, CHUNK)
+        parts = coarse_batches(records, tokenizer.config.coarse_size, CHUNK)
     done = 0
     for image_BCHW in parts:
         count = len(image_BCHW)
         padded_BCHW = torch.cat((image_BCHW, image_BCHW[:1].expand(CHUNK - count, -1, -1, -1)))
         with fast_autocast(torch.device("cpu")):
-            indices = tokenizer.encode(padded_BCHW.float() / 255)
-        for scale_NPK, index_BPK in zip(codes, indices, strict=True):
-            scale_NPK[done : done + count] = index_BPK[:count].to(torch.int16)
+            made = tokenizer.encode(padded_BCHW.float() / 255)
+        if not codes:
+            codes = [
+                new_array(
+                    folder,
+                    f"codes_{number}",
+                    torch.float16 if part.is_floating_point() else torch.int16,
+                    (len(records), *part.shape[1:]),
+                )
+                for number, part in enumerate(made)
+            ]
+        for held, part in zip(codes, made, strict=True):
+            held[done : done + count] = part[:count].to(held.dtype)
         done += count
         yield done
 

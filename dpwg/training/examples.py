@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What WaveletGPT trains on: caption states and mask, and the codes of every scale."""
-
-    states_BLD: Tensor
-    mask_BL: Tensor
-    codes: list[Tensor]
-
-    def __len__(self) -> int:
-        return len(self.mask_BL)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; to a GPU from pinned memory, while the CPU goes on."""
-
-        def moved(x: Tensor) -> Tensor:
-            if device.type == "cuda":
-                return x.pin_memory().to(device, non_blocking=True)
-            return x.to(device)
-
-        return Batch(
-            states_BLD=moved(self.states_BLD),
-            mask_BL=moved(self.mask_BL),
-            codes=[moved(index_BPK) for index_BPK in self.codes],
-        )
+from dpwg.method.generator import Batch
 
 
 class Examples:
@@ -149,8 +124,9 @@ class Examples:
         states_BLD[mask_BL] = self._tokens_TD[(self._token_R[row_B, None] + place_L)[mask_BL]]
         if dropped_B is not None:
             states_BLD[dropped_B], mask_BL[dropped_B] = self._empty_states_LD, self._empty_mask_L
-        codes = [scale_IPK[image_B].long() for scale_IPK in self._codes]
-        return Batch(states_BLD=states_BLD, mask_BL=mask_BL, codes=codes)
+        codes = [part_I[image_B] for part_I in self._codes]
+        codes = [part_B if part_B.is_floating_point() else part_B.long() for part_B in codes]
+        return Batch(states_BLD=states_BLD, mask_BL=mask_BL, codes=codes, draw_B=draw_B)
 
 
 def _unpadded(captions: dict[str, Tensor]) -> dict[str, Tensor]:

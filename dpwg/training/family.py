@@ -29,6 +29,7 @@ from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.release.folder import load_public
 from dpwg.release.provenance import photo_inputs
 from dpwg.release.shared import load_tokenizer
+from dpwg.training.autoencoder import AutoencoderTraining, make_autoencoder
 from dpwg.training.cost import private_rate
 from dpwg.training.encodings import encode_examples
 from dpwg.training.optimizer import Job, Progress
@@ -41,7 +42,7 @@ from dpwg.training.sources import Source
 from dpwg.training.tokenizer import TokenizerTraining, make_tokenizer
 from dpwg.training.upsampler import SuperResolutionTraining, make_upsampler
 
-S = TypeVar("S", TokenizerTraining, SuperResolutionTraining, Pretraining)
+S = TypeVar("S", TokenizerTraining, AutoencoderTraining, SuperResolutionTraining, Pretraining)
 
 MARGIN = 0.92
 """The part of a stage's time that is planned for: a machine's speed drifts."""
@@ -175,6 +176,8 @@ class _Work:
             fit=functools.partial(self._fit, stage),
         )
         if stage == "tokenizer":
+            if isinstance(preset.tokenizer_training, AutoencoderTraining):
+                return make_autoencoder(job, preset.tokenizer, preset.tokenizer_training)
             return make_tokenizer(job, preset.tokenizer, preset.tokenizer_training)
         if stage == "upsampler":
             config, own = preset.superresolution, preset.superresolution_training

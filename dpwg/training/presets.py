@@ -13,12 +13,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from dpwg.config import MINILM, ModelConfig, SuperResolutionConfig, TokenizerConfig
+from dpwg.config import (
+    MINILM,
+    AutoencoderConfig,
+    DiffusionConfig,
+    ModelConfig,
+    SuperResolutionConfig,
+    TokenizerConfig,
+)
 from dpwg.method.captions import TextEncoder
-from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.generator import Generator
+from dpwg.method.rivals.latents import LatentDiffusion
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
+from dpwg.training.autoencoder import AutoencoderTraining
 from dpwg.training.private import Finetuning
 from dpwg.training.public_model import Pretraining
 from dpwg.training.tokenizer import TokenizerTraining
@@ -40,13 +50,13 @@ class Preset:
     """
 
     name: str
-    tokenizer: TokenizerConfig
-    model: ModelConfig
+    tokenizer: Any  # a TokenizerConfig, or DP-LDM's AutoencoderConfig
+    model: Any  # a ModelConfig, or DP-LDM's DiffusionConfig
     family: str = "dp-wavelet"
     superresolution: SuperResolutionConfig = _DOUBLED_TWICE
     text_encoder: str = MINILM
     upsampler: str = DEFAULT_UPSAMPLER
-    tokenizer_training: TokenizerTraining = TokenizerTraining()
+    tokenizer_training: Any = TokenizerTraining()
     superresolution_training: SuperResolutionTraining = SuperResolutionTraining()
     pretraining: Pretraining = Pretraining()
     finetuning: Finetuning = Finetuning()
@@ -57,11 +67,16 @@ class Preset:
         doublings = 0 if self.upsampler == "none" else self.superresolution.levels
         return self.tokenizer.coarse_size << doublings
 
-    def new_model(self, tokenizer: SpectralTokenizer, encoder: TextEncoder) -> WaveletGPT:
-        """An untrained WaveletGPT of this size, for this tokenizer's codes and this encoder.
+    def new_model(self, tokenizer: Any, encoder: TextEncoder) -> Generator:
+        """An untrained generator of this size, for this tokenizer's codes and this encoder.
 
         Raises ValueError for a tokenizer of other images or other positions.
         """
+        if isinstance(self.model, DiffusionConfig):
+            sizes = dataclasses.replace(
+                self.model, text_width=encoder.width, text_tokens=encoder.max_tokens
+            )
+            return LatentDiffusion(sizes)
         codes = ModelConfig.for_tokenizer(tokenizer.config)
         shape = (tokenizer.config.coarse_size, codes.positions, codes.codes, codes.scales)
         own = self.model
@@ -128,6 +143,16 @@ PRESETS = {
             upsampler="none",
             tokenizer_training=TokenizerTraining(batch=64, learning_rate=1e-3, ema_decay=0.995),
             pretraining=Pretraining(batch=128),
+        ),
+        Preset(
+            name="ldm-128",
+            family="dp-ldm",
+            tokenizer=AutoencoderConfig(),
+            model=DiffusionConfig(),
+            upsampler="none",
+            tokenizer_training=AutoencoderTraining(learning_rate=4e-4),
+            pretraining=Pretraining(batch=128, learning_rate=4e-4),
+            finetuning=Finetuning(lora_rank=0, learning_rate=1e-3),
         ),
         Preset(
             name="photo-256",
@@ -234,6 +259,13 @@ FAMILIES = {
             _CELEBA,
             name="celeba/dp-llamagen",
             preset="llamagen-128",
+            runs=tuple(r for r in _CELEBA.runs if r.name in ("eps-10", "eps-1", "eps-inf")),
+            shares={"tokenizer": 0.2, "public": 0.4},
+        ),
+        dataclasses.replace(
+            _CELEBA,
+            name="celeba/dp-ldm",
+            preset="ldm-128",
             runs=tuple(r for r in _CELEBA.runs if r.name in ("eps-10", "eps-1", "eps-inf")),
             shares={"tokenizer": 0.2, "public": 0.4},
         ),

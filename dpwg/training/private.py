@@ -53,18 +53,16 @@ import torch
 from torch import Tensor
 
 from dpwg.config import Count, Decay, Natural, Positive, Share
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.generator import Generator
 from dpwg.privacy.accounting import Ledger, LedgerEntry, PrivacyPlan
 from dpwg.privacy.clipping import ClippedSums
-from dpwg.privacy.lora import add_lora, merge_lora, round_lora
+from dpwg.privacy.lora import merge_lora, round_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, poisson_sample, system_generator
 from dpwg.privacy.preflight import check_apart
 from dpwg.training.examples import Examples
 from dpwg.training.optimizer import Optimization, Progress, Weights, warmup_cosine
 from dpwg.training.processes import Ranks
 from dpwg.training.run_state import count_begun, fingerprint, load_state, save_state, steps_begun
-
-LORA_LAYERS = ("qkv", "prefix_kv", "attention_out", "mlp_in", "mlp_out", "enter", "logits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +101,13 @@ class PrivateTraining:
     Tests alone pass a `generator`.
 
     After the last step `adapter` holds the averaged LoRA pairs, float16, as `merge_adapter` takes
-    them, and the model is what they make of its base; None where every parameter was trained.
+    them, and the model is what they make of its base; or, bfloat16, what was trained of a model
+    that keeps the rest; None where every parameter was trained.
     """
 
     def __init__(
         self,
-        model: WaveletGPT,
+        model: Generator,
         examples: Examples,
         plan: PrivacyPlan,
         settings: Finetuning,
@@ -139,8 +138,7 @@ class PrivateTraining:
             "base": fingerprint(model),
             "data": examples.digest,
         }
-        if settings.lora_rank:
-            add_lora(model, settings.lora_rank, LORA_LAYERS)
+        model.make_trainable(settings.lora_rank)
         model.to(self._ranks.device)
         self._ranks.broadcast_(model.parameters())  # LoRA begins at random
         self._weights = Weights(model, settings)
@@ -205,12 +203,14 @@ class PrivateTraining:
         if self.settings.lora_rank:
             self.adapter = round_lora(self._model)
             merge_lora(self._model)
+        elif any(not p.requires_grad for p in self._model.parameters()):
+            trained = self._weights.parameters.items()
+            self.adapter = {name: p.detach().cpu().bfloat16() for name, p in trained}
+        self._model.requires_grad_(True)
 
     def _losses(self, indices_B: Tensor) -> Tensor:
         batch = self._examples.batch(indices_B).to(self._ranks.device)
-        return self._weights.worker.negative_log_likelihood(
-            batch.states_BLD, batch.mask_BL, batch.codes
-        )
+        return self._weights.worker.losses(batch)
 
     def _sum_clipped(self) -> Tensor:
         """Draw a batch and sum this rank's share of it: the records whose index is its own.
@@ -234,9 +234,7 @@ class PrivateTraining:
                 dropped_B=drop_R[padded_B] < self.settings.caption_dropout,
             ).to(self._ranks.device)
             added = self._clipped.add(
-                functools.partial(
-                    worker.negative_log_likelihood, batch.states_BLD, batch.mask_BL, batch.codes
-                ),
+                functools.partial(worker.losses, batch),
                 torch.arange(size, device=self._ranks.device) < count,
             )
             losses_B, norms_B = added.losses_B[:count], added.norms_B[:count]

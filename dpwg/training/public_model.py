@@ -1,4 +1,4 @@
-"""Training WaveletGPT on public examples."""
+"""Training a generator on public examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpwg.config import Count, Decay, Natural, Share
 from dpwg.method.captions import TextEncoder
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.generator import Generator
 from dpwg.privacy.accounting import Ledger
 from dpwg.privacy.card import PrivacyCard
 from dpwg.release.folder import Release, save_release
@@ -56,7 +56,7 @@ def make_public(
     checkpointing: bool = False,
     compiled: bool = False,
 ) -> Iterator[Progress]:
-    """Train WaveletGPT on public records, from `base` on if there is one, and save the release.
+    """Train a preset's generator on public records, from `base` on if any, and save the release.
 
     Its card names the public `inputs`, and those of the base.
     """
@@ -98,7 +98,7 @@ def make_public(
 
 
 def pretrain(
-    model: WaveletGPT,
+    model: Generator,
     examples: Examples,
     settings: Pretraining,
     folder: Path | None,
@@ -109,16 +109,14 @@ def pretrain(
     """Train in place; the model ends with averaged weights. Resumes from `folder`, if there is one.
 
     With several `ranks` each takes its share of every batch; the result is that of one process.
-    What is `compiled` by torch.compile is the loss; a private run never is, whose engine has to see
-    every layer.
+    A private run is never `compiled` by torch.compile: its engine has to see every layer.
     """
     ranks = ranks or Ranks()
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "data": examples.digest}
-    losses_of = weights.worker.negative_log_likelihood
     if compiled:
-        losses_of = torch.compile(losses_of)
+        weights.worker.compile()
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
         chosen_B = _chosen(len(examples), settings, weights.steps)
@@ -127,8 +125,7 @@ def pretrain(
         batch = examples.batch(
             ranks.share(chosen_B), draw_B=ranks.share(draw_B), dropped_B=ranks.share(dropped_B)
         ).to(ranks.device)
-        losses_B: Tensor = losses_of(batch.states_BLD, batch.mask_BL, batch.codes)
-        return losses_B.sum() / settings.batch
+        return weights.worker.losses(batch).sum() / settings.batch
 
     yield from descend(weights, settings, ranks, loss_of_step, folder, run)
 

@@ -124,7 +124,7 @@ def train_private(
         yield from _notes(examples)
         start.model.checkpointing = checkpointing
         training = PrivateTraining(
-            start.model.requires_grad_(True),
+            start.model,
             examples,
             plan,
             settings or Finetuning(),

@@ -1,0 +1,56 @@
+"""The families of generators by their names: DP-Wavelet, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dpwg.config import Config, DiffusionConfig, ModelConfig
+from dpwg.method.generator import Generator
+from dpwg.method.rivals.latents import DRAWN, LatentDiffusion, denoise
+from dpwg.method.rivals.raster import rows_of
+from dpwg.method.sampling import sample
+from dpwg.method.transformer import WaveletGPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A generator: its configuration, whose `blocks` are fewer than its tensors, its model, how
+    codes are drawn of it, and in how many stages.
+    """
+
+    title: str
+    config: type[Config]
+    model: Callable[[Any], Generator]
+    draw: Callable[..., Iterator[list[Tensor]]]
+    stages: Callable[[Any], int]
+
+
+FAMILIES = {
+    "dp-wavelet": Family(
+        title="DP-Wavelet",
+        config=ModelConfig,
+        model=WaveletGPT,
+        draw=sample,
+        stages=lambda config: config.scales,
+    ),
+    "dp-llamagen": Family(
+        title="DP-LlamaGen",
+        config=ModelConfig,
+        model=WaveletGPT,  # of one scale
+        draw=sample,
+        stages=lambda config: len(rows_of(config.positions)),
+    ),
+    "dp-ldm": Family(
+        title="DP-LDM",
+        config=DiffusionConfig,
+        model=LatentDiffusion,
+        draw=denoise,
+        stages=lambda config: DRAWN,
+    ),
+}
+DEFAULT_FAMILY = next(iter(FAMILIES))
+"""Of a release whose configuration names none."""
