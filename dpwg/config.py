@@ -270,8 +270,8 @@ class AutoencoderConfig(Config):
 
     coarse_size: Count = 128
     latent_channels: Count = 4
-    widths: tuple[Count, ...] = (32, 64, 96, 128)
-    groups: Count = 16
+    widths: tuple[Count, ...] = (24, 48, 96, 128)
+    groups: Count = 8
 
     @property
     def size(self) -> int:
@@ -289,7 +289,7 @@ class DiffusionConfig(Config):
     size: Count = 16
     text_width: Count = 384
     text_tokens: Count = 40
-    widths: tuple[Count, ...] = (128, 256)
+    widths: tuple[Count, ...] = (96, 192)
     layers: Count = 1
     head_width: Count = 32
     groups: Count = 32

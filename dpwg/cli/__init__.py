@@ -34,6 +34,7 @@ VERBS = {
     "space": ("releases", "write the app as a folder for Hugging Face Spaces"),
     "account": ("privacy", "answer with noise and epsilon, by PLD, PRV and RDP"),
     "quality": ("measure", "measure the pictures of checkpoints beside real ones"),
+    "cost": ("measure", "count what a private example costs, small and at published sizes"),
     "evaluate": ("measure", "measure checkpoints on held-out records"),
     "attack": ("measure", "attack checkpoints: which records were they trained on?"),
     "audit": ("measure", "bound the private engine's epsilon from below, with canaries"),
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    if words[:2] in (["data", "check"], ["measure", "quality"]):
+    if words[:2] in (["data", "check"], ["measure", "quality"], ["measure", "cost"]):
         del words[0]
     if not words or words[0] in ("-h", "--help"):
         print(overview(), file=sys.stdout if words else sys.stderr)

@@ -82,6 +82,13 @@ def quality(
     return kept(Bars().train(reports), results)
 
 
+def cost(*, results: Results = None) -> Any:
+    """Count operations and activations of one private example, for DP-Wavelet and its rivals."""
+    from dpwg.measure.cost import costs
+
+    return kept({"networks": costs()}, results)
+
+
 def attack(
     checkpoints: Positional[tuple[str, ...]] = (),
     /,
