@@ -178,6 +178,49 @@ def studio(measured: Results) -> str:
     return _table("from the click to", "first", "slowest after", "bar", rows=rows)
 
 
+def pictures(measured: Results) -> str:
+    """Pictures of checkpoints beside real ones, each file's floor and ceilings first."""
+    rows = []
+    for own in measured:
+        plain = {"real images, the other half": own["floor"]}
+        plain |= {f"real codes, `{name}`": near for name, near in own["ceilings"].items()}
+        plain |= {f"`{row['name']}`": row for row in own["checkpoints"]}
+        for name, row in plain.items():
+            value, low, high = row["frechet"]
+            read = row.get("attributes", {}).get("mean")
+            rows.append(
+                (
+                    name,
+                    f"{value:.1f} ({low:.1f} to {high:.1f})",
+                    f"{row['kernel'][0]:.1f}",
+                    f"{row['precision']:.0%}",
+                    f"{row['recall']:.0%}",
+                    "" if read is None else f"{read:.0%}",
+                )
+            )
+    heads = ("pictures", "Fréchet distance", "kernel distance", "precision", "recall")
+    return _table(*heads, "attributes found", rows=rows)
+
+
+def cost(measured: Results) -> str:
+    """What a private example takes, and what times the smallest DP-Wavelet of its size that is."""
+    rows = [
+        (
+            row["name"],
+            f"{row['parameters'] / 1e6:,.1f} M",
+            f"{row['trained'] / 1e6:,.1f} M",
+            f"{row['flops'] / 1e9:,.1f} ({row['flops_times']:.1f} x)",
+            f"{row['kept_bytes'] / 2**20:,.0f} MiB ({row['kept_times']:.1f} x)",
+            str(row["passes"]),
+            f"{row['drawing_flops'] / 1e9:,.0f} ({row['drawing_times']:.1f} x)",
+        )
+        for own in measured
+        for row in own["networks"]
+    ]
+    heads = ("network", "parameters", "trained", "GFLOP an example", "activations of one")
+    return _table(*heads, "passes to draw", "GFLOP to draw", rows=rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "checkpoints": ("held-out*.json", checkpoints),
     "promises": ("held-out*.json", promises),
@@ -188,6 +231,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "upsamplers": ("upsampler*.json", upsamplers),
     "reranker": ("reranker.json", reranker),
     "bench": ("bench-*.json", bench),
+    "pictures": ("quality*.json", pictures),
+    "cost": ("cost.json", cost),
     "studio": ("studio.json", studio),
 }
 """Each table's result files and how it is made of them."""
