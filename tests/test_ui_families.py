@@ -97,6 +97,10 @@ def test_families_are_told_by_their_names() -> None:
     assert len(titles) == 4
     assert all(titles)
     assert known("a/b").title == "a/b"
+    rival = known("celeba/dp-ldm")
+    assert rival.title == f"{known('celeba').title}, by DP-LDM"
+    assert rival.hidden == known("celeba").hidden
+    assert rival.examples == known("celeba").examples
 
 
 def test_examples_are_of_their_family() -> None:

@@ -40,9 +40,11 @@ Encode = Callable[[Records, Release], Examples]
 
 
 def held_out_of(data: str) -> list[str]:
-    """The checkpoints that a held-out set is for: those of its family, or all."""
-    known = checkpoint_names()
-    return [name for name in known if name.startswith(f"{data.partition('-')[0]}/")] or known
+    """The checkpoints that a held-out set is for: those of its family, or all. Rivals beside them
+    have codes of their own, whose losses are no match.
+    """
+    known, family = checkpoint_names(), data.partition("-")[0]
+    return [name for name in known if name.rpartition("/")[0] == family] or known
 
 
 def check_held_out(names: Sequence[str], records: Records) -> None:

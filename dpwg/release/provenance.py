@@ -61,11 +61,11 @@ def photo_inputs(
     return (
         KNOWN["tiny_imagenet"],
         faces | {"source": f"{faces['source']}; {copies}"},
-        _input("spectral tokenizer and codebooks", trained, PHOTO_TERMS),
+        _input("tokenizer or autoencoder of images", trained, PHOTO_TERMS),
         text_encoder_input(encoder),
         *(KNOWN[n] for n in ("photo_superresolution", "realesrgan") if upsampled),
         *(KNOWN[n] for n in ("celeba_list", "grammar")),
-        _input("WaveletGPT before fine-tuning", trained, PHOTO_TERMS),
+        _input("generator before fine-tuning", trained, PHOTO_TERMS),
     )
 
 

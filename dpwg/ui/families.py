@@ -16,6 +16,7 @@ from pathlib import Path
 from dpwg.data.dataset import REAL_PEOPLE as REAL_PEOPLE
 from dpwg.data.dataset import DataSet
 from dpwg.data.sets import SETS
+from dpwg.method.families import FAMILIES
 from dpwg.modules import SHIPPED, checkpoint_root, read_config
 from dpwg.release.folder import checkpoint_names, find_checkpoint
 from dpwg.release.shared import find_rerankers
@@ -30,8 +31,12 @@ PLACEHOLDER_CHARACTERS = 70
 
 
 def known(family: str) -> DataSet:
-    """What is known of a family's data set."""
-    own = SETS.get(family) or DataSet(name=family, splits={})
+    """What is known of a family's data set. A rival's name is in the title; it has no reranker."""
+    data, _, method = family.partition("/")
+    own = SETS.get(data) or DataSet(name=family, splits={})
+    if method in FAMILIES:
+        title = f"{own.title or data}, by {FAMILIES[method].title}"
+        return replace(own, title=title, reranker=f"{family}/reranker")
     return own if own.title else replace(own, title=family or "Other checkpoints")
 
 
