@@ -45,6 +45,8 @@ class LatentAutoencoder(nn.Module):
             norm_num_groups=config.groups,
             mid_block_add_attention=False,
         )
+        # Nearly no noise to begin with: means would first have to outgrow it.
+        nn.init.constant_(self.network.quant_conv.bias[config.latent_channels :], -8.0)
         self.register_buffer("scale", torch.ones(()))
 
     def books(self) -> list[Codebook]:
@@ -68,9 +70,9 @@ class LatentAutoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Sequence[Tensor]) -> Tensor:
-        """Latents -> images in [0, 1], float32."""
-        dtype = self.network.dtype
-        return self.image((codes[0] * self.scale).to(dtype)).float().clamp(0, 1)
+        """Latents -> images in [0, 1], float32, each computed alone: the same in any batch."""
+        latent_BChw = (codes[0] * self.scale).to(self.network.dtype)
+        return torch.cat([self.image(one) for one in latent_BChw.split(1)]).float().clamp(0, 1)
 
 
 class LatentDiffusion(Generator):
