@@ -286,14 +286,14 @@ class DiffusionConfig(Config):
     """
 
     channels: Count = 4
-    size: Count = 16
+    size: Annotated[int, Field(ge=1, le=256)] = 16
     text_width: Count = 384
     text_tokens: Count = 40
     widths: tuple[Count, ...] = (96, 192)
     layers: Count = 1
     head_width: Count = 32
     groups: Count = 32
-    steps: Count = 1000
+    steps: Annotated[int, Field(ge=2, le=10_000)] = 1000
 
     @property
     def blocks(self) -> int:

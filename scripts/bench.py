@@ -31,12 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpwg.config import ModelConfig
 from dpwg.device import pick_precision
 from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.method.transformer import WaveletGPT
+from dpwg.method.transformer import LORA_LAYERS, WaveletGPT
 from dpwg.privacy.clipping import ClippedSums
 from dpwg.privacy.lora import add_lora
 from dpwg.privacy.mechanism import add_gaussian_noise, system_generator
 from dpwg.release.folder import find_checkpoint, load_release
-from dpwg.training.private import LORA_LAYERS
 from dpwg.training.processes import keep_freed_memory
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 

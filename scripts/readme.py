@@ -182,8 +182,9 @@ def pictures(measured: Results) -> str:
     """Pictures of checkpoints beside real ones, each file's floor and ceilings first."""
     rows = []
     for own in measured:
-        plain = {"real images, the other half": own["floor"]}
-        plain |= {f"real codes, `{name}`": near for name, near in own["ceilings"].items()}
+        plain = {"other real images": own["floor"]}
+        for near in own["ceilings"]:
+            plain[f"real codes {near['codes']}, `{near['upsampler']}`"] = near
         plain |= {f"`{row['name']}`": row for row in own["checkpoints"]}
         for name, row in plain.items():
             value, low, high = row["frechet"]

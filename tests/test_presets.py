@@ -75,7 +75,7 @@ def small_preset(name: str) -> Preset:
     )
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_shrunk_copy_trains_from_pixels_to_pictures(
     name, encoders, image_folder, monkeypatch, tmp_path
 ) -> None:

@@ -30,7 +30,9 @@ def test_the_tables_are_those_of_the_cards_and_result_files(page: str) -> None:
 
 def test_every_table_stands_somewhere() -> None:
     shown = set(re.findall(r"<!-- begin (\S+) -->", "".join(TEXTS.values())))
-    assert shown == set(TABLES)
+    files = {name: pattern.split() for name, (pattern, _) in TABLES.items()}
+    results = ROOT / "docs" / "results"
+    assert shown == {n for n, some in files.items() if any(any(results.glob(p)) for p in some)}
 
 
 def test_response_times_stand_beside_their_bars(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_recipe import source
@@ -12,6 +13,7 @@ from tiny import shrunk
 from torch.nn import functional as F
 
 from dpwg.config import AutoencoderConfig, DiffusionConfig, ModelConfig, TokenizerConfig
+from dpwg.measure.engine_audit import CanaryModel, canary_examples
 from dpwg.method.captions import EncodedText
 from dpwg.method.generator import Batch
 from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
@@ -20,13 +22,17 @@ from dpwg.method.rivals.latents import LatentAutoencoder, LatentDiffusion
 from dpwg.method.rivals.raster import UNDRAWN, RasterTokenizer
 from dpwg.method.sampling import Sampling, sample
 from dpwg.method.transformer import WaveletGPT
+from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.preflight import trainable_layers
 from dpwg.release.folder import load_release
 from dpwg.training import family as recipe
 from dpwg.training.autoencoder import AutoencoderTraining, train_autoencoder
+from dpwg.training.examples import Examples
 from dpwg.training.family import train_family
 from dpwg.training.optimizer import finished
 from dpwg.training.presets import FAMILIES, Preset, get_preset
+from dpwg.training.private import Finetuning, PrivateTraining
+from dpwg.training.public_model import Pretraining, pretrain
 from dpwg.training.sources import Source
 
 RASTER = TokenizerConfig(
@@ -166,9 +172,10 @@ def test_a_records_noise_is_its_own() -> None:
     )
     torch.testing.assert_close(model.losses(part), model.losses(whole)[order_B])
     assert model.losses(whole).std() > 0
-    assert 0.99 < model.kept_T[0] < 1
-    assert model.kept_T[-1] < 0.01
-    assert (model.kept_T.diff() < 0).all()
+    assert (model.bfloat16().kept == model.float().kept).all()
+    assert 0.99 < model.kept[0] < 1
+    assert model.kept[-1] < 0.01
+    assert (model.kept.diff() < 0).all()
 
 
 def test_latents_come_back_as_images() -> None:
@@ -184,3 +191,47 @@ def test_latents_come_back_as_images() -> None:
     assert latents[0].shape == (40, 4, 8, 8)
     assert latents[0].std() == pytest.approx(1, abs=0.1)
     assert (model.decode(latents) - target).abs().mean() < 0.5 * (target - 0.5).abs().mean()
+
+
+def test_public_training_draws_a_noise_for_every_record(monkeypatch) -> None:
+    """PyTorch's generator takes 32 bits of a seed: the numbers of a batch must differ in them."""
+    seen: list[int] = []
+    config = DiffusionConfig(widths=(8, 16), head_width=8, groups=4, text_width=8, size=8)
+    model, drawn = LatentDiffusion(config), LatentDiffusion._drawn
+
+    def watched(self, batch):
+        level_B, noise_BChw = drawn(self, batch)
+        seen.extend(noise_BChw.flatten(1)[:, 0].tolist())
+        return level_B, noise_BChw
+
+    monkeypatch.setattr(LatentDiffusion, "_drawn", watched)
+    N = 64
+    captions = {
+        "states": torch.randn(N, 5, 8),
+        "mask": torch.ones(N, 5, dtype=torch.bool),
+        "count": torch.ones(N, dtype=torch.int64),
+        "empty_states": torch.zeros(5, 8),
+        "empty_mask": torch.ones(5, dtype=torch.bool),
+    }
+    codes = {"codes_0": torch.randn(N, 4, 8, 8)}
+    settings = Pretraining(steps=3, batch=N, warmup=1)
+    finished(pretrain(model, Examples(captions, codes), settings, None))
+    assert len(set(seen)) == len(seen) == 3 * N
+
+
+def test_what_learns_from_the_draws_of_others_is_refused() -> None:
+    """A loss that sees the numbers of the whole batch sees which records were sampled."""
+
+    class Leaky(CanaryModel):
+        def losses(self, batch: Batch) -> torch.Tensor:
+            return super().losses(batch) * (1 + batch.draw_B.sum().float())
+
+    included_M = np.ones(40, dtype=bool)
+    plan = PrivacyPlan(
+        records=40, batch_size=10, steps=1, delta=1e-3, noise_multiplier=1.0, max_grad_norm=1.0
+    )
+    settings = Finetuning(lora_rank=0, micro_batch=4, precision="float32")
+    model = Leaky(40, pull=1.0)
+    training = PrivateTraining(model, canary_examples(included_M), plan, settings)
+    with pytest.raises(ValueError, match="whatever records stand beside it"):
+        next(training.run())

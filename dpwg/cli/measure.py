@@ -47,6 +47,7 @@ def evaluate(
     bars, names = Bars(), checkpoints or held_out_of(records.data)
     held_out = records.records(bars)
     check_held_out(names, held_out)
+    _warn_of(held_out)
     if colours is None:
         return kept(held_out_losses(names, held_out, _encode), results)
     rows: list[dict[str, Any]] = []
@@ -78,6 +79,7 @@ def quality(
     names = checkpoints or held_out_of(records.data)
     held_out = records.records(Bars())
     check_held_out(names, held_out)
+    _warn_of(held_out)
     reports = quality_of(names, held_out, settings, pictures, read, encoded_root())
     return kept(Bars().train(reports), results)
 
@@ -192,6 +194,13 @@ def bench(
     if done.returncode:
         raise ValueError(f"The benchmark ended with status {done.returncode}; see above.")
     return kept(json.loads(done.stdout), results)
+
+
+def _warn_of(records: Records) -> None:
+    from dpwg.data.sets import SPLITS
+
+    if records.name not in SPLITS:
+        warn(f"What is measured on {records.name!r} is as private as it is: keep it with it.")
 
 
 def _encode(records: Records, release: Release) -> Examples:

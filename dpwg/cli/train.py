@@ -114,6 +114,8 @@ def tokenizer(
         quality = tokenizer_quality(load_tokenizer(folder), held_out)
         return kept({"data": evaluate, **quality.to_json()}, results)
     config = get_preset(part.preset).tokenizer
+    if not isinstance(config, TokenizerConfig):
+        raise ValueError("`train celeba/dp-ldm` alone makes DP-LDM's autoencoder.")
     config = replace(config, codebook_sizes=codebook_sizes or config.codebook_sizes)
     check_module_folder(folder, TokenizerConfig)
     job = _job(part, folder)

@@ -1,7 +1,7 @@
 """Pictures of a release beside real ones: how near the two are, and what is drawn of a caption.
 
-Real photographs against others of the same set are the floor that no generator goes below; their
-own codes through the release's upsampler are what its private part could reach at best.
+Real photographs against others of the same set are the floor, for a generator that repeats nothing;
+their own codes through the release's upsampler are what its private part could reach at best.
 """
 
 from __future__ import annotations
@@ -113,19 +113,17 @@ class Nearness:
 
 @dataclass(frozen=True, kw_only=True)
 class Reality:
-    """What pictures are measured against: features of real test images, halves of which are the
-    `floor`, and readers of what captions name, with how often they are right about test images.
+    """What pictures are measured against: features of real test images, and readers of attributes,
+    with how often they are right about test images.
     """
 
     records: Records
     feature_ND: np.ndarray
     readers: dict[str, Reader]
 
-    @property
-    def floor(self) -> Nearness:
-        """Half of the real images against the other half."""
-        half = len(self.feature_ND) // 2
-        return Nearness.of(self.feature_ND[:half], self.feature_ND[half : 2 * half])
+    def floor(self, count: int) -> Nearness:
+        """As many other real images, where there are, against the first `count`."""
+        return Nearness.of(self.feature_ND[-count:], self.feature_ND[:count])
 
     @property
     def reading(self) -> dict[str, float]:
@@ -136,7 +134,9 @@ class Reality:
     def ceiling(
         self, tokenizer: SpectralTokenizer, upsample: Upsampler, count: int
     ) -> Generator[Progress, None, dict[str, Any]]:
-        """The first images as their own codes and the upsampler give them back."""
+        """The first images as their own codes and the upsampler give them back, beside these very
+        images: it may come nearer than the floor.
+        """
         levels, found = upsample.scale.bit_length() - 1, []
         for start in range(0, count, BATCH):
             images = [

@@ -18,6 +18,7 @@ from dpwg.measure.membership import (
 )
 from dpwg.measure.pictures import SAME, Reality, known_of, real_features
 from dpwg.measure.quality import held_out_loss
+from dpwg.method.generator import NATS
 from dpwg.method.pipeline import DPWaveletPipeline
 from dpwg.method.sampling import Sampling
 from dpwg.release.folder import (
@@ -31,6 +32,7 @@ from dpwg.release.folder import (
 )
 from dpwg.training.examples import Examples
 from dpwg.training.optimizer import Progress
+from dpwg.training.run_state import fingerprint
 from dpwg.upsampling.upsamplers import DEFAULT_UPSAMPLER, get_upsampler
 
 LEAST = 100
@@ -62,9 +64,18 @@ def held_out_losses(names: Sequence[str], records: Records, encode: Encode) -> d
     rows = []
     for name in names:
         release = load_release(name)
+        _check_unit(name, release)
         loss = held_out_loss(release.model, encode(records, release))
         rows.append({"name": name, "epsilon": release.card.epsilon, "loss": loss})
     return {"data": records.name, "records": len(records), "nats_per_code": rows}
+
+
+def _check_unit(name: str, release: Release) -> None:
+    if release.model.unit != NATS:
+        raise ValueError(
+            f"Expected a model of codes, found that the losses of {name} are {release.model.unit}: "
+            "one draw of it tells little. `measure quality` measures its pictures."
+        )
 
 
 def colours_of(
@@ -100,13 +111,14 @@ def quality_of(
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Pictures of each checkpoint beside the first `count` of the records, as a result file has it.
 
-    Attributes are read, where the set has them, by readers of its first `read` training images. The
-    upsampler is each checkpoint's own.
+    Attributes are read, where the set has them, by readers of its first `read` training images,
+    which are private: what they find depends on those without noise, a little, and no epsilon
+    covers it. The upsampler is each checkpoint's own.
     """
     if not SAME <= count <= len(records):
         raise ValueError(f"Expected pictures={count} in [{SAME}, {len(records)}], the records.")
     family, readers = records.name.partition("-")[0], {}
-    if family in SETS and "attributes" in SETS[family].measures:
+    if records.name in SPLITS and "attributes" in SETS[family].measures:
         train = open_records(f"{family}-train")
         feature_ND = yield from real_features(train, min(read, len(train)), cache)
         readers = train_readers(feature_ND, known_of(train, len(feature_ND)))
@@ -116,9 +128,9 @@ def quality_of(
     for name in names:
         pipeline = DPWaveletPipeline.from_pretrained(name)
         upsampler = get_upsampler(pipeline.release.upsampler or DEFAULT_UPSAMPLER)
-        if upsampler.name not in ceilings:
-            tokenizer = pipeline.release.tokenizer
-            ceilings[upsampler.name] = yield from reality.ceiling(tokenizer, upsampler, count)
+        tokenizer = pipeline.release.tokenizer
+        if (own := (upsampler.name, fingerprint(tokenizer))) not in ceilings:
+            ceilings[own] = yield from reality.ceiling(tokenizer, upsampler, count)
         row = {"name": name, "epsilon": pipeline.release.card.epsilon, "upsampler": upsampler.name}
         found = yield from reality.quality(name, pipeline, settings, upsampler, count)
         rows.append(row | pipeline.choice(settings) | found)
@@ -128,9 +140,19 @@ def quality_of(
         "data": records.name,
         "features": "EfficientNet-lite0",
         "sampling": sampling,
-        "readers": {"images": len(feature_ND), "right": reality.reading} if readers else None,
-        "floor": reality.floor.to_json(),
-        "ceilings": ceilings,
+        "readers": {
+            "data": train.name,
+            "images": len(feature_ND),
+            "right": reality.reading,
+            "note": "trained without noise; epsilon does not cover what depends on them",
+        }
+        if readers
+        else None,
+        "floor": reality.floor(count).to_json(),
+        "ceilings": [
+            {"upsampler": upsampler, "codes": codes[:12]} | near
+            for (upsampler, codes), near in ceilings.items()
+        ],
         "checkpoints": rows,
     }
 
@@ -173,6 +195,7 @@ def attack_release(
             f"Expected a checkpoint whose records are single images, found that {name} has groups "
             "of them; its promise is about whole groups, which this attack does not score."
         )
+    _check_unit(name, release)
     check_reference(release, public)
     data = data or card.dataset
     if not others and not data.endswith("-train"):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+NATS = "nats per code"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -44,6 +46,8 @@ class Generator(nn.Module):
     """A model of codes given captions, in which no record sees another."""
 
     config: Any
+    unit = NATS
+    """What its losses are."""
     checkpointing = False
     """Whether training may compute activations twice instead of keeping them."""
 

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from dpwg.config import TextEncoderId, read_json
 from dpwg.download import download
+from dpwg.method.families import DEFAULT_FAMILY
 from dpwg.modules import CONFIG, checkpoint_root
 from dpwg.privacy.accounting import epsilon_text
 from dpwg.privacy.card import PrivacyCard
@@ -93,6 +94,8 @@ def push(
             "Expected a release with a bound on epsilon, found none: its training records may be "
             "reproduced. Declare that nothing in them is sensitive to publish it all the same."
         )
+    if release.family != DEFAULT_FAMILY:
+        raise ValueError(f"Expected a release of DP-Wavelet: {release.family} has no model card.")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as empty:
         folder = Path(empty) / "release"

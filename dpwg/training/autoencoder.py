@@ -76,7 +76,7 @@ def train_autoencoder(
     ranks = ranks or Ranks()
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
-    run = {"settings": settings.to_json(), "base": fingerprint(model)}
+    run = {"settings": settings.to_json(), "base": fingerprint(model), "images": len(images_NCHW)}
     critic = Critic(ranks, weight=settings.critic, matching=settings.matching, seed=settings.seed)
     joins = settings.alone if settings.critic or settings.matching else math.inf
 

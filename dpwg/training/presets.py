@@ -73,6 +73,8 @@ class Preset:
         Raises ValueError for a tokenizer of other images or other positions.
         """
         if isinstance(self.model, DiffusionConfig):
+            if tokenizer.config != self.tokenizer:
+                raise ValueError(f"Expected the autoencoder of {self.name!r}, found another.")
             sizes = dataclasses.replace(
                 self.model, text_width=encoder.width, text_tokens=encoder.max_tokens
             )

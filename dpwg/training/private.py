@@ -69,9 +69,9 @@ from dpwg.training.run_state import count_begun, fingerprint, load_state, save_s
 class Finetuning(Optimization):
     """Settings of private fine-tuning, none of them chosen by looking at private results.
 
-    `lora_rank` 0 trains every parameter. `micro_batch` is how many records are computed at once:
-    nothing but speed and memory depends on it. Adam's betas are lower than usual, for runs of few
-    steps (docs/LOG.md).
+    `lora_rank` 0 trains parameters as they are, all of WaveletGPT. `micro_batch` says how many
+    records are computed at once: nothing but speed and memory depends on it. Adam's betas are lower
+    than usual, for runs of few steps (docs/LOG.md).
     """
 
     learning_rate: Positive = 1e-2
@@ -209,7 +209,8 @@ class PrivateTraining:
         self._model.requires_grad_(True)
 
     def _losses(self, indices_B: Tensor) -> Tensor:
-        batch = self._examples.batch(indices_B).to(self._ranks.device)
+        draw_B = (indices_B.double() * 0.618034).frac()  # as the steps, each record has its own
+        batch = self._examples.batch(indices_B, draw_B=draw_B).to(self._ranks.device)
         return self._weights.worker.losses(batch)
 
     def _sum_clipped(self) -> Tensor:

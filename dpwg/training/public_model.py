@@ -120,7 +120,7 @@ def pretrain(
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
         chosen_B = _chosen(len(examples), settings, weights.steps)
-        draw_B = torch.rand(settings.batch, generator=generator)
+        draw_B = torch.rand(settings.batch, generator=generator, dtype=torch.float64)
         dropped_B = torch.rand(settings.batch, generator=generator) < settings.caption_dropout
         batch = examples.batch(
             ranks.share(chosen_B), draw_B=ranks.share(draw_B), dropped_B=ranks.share(dropped_B)

@@ -58,7 +58,7 @@ class Source:
     def pack(self, tokenizer: SpectralTokenizer, columns: tuple[str, ...], folder: Path) -> None:
         """Write a packed source, for the same family and tokenizer, into a private folder."""
         private_folder(folder)
-        facts, planes = {}, dict[str, Any]()
+        facts, planes = dict[str, Any](), dict[str, Any]()
         for kind, records in (("public", self.public), ("private", self.private)):
             deque(encode_images(records, tokenizer, self.cache), maxlen=0)
             codes = codes_folder(records, tokenizer, self.cache)
@@ -71,7 +71,9 @@ class Source:
                 "captions": [captions_of(records, index) for index in range(len(records))],
                 "groups": {c: group_numbers(records, c) for c in columns if kind == "private"},
             }
+            facts[kind]["dtypes"] = {}
             for name, codes_NPK in open_arrays(codes).items():  # high bytes are few, so packed well
+                facts[kind]["dtypes"][name] = str(codes_NPK.numpy().dtype)
                 low_high = codes_NPK.numpy().view(np.uint8).reshape(*codes_NPK.shape, 2)
                 planes[f"{kind}.{name}"] = np.moveaxis(low_high, -1, 0)
         text = json.dumps({"encoder": self.encoder.id.to_json(), **facts}).encode()
@@ -96,8 +98,9 @@ class Source:
                     partial.mkdir()
                     for name in (name for name in planes if name.startswith(f"{kind}.")):
                         low_high = np.ascontiguousarray(np.moveaxis(planes[name], 0, -1))
-                        codes_NPK = low_high.view(np.int16)[..., 0]
-                        np.save(partial / f"{name.partition('.')[2]}.npy", codes_NPK)
+                        own = name.partition(".")[2]
+                        codes_NPK = low_high.view(facts[kind]["dtypes"][own])[..., 0]
+                        np.save(partial / f"{own}.npy", codes_NPK)
         with tempfile.TemporaryDirectory() as unpacked:
             with tarfile.open(fileobj=io.BytesIO((folder / ENCODER).read_bytes())) as tar:
                 tar.extractall(unpacked, filter="data")

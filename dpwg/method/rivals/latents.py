@@ -8,6 +8,9 @@ those of diffusers. Pictures are drawn by DDIM (arXiv 2010.02502) with guidance.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -78,7 +81,7 @@ class LatentAutoencoder(nn.Module):
 class LatentDiffusion(Generator):
     """Caption states, noised latents and how much noise there is -> the noise."""
 
-    kept_T: Tensor
+    unit = "squared error of the noise"
 
     def __init__(self, config: DiffusionConfig) -> None:
         from diffusers import UNet2DConditionModel
@@ -101,9 +104,11 @@ class LatentDiffusion(Generator):
             norm_num_groups=config.groups,
             use_linear_projection=True,
         )
-        # The share of the signal's energy that is kept at each level (Stable Diffusion's schedule).
-        betas_T = torch.linspace(0.00085**0.5, 0.012**0.5, config.steps).square()
-        self.register_buffer("kept_T", (1 - betas_T).cumprod(0), persistent=False)
+
+    @property
+    def kept(self) -> Tensor:
+        """The share of the signal's energy that is left at each level, exact in any precision."""
+        return _kept(self.config.steps).to(self.caption.weight.device)
 
     def forward(
         self, latent_BChw: Tensor, level_B: Tensor, states_BLD: Tensor, mask_BL: Tensor
@@ -122,9 +127,11 @@ class LatentDiffusion(Generator):
     def losses(self, batch: Batch) -> Tensor:
         """Mean squared error of each record's noise; level and noise come of its own number."""
         (latent_BChw,) = batch.codes
+        if not latent_BChw.is_floating_point():
+            raise ValueError(f"Expected latents of images, found {latent_BChw.dtype}.")
         level_B, noise_BChw = self._drawn(batch)
         level_B, noise_BChw = level_B.to(latent_BChw.device), noise_BChw.to(latent_BChw.device)
-        kept_B111 = self.kept_T.float()[level_B][:, None, None, None]
+        kept_B111 = self.kept[level_B].float()[:, None, None, None]
         noised_BChw = kept_B111.sqrt() * latent_BChw + (1 - kept_B111).sqrt() * noise_BChw
         found_BChw = self(noised_BChw, level_B, batch.states_BLD, batch.mask_BL)
         return (found_BChw.float() - noise_BChw).square().mean((1, 2, 3))
@@ -132,8 +139,8 @@ class LatentDiffusion(Generator):
     def _drawn(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Level (B,) and noise (B, channels, h, w) of each record, whatever stands beside it."""
         levels, noises = [], []
-        for number in (batch.draw_B.double() * 2**53).long().tolist():
-            generator = torch.Generator().manual_seed(number)
+        for number in batch.draw_B.double().tolist():
+            generator = torch.Generator().manual_seed(_seed(number))
             levels.append(torch.randint(self.config.steps, (), generator=generator))
             noises.append(torch.randn(batch.codes[0].shape[1:], generator=generator))
         return torch.stack(levels), torch.stack(noises)
@@ -151,6 +158,18 @@ class LatentDiffusion(Generator):
         """Normal latents."""
         shape = (records, self.config.channels, self.config.size, self.config.size)
         return [torch.randn(shape, generator=generator)]
+
+
+@functools.cache
+def _kept(steps: int) -> Tensor:
+    """By Stable Diffusion's schedule, float64 (steps,)."""
+    root_T = torch.linspace(0.00085**0.5, 0.012**0.5, steps, dtype=torch.float64)
+    return (1 - root_T.square()).cumprod(0)
+
+
+def _seed(number: float) -> int:
+    """32 bits, which are all that PyTorch's generator takes, of a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(struct.pack("<d", number)).digest()[:4])
 
 
 @torch.no_grad()
@@ -183,9 +202,9 @@ def denoise(
         both = model(torch.cat((x_BChw, x_BChw)), level_B, states_BLD, mask_BL)
         conditional_BChw, free_BChw = both.chunk(2)
         noise_BChw = free_BChw + settings.guidance * (conditional_BChw - free_BChw)
-        kept = model.kept_T[level]
-        clean_BChw = (x_BChw - (1 - kept).sqrt() * noise_BChw) / kept.sqrt()
+        left = model.kept[level].to(weight.dtype)
+        clean_BChw = (x_BChw - (1 - left).sqrt() * noise_BChw) / left.sqrt()
         yield [clean_BChw]
         if after is not None:
-            kept = model.kept_T[after]
-            x_BChw = kept.sqrt() * clean_BChw + (1 - kept).sqrt() * noise_BChw
+            left = model.kept[after].to(weight.dtype)
+            x_BChw = left.sqrt() * clean_BChw + (1 - left).sqrt() * noise_BChw
