@@ -83,7 +83,7 @@ def watched(monkeypatch) -> Watched:
         seen.deviations.append(standard_deviation)
 
     def visit(self: Examples, indices_B: Tensor, **draws: Tensor) -> Batch:
-        if draws:
+        if "dropped_B" in draws:  # not so before the first step
             seen.visits[-1] += zip(indices_B.tolist(), draws["draw_B"].tolist(), strict=True)
         return batch(self, indices_B, **draws)
 

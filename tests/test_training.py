@@ -149,7 +149,7 @@ def test_a_private_run_drops_captions_at_their_rate(
     batch = Examples.batch
 
     def watched(self, indices_B, **draws):
-        if draws:
+        if "dropped_B" in draws:
             drops.append(draws["dropped_B"][: len(indices_B.unique())])  # without the padding
         return batch(self, indices_B, **draws)
 
