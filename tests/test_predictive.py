@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpwg.config import TokenizerConfig
-from dpwg.method.predictive import PredictiveTokenizer, new_tokenizer
+from dpwg.method.families import new_tokenizer
+from dpwg.method.predictive import PredictiveTokenizer
 from dpwg.method.wavelet import haar_pyramid, inverse_haar_pyramid
 from dpwg.release.shared import load_tokenizer, save_tokenizer
 from dpwg.training.tokenizer import TokenizerTraining, train_tokenizer

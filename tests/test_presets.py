@@ -16,8 +16,8 @@ from dpwg.config import MINILM
 from dpwg.data import open_records
 from dpwg.method.captions import TextEncoder
 from dpwg.method.encoders import default_encoder
+from dpwg.method.families import new_tokenizer
 from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.method.predictive import new_tokenizer
 from dpwg.method.transformer import WaveletGPT
 from dpwg.modules import SHIPPED, module_sha256
 from dpwg.privacy.accounting import PrivacyPlan

@@ -19,8 +19,8 @@ from dpwg.cli import main
 from dpwg.data import open_records
 from dpwg.data.records import group_numbers
 from dpwg.method.encoders import default_encoder
+from dpwg.method.families import new_tokenizer
 from dpwg.method.pipeline import DPWaveletPipeline
-from dpwg.method.predictive import new_tokenizer
 from dpwg.release.folder import load_card, load_release
 from dpwg.training import family as recipe
 from dpwg.training.encodings import coarse_images, encode_examples, prepare_examples

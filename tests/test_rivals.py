@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from dpwg.config import AutoencoderConfig, DiffusionConfig, ModelConfig, TokenizerConfig
 from dpwg.measure.engine_audit import CanaryModel, canary_examples
 from dpwg.method.captions import EncodedText
+from dpwg.method.families import new_tokenizer
 from dpwg.method.generator import Batch
 from dpwg.method.pipeline import DPWaveletPipeline, GenerationResult
-from dpwg.method.predictive import new_tokenizer
 from dpwg.method.rivals.latents import LatentAutoencoder, LatentDiffusion
-from dpwg.method.rivals.raster import UNDRAWN, RasterTokenizer
-from dpwg.method.sampling import Sampling, sample
+from dpwg.method.rivals.raster import UNDRAWN, RasterTokenizer, sample_rows
+from dpwg.method.sampling import Sampling
 from dpwg.method.transformer import WaveletGPT
 from dpwg.privacy.accounting import PrivacyPlan
 from dpwg.privacy.preflight import trainable_layers
@@ -65,7 +65,7 @@ def test_rows_come_one_by_one_and_stay() -> None:
     model = WaveletGPT(config).double()
     text = EncodedText(states_BLD=torch.randn(2, 5, 8), mask_BL=torch.ones(2, 5, dtype=torch.bool))
     empty = EncodedText(states_BLD=torch.ones(1, 5, 8), mask_BL=torch.arange(5)[None] < 2)
-    *rows, (last_BPK,) = sample(model, text, empty, [3, 4], Sampling(temperature=1.0))
+    *rows, (last_BPK,) = sample_rows(model, text, empty, [3, 4], Sampling(temperature=1.0))
     assert len(rows) == 3
     assert last_BPK.min() >= 0
     for number, (row_BPK,) in enumerate(rows, start=1):

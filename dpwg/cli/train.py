@@ -52,7 +52,7 @@ def train(
     """Train a whole family of checkpoints within a time budget.
 
     Args:
-        family: celeba (needs DPWG_PHOTOS)
+        family: celeba, celeba/dp-llamagen or celeba/dp-ldm (all need DPWG_PHOTOS)
         minutes: of work in all, counting interrupted runs
         out: output folder; checkpoints/FAMILY by default
         run_folder: private training state; runs/FAMILY by default

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dpwg.config import Config, DiffusionConfig, ModelConfig
+from dpwg.config import AutoencoderConfig, Config, DiffusionConfig, ModelConfig
 from dpwg.method.generator import Generator
-from dpwg.method.rivals.latents import DRAWN, LatentDiffusion, denoise
-from dpwg.method.rivals.raster import rows_of
+from dpwg.method.predictive import PredictiveTokenizer
+from dpwg.method.rivals.latents import DRAWN, LatentAutoencoder, LatentDiffusion, denoise
+from dpwg.method.rivals.raster import RasterTokenizer, rows_of, sample_rows
 from dpwg.method.sampling import sample
+from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.method.transformer import WaveletGPT
 
 
@@ -41,7 +43,7 @@ FAMILIES = {
         title="DP-LlamaGen",
         config=ModelConfig,
         model=WaveletGPT,  # of one scale
-        draw=sample,
+        draw=sample_rows,
         stages=lambda config: len(rows_of(config.positions)),
     ),
     "dp-ldm": Family(
@@ -54,3 +56,12 @@ FAMILIES = {
 }
 DEFAULT_FAMILY = next(iter(FAMILIES))
 """Of a release whose configuration names none."""
+
+
+def new_tokenizer(config: Any) -> Any:
+    """An untrained tokenizer, or autoencoder, of the kind that a configuration asks for."""
+    if isinstance(config, AutoencoderConfig):
+        return LatentAutoencoder(config)
+    if not config.levels:
+        return RasterTokenizer(config)
+    return (PredictiveTokenizer if config.channels else SpectralTokenizer)(config)

@@ -15,18 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpwg.config import TokenizerConfig
 from dpwg.method.layers import Residual
-from dpwg.method.rivals.raster import RasterTokenizer
 from dpwg.method.tokenizer import Reconstruction, SpectralTokenizer, new_codebooks
 from dpwg.method.wavelet import haar_pyramid, inverse_haar_step
-
-
-def new_tokenizer(config: TokenizerConfig) -> SpectralTokenizer:
-    """An untrained tokenizer of the kind that a configuration asks for."""
-    if not config.levels:
-        return RasterTokenizer(config)
-    return (PredictiveTokenizer if config.channels else SpectralTokenizer)(config)
 
 
 class Correction(nn.Module):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dpwg.config import Config, Natural
 from dpwg.method.captions import EncodedText
-from dpwg.method.rivals.raster import UNDRAWN, rows_of
 from dpwg.method.transformer import WaveletGPT
 
 MAX_CANDIDATES = 16
@@ -62,7 +61,7 @@ def sample(
     choose: Choose | None = None,
 ) -> Iterator[list[Tensor]]:
     """Codes of one image a caption and seed, as each scale is finished: those of all scales so far,
-    one int64 tensor (B, positions, codes) a scale. Of one scale alone, each row is.
+    one int64 tensor (B, positions, codes) a scale.
 
     `unconditional` is the empty caption, one row. `choose` chooses among the candidates of
     the coarsest scale; without it there is one. `model` computes in its own dtype.
@@ -78,10 +77,10 @@ def sample(
         max(1, ROWS // candidates) if candidates > 1 else len(seeds)
     )
 
-    def coarsest(image_B: Tensor) -> _Drawing:
+    def coarsest(image_B: Tensor) -> Drawing:
         own = EncodedText(states_BLD=text.states_BLD[image_B], mask_BL=text.mask_BL[image_B])
         own_seeds = [seeds[image] for image in image_B.tolist()]
-        drawing = _Drawing(model, own, unconditional, own_seeds, settings, candidates)
+        drawing = Drawing(model, own, unconditional, own_seeds, settings, candidates)
         drawing.draw(0)
         if choose is not None and candidates > 1:
             codes_BNPK = drawing.codes[0].unflatten(0, (-1, candidates))
@@ -90,14 +89,6 @@ def sample(
             drawing.keep((codes_BNPK == chosen_B1PK).flatten(2).all(2).int().argmax(1))
         return drawing
 
-    if model.config.scales == 1:  # a raster, of which each row is finished by itself
-        drawing = _Drawing(model, text, unconditional, seeds, settings, 1)
-        for row in rows_of(model.config.positions):
-            drawing.draw(0, row)
-            codes_BPK = drawing.codes[0].clone()
-            codes_BPK[:, row.stop :] = UNDRAWN
-            yield [codes_BPK]
-        return
     drawing, *others = map(coarsest, parts)
     if others:
         drawing.join(others)
@@ -111,7 +102,7 @@ def _cut(text: EncodedText, used_L: Tensor) -> EncodedText:
     return EncodedText(states_BLD=text.states_BLD[:, used_L], mask_BL=text.mask_BL[:, used_L])
 
 
-class _Drawing:
+class Drawing:
     """The codes of a batch on their way, a row a candidate, with what the next ones are drawn from.
 
     In the model each row is `passes` rows: with the caption, and without it where it guides.
@@ -178,7 +169,7 @@ class _Drawing:
         self._latents = [latents[every_B] for latents in self._latents]
         self._generation.keep(every_B)
 
-    def join(self, others: Sequence[_Drawing]) -> None:
+    def join(self, others: Sequence[Drawing]) -> None:
         """Go on with the images of others behind these, at the same place."""
         every = (self, *others)
         self._generators = [generator for one in every for generator in one._generators]

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dpwg.config import AutoencoderConfig, RerankerConfig, TextEncoderId, TokenizerConfig
-from dpwg.method.predictive import new_tokenizer
+from dpwg.method.families import new_tokenizer
 from dpwg.method.reranker import Reranker
-from dpwg.method.rivals.latents import LatentAutoencoder
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.modules import (
     PUBLIC_INPUT,
@@ -45,7 +44,7 @@ def load_tokenizer(folder: Path) -> Any:
     values = read_config(folder)
     if "latent_channels" in values:
         latents = AutoencoderConfig.from_json(values)
-        return load_module(lambda: LatentAutoencoder(latents), folder, len(latents.widths))
+        return load_module(lambda: new_tokenizer(latents), folder, len(latents.widths))
     config = TokenizerConfig.from_json(values)
     blocks = config.encoder_blocks + config.decoder_blocks
     return load_module(lambda: new_tokenizer(config), folder, blocks)

@@ -5,7 +5,6 @@ After a while a critic joins, if it is asked for, as in Rombach et al. (2022, ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,8 +76,7 @@ def train_autoencoder(
     settings = replace(settings, precision=ranks.agree_on_precision(settings.precision))
     weights = Weights(model.to(ranks.device), settings)
     run = {"settings": settings.to_json(), "base": fingerprint(model), "images": len(images_NCHW)}
-    critic = Critic(ranks, weight=settings.critic, matching=settings.matching, seed=settings.seed)
-    joins = settings.alone if settings.critic or settings.matching else math.inf
+    critic = Critic.asked_for(ranks, settings)
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
         chosen_B = ranks.share(
@@ -93,7 +91,7 @@ def train_autoencoder(
         image_BCHW = weights.worker.image(latent_BChw.to(weights.worker.network.dtype)).float()
         away = (mean_BChw.square() + log_BChw.exp() - 1 - log_BChw).sum((1, 2, 3)).mean() / 2
         loss = band_error(image_BCHW, target_BCHW, BANDS) + settings.normal * away
-        if weights.steps >= joins * settings.steps:
+        if critic and weights.steps >= settings.alone * settings.steps:
             loss = loss + critic.loss(image_BCHW, target_BCHW, F.avg_pool2d(target_BCHW, 4))
         return loss * len(target_BCHW) / settings.batch
 

@@ -7,6 +7,8 @@ spectra (Miyato et al. 2018, arXiv 1802.05957), pulls it towards pictures that c
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +38,13 @@ class Critic:
                 )
             ).to(ranks.device)
         self._adam = torch.optim.Adam(self._layers.parameters(), LEARNING_RATE, betas=(0.5, 0.99))
+
+    @classmethod
+    def asked_for(cls, ranks: Ranks, settings: Any) -> Self | None:
+        """By the settings `critic` and `matching`, its two weights; none where both are 0."""
+        if not (settings.critic or settings.matching):
+            return None
+        return cls(ranks, weight=settings.critic, matching=settings.matching, seed=settings.seed)
 
     def loss(self, drawn_BCHW: Tensor, target_BCHW: Tensor, coarse_BChw: Tensor) -> Tensor:
         """Take a step of the critic's own; then what the upsampler adds to its mean error.

@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpwg.config import Config, Count, Decay, Natural, Positive, TokenizerConfig
 from dpwg.device import fast_autocast
 from dpwg.method.codebook import Codebook
-from dpwg.method.predictive import PredictiveTokenizer, new_tokenizer
+from dpwg.method.families import new_tokenizer
+from dpwg.method.predictive import PredictiveTokenizer
 from dpwg.method.tokenizer import SpectralTokenizer
 from dpwg.release.shared import save_tokenizer
 from dpwg.training.encodings import coarse_images

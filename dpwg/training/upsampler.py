@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,8 +91,7 @@ def train_superresolution(
         "tokenizer": fingerprint(tokenizer),
     }
     tokenizer = tokenizer.to(ranks.device)
-    critic = Critic(ranks, weight=settings.critic, matching=settings.matching, seed=settings.seed)
-    joins = settings.alone if settings.critic or settings.matching else math.inf
+    critic = Critic.asked_for(ranks, settings)
     tables = [_nearest(book.vectors_KD, settings.neighbours) for book in tokenizer.books()]
 
     def loss_of_step(generator: torch.Generator) -> Tensor:
@@ -108,7 +106,7 @@ def train_superresolution(
             coarse_BChw = tokenizer.decode(_disturbed(codes, tables, settings, noise))
         image_BCHW = weights.worker(coarse_BChw.float())
         loss = band_error(image_BCHW, target_BCHW, levels)
-        if weights.steps >= joins * settings.steps:
+        if critic and weights.steps >= settings.alone * settings.steps:
             loss = loss + critic.loss(image_BCHW, target_BCHW, coarse_BChw.float())
         return loss * len(target_BCHW) / settings.batch
 

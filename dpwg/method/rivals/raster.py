@@ -1,4 +1,4 @@
-"""DP-LlamaGen's tokenizer: the whole image in one scale, a code a patch, row by row.
+"""DP-LlamaGen: the whole image in one scale, a code a patch, row by row.
 
 Neither code nor paper of DP-LlamaGen is public. This stands for what its name says: LlamaGen (Sun
 et al. 2024, arXiv 2406.06525), whose transformer predicts the codes of the full image in raster
@@ -10,11 +10,16 @@ patches go through transformers, here in both directions, not through convolutio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from dpwg.method.captions import EncodedText
+from dpwg.method.sampling import Drawing, Sampling
 from dpwg.method.tokenizer import SpectralTokenizer
+from dpwg.method.transformer import WaveletGPT
 
 UNDRAWN = -1
 """The code of a patch that is not drawn yet; it decodes to grey."""
@@ -36,3 +41,21 @@ def rows_of(positions: int) -> list[range]:
     """The positions of each row of a square image of so many."""
     side = math.isqrt(positions)
     return [range(start, start + side) for start in range(0, positions, side)]
+
+
+@torch.no_grad()
+def sample_rows(
+    model: WaveletGPT,
+    text: EncodedText,
+    unconditional: EncodedText,
+    seeds: Sequence[int],
+    settings: Sampling,
+    **_: Any,
+) -> Iterator[list[Tensor]]:
+    """Codes as `sampling.sample` draws them, as each row is finished; the rest is UNDRAWN."""
+    drawing = Drawing(model, text, unconditional, seeds, settings, candidates=1)
+    for row in rows_of(model.config.positions):
+        drawing.draw(0, row)
+        codes_BPK = drawing.codes[0].clone()
+        codes_BPK[:, row.stop :] = UNDRAWN
+        yield [codes_BPK]
